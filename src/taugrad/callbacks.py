@@ -1,0 +1,148 @@
+"""What a run shows and saves beside its task: progress, speed, pictures, code usage, random states, its own config."""
+
+import random
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from taugrad.gumbel import one_hot
+from taugrad.tasks.cat_vae import CatVAE
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar with loss and tau, without the logger's version and the epoch limit that a run by steps lacks."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What stands right of the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch}, step {self.trainer.global_step:,}/{self.trainer.max_steps:,}"
+
+
+class StepsPerSecond(Callback):
+    """Logs the training speed between two logged steps, evaluation left out."""
+
+    def __init__(self) -> None:
+        self._since: tuple[int, float] | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log steps a second every `log_every_n_steps`."""
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps:
+            return
+        now = time.perf_counter()
+        if self._since:
+            pl_module.log("train/steps_per_second", (step - self._since[0]) / (now - self._since[1]))
+        self._since = step, now
+
+    def on_validation_start(self, *_: Any) -> None:
+        """Do not count the time of a validation."""
+        self._since = None
+
+
+class Pictures(Callback):
+    """Writes to TensorBoard after each validation: reconstructions, samples from the prior, and code usage."""
+
+    def __init__(self, columns: int = 10, rows: int = 5) -> None:
+        self.columns, self.rows = columns, rows
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw with fixed codes and images, so that the pictures of two steps can be compared."""
+        board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        if board is None or trainer.sanity_checking or not isinstance(pl_module, CatVAE):
+            return
+        step = trainer.global_step
+        x = next(iter(trainer.val_dataloaders))[0][: self.columns * self.rows].to(pl_module.device)
+        board.experiment.add_image("reconstruction", reconstructions(pl_module, x, self.columns), step, dataformats="HW")
+        samples = prior_samples(pl_module, self.columns * self.rows, self.columns)
+        board.experiment.add_image("prior_samples", samples, step, dataformats="HW")
+        shares = pl_module.code_shares().cpu()
+        perplexity = torch.special.entr(shares).sum(-1).exp()
+        board.experiment.add_histogram("codes/perplexity_per_latent", perplexity, step)
+        board.experiment.add_histogram("codes/active_per_latent", (shares > 0.01).sum(-1), step)
+
+
+class RandomStates(Callback):
+    """Puts the states of all random generators into checkpoints, so that a resumed run draws what it would have."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states as plain values and tensors."""
+        name, key, *rest = np.random.get_state()  # noqa: NPY002  # libraries do use the global one
+        return {
+            "python": random.getstate(),
+            "numpy": [name, np.asarray(key).tolist(), *rest],
+            "torch": torch.get_rng_state(),
+            "accelerator": _accelerator().get_rng_state() if torch.accelerator.is_available() else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until training starts: set-up draws numbers too."""
+        self._loaded = state_dict
+
+    def on_train_start(self, *_: Any) -> None:
+        """Restore what a checkpoint brought."""
+        if self._loaded is None:
+            return
+        random.setstate(self._loaded["python"])
+        name, key, *rest = self._loaded["numpy"]
+        np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))  # noqa: NPY002
+        torch.set_rng_state(self._loaded["torch"].cpu())
+        if self._loaded["accelerator"] is not None and torch.accelerator.is_available():
+            _accelerator().set_rng_state(self._loaded["accelerator"].cpu())
+        self._loaded = None
+
+
+class SaveConfig(Callback):
+    """Puts the run's config into its checkpoints: a checkpoint alone can be evaluated."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the config, plain dicts, lists and scalars."""
+        checkpoint["config"] = self.config
+
+
+@torch.no_grad()
+def reconstructions(model: CatVAE, x: Tensor, columns: int) -> Tensor:
+    """Images (n, height, width) in rows, each row above the means of p(x|z) at its most probable codes."""
+    logits = model.encode(x)
+    means = model.decode(one_hot(logits.argmax(-1), logits)).sigmoid().view_as(x)
+    pairs = zip(x.split(columns), means.split(columns), strict=True)
+    return torch.cat([grid(torch.cat(pair), columns) for pair in pairs])
+
+
+@torch.no_grad()
+def prior_samples(model: CatVAE, n: int, columns: int) -> Tensor:
+    """A grid of the means of p(x|z) for n codes drawn from the prior, the same codes at every call."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(model.categories, (n, model.latents), generator=generator).to(model.device)
+    z = one_hot(index, torch.zeros(n, model.latents, model.categories, device=model.device))
+    return grid(model.decode(z).sigmoid().view(n, *model.image_size), columns)
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """Images (n, height, width) side by side, row by row, as one picture; n is a multiple of `columns`.
+
+    >>> grid(torch.arange(4.0).view(4, 1, 1), columns=2)
+    tensor([[0., 1.],
+            [2., 3.]])
+    """
+    n, height, width = images.shape
+    return images.view(n // columns, columns, height, width).transpose(1, 2).reshape(-1, columns * width)
+
+
+def _accelerator() -> Any:
+    return torch.get_device_module(torch.accelerator.current_accelerator())

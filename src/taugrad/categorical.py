@@ -1,0 +1,113 @@
+r"""Log-probability, entropy and KL of categoricals as functions of their logits, safe at -inf.
+
+    log p(z) = <z, log_softmax(logits)>
+    H(p)     = -sum_k p_k log p_k
+    KL(p||q) = sum_k p_k (log p_k - log q_k)
+
+The contract: logits (..., K) along `dim`, results without `dim`, natural logarithms (nats). A masked class, logit
+-inf, counts as 0 log 0 = 0 in value and has zero gradient. A row with every class masked, or with NaN, is NaN.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from taugrad._arguments import check_logits
+
+
+def log_prob(logits: Tensor, z: Tensor, dim: int = -1) -> Tensor:
+    r"""$\log p(z) = \sum_k z_k \log \mathrm{softmax}(\mathrm{logits})_k$ of one-hot `z`, in nats.
+
+    Args:
+        logits: (..., K, ...).
+        z: one-hot, of a shape that broadcasts with `logits`.
+        dim: the dimension of the K classes.
+
+    Returns:
+        The broadcast shape without `dim`; -inf for a masked class.
+
+    >>> log_prob(torch.tensor([0.0, 0.0, -torch.inf]), torch.eye(3))
+    tensor([-0.6931, -0.6931,    -inf])
+    """
+    check_logits(logits, dim)
+    log_p = torch.log_softmax(logits, dim)
+    # Where z is zero its product counts as zero, also for a log_p of -inf.
+    return (z * log_p.masked_fill((z == 0) & (log_p == -math.inf), 0.0)).sum(dim)
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    r"""$\log p(x) = \sum_d x_d \log \sigma(l_d) + (1 - x_d) \log \sigma(-l_d)$ of independent Bernoullis, in nats.
+
+    Args:
+        logits: l, (..., D).
+        x: in [0, 1], of a shape that broadcasts to that of `logits`.
+
+    Returns:
+        (...).
+
+    >>> bernoulli_log_prob(torch.zeros(2), torch.tensor([0.0, 1.0]))
+    tensor(-1.3863)
+    """
+    return -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+
+
+def entropy(logits: Tensor, dim: int = -1) -> Tensor:
+    r"""$H(p) = -\sum_k p_k \log p_k$ in nats.
+
+    Args:
+        logits: (..., K, ...).
+        dim: the dimension of the K classes.
+
+    Returns:
+        The shape of `logits` without `dim`, in [0, log K].
+
+    >>> entropy(torch.tensor([0.0, 0.0, -torch.inf]))
+    tensor(0.6931)
+    """
+    check_logits(logits, dim)
+    log_p = torch.log_softmax(logits, dim)
+    return -_expectation(log_p, log_p, dim)
+
+
+def kl_to_uniform(logits: Tensor, dim: int = -1) -> Tensor:
+    r"""$\mathrm{KL}(p \| \mathrm{uniform}) = \log K - H(p)$ in nats, over all K classes, masked ones included.
+
+    Args:
+        logits: (..., K, ...).
+        dim: the dimension of the K classes.
+
+    Returns:
+        The shape of `logits` without `dim`, in [0, log K].
+
+    >>> kl_to_uniform(torch.tensor([0.0, -torch.inf]))
+    tensor(0.6931)
+    """
+    check_logits(logits, dim)
+    return math.log(logits.shape[dim]) - entropy(logits, dim)
+
+
+def kl(logits_p: Tensor, logits_q: Tensor, dim: int = -1) -> Tensor:
+    r"""$\mathrm{KL}(p \| q) = \sum_k p_k (\log p_k - \log q_k)$ in nats.
+
+    Args:
+        logits_p: (..., K, ...).
+        logits_q: (..., K, ...), of a shape that broadcasts with `logits_p`.
+        dim: the dimension of the K classes.
+
+    Returns:
+        The broadcast shape without `dim`, at least 0; inf where q masks a class that p allows.
+
+    >>> kl(torch.tensor([0.0, -torch.inf]), torch.tensor([0.0, 0.0]))
+    tensor(0.6931)
+    """
+    check_logits(logits_p, dim, "logits_p")
+    check_logits(logits_q, dim, "logits_q")
+    log_p = torch.log_softmax(logits_p, dim)
+    return _expectation(log_p, log_p - torch.log_softmax(logits_q, dim), dim)
+
+
+def _expectation(log_p: Tensor, values: Tensor, dim: int) -> Tensor:
+    """sum_k p_k values_k, where a class of probability zero counts nothing, whatever its value."""
+    return (log_p.exp() * values.masked_fill(log_p == -math.inf, 0.0)).sum(dim)

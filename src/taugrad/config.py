@@ -1,0 +1,148 @@
+"""Configs: resolving them, checking them against the signatures of what they name, instantiating them.
+
+A config node with a `_target_` is a call. Its schema is the signature of what it calls: an argument that the signature
+lacks, one that it demands, and a value of another type than it annotates are errors that name the key, found before
+anything is built. That holds for a user's own classes as well, which need no schema beside their signature.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import make_dataclass
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from taugrad.errors import ConfigError, TaugradError
+
+_HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+_SCALARS = (bool, int, float, str)
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The config as plain dicts, lists and scalars: interpolations resolved, and every `_target_`'s arguments checked.
+
+    Raises:
+        ConfigError: a value is missing, does not resolve, or does not fit its `_target_`.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    return _checked(plain, "")
+
+
+def instantiate(config: Mapping[str, Any], *, recursive: bool = True) -> Any:
+    """Call what `config` names as `_target_`, with its other keys as arguments.
+
+    Args:
+        config: a node with a `_target_`; its nested nodes likewise.
+        recursive: call the nested nodes' targets too, else pass them on as plain configs.
+
+    Raises:
+        ConfigError: the call failed on the values it got, as a constructor does that refuses them.
+    """
+    try:
+        return hydra.utils.instantiate(dict(config), _recursive_=recursive, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, TaugradError):
+            raise error.__cause__ from error
+        if isinstance(error.__cause__, (TypeError, ValueError)):
+            raise ConfigError(f"{config['_target_']}: {error.__cause__}") from error
+        raise
+
+
+def fit_to_signature(call: Callable[..., Any], arguments: Mapping[str, Any], key: str = "") -> dict[str, Any]:
+    """`arguments` converted to the types that `call` annotates, where the two can be told apart.
+
+    Raises:
+        ConfigError: an argument is unknown to `call` or not of its type; the message starts with `key` and its name.
+    """
+    parameters = inspect.signature(call).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    annotations = _annotations(call)
+    fitted = {}
+    for name, value in arguments.items():
+        if name not in parameters and not takes_any:
+            raise ConfigError(f"{_join(key, name)} is not an argument of {_name(call)}; it takes {', '.join(parameters)}")
+        fitted[name] = _convert(value, annotations.get(name, Any), _join(key, name))
+    return fitted
+
+
+def _checked(node: Any, key: str) -> Any:
+    if isinstance(node, list):
+        return [_checked(child, _join(key, str(i))) for i, child in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    node = {name: _checked(child, _join(key, str(name))) for name, child in node.items()}
+    if "_target_" not in node:
+        return node
+    target = _target(node["_target_"], _join(key, "_target_"))
+    arguments = {name: value for name, value in node.items() if name not in _HYDRA_KEYS}
+    fitted = fit_to_signature(target, arguments, key)
+    if not node.get("_partial_") and "_args_" not in node:
+        _require(target, fitted, key)
+    return node | fitted
+
+
+def _target(path: Any, key: str) -> Callable[..., Any]:
+    try:
+        target = hydra.utils.get_object(path)
+    except Exception as error:  # an import runs foreign code, which may raise anything
+        raise ConfigError(f"{key} must be the import path of a class or function, got {path}: {error}") from error
+    if not callable(target):
+        raise ConfigError(f"{key} must be the import path of a class or function, got {path}")
+    return target
+
+
+def _require(target: Callable[..., Any], arguments: Mapping[str, Any], key: str) -> None:
+    for name, parameter in inspect.signature(target).parameters.items():
+        positional = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        if positional and parameter.default is inspect.Parameter.empty and name not in arguments:
+            raise ConfigError(f"{_join(key, name)} is missing: {_name(target)} needs it")
+
+
+def _annotations(call: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
+    except (NameError, TypeError):  # annotations that exist only for a type checker
+        return {}
+
+
+def _convert(value: Any, annotation: Any, key: str) -> Any:
+    schema = _schema(annotation)
+    if schema is None or isinstance(value, dict):  # what a config cannot express, or a nested call
+        return value
+    try:
+        node = OmegaConf.structured(make_dataclass("Schema", [("value", schema)]))
+        node.value = value
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+    return OmegaConf.to_container(node)["value"]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _schema(annotation: Any) -> Any:
+    """The part of a type that a config can express and OmegaConf check: scalars, lists of them, their unions; or None."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in _SCALARS:
+        return annotation
+    if origin in (list, Sequence) and arguments[0] in _SCALARS:
+        return list[arguments[0]]
+    if origin not in (typing.Union, types.UnionType):
+        return None
+    members = [member for member in map(_schema, arguments) if member is not None]
+    if not members or (len(members) > 1 and any(member not in _SCALARS for member in members)):
+        return None
+    return typing.Union[(*members, None)] if type(None) in arguments else typing.Union[tuple(members)]  # noqa: UP007
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _name(call: Callable[..., Any]) -> str:
+    return f"{call.__module__}.{call.__qualname__}"

@@ -1,0 +1,1 @@
+"""The embedded data set, IDX reading, and the datamodule; whole sets in memory, batches by index."""

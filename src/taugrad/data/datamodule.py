@@ -1,0 +1,88 @@
+"""Any of the image data sets as a Lightning datamodule."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning import LightningDataModule
+
+from taugrad.config import instantiate
+from taugrad.data.batches import Batches
+from taugrad.data.images import Split, Splits, binarize
+from taugrad.errors import ConfigError
+
+_BINARIZE = ("none", "static", "dynamic")
+
+
+class ImageData(LightningDataModule):
+    """Training, validation and test batches (x, labels) of one source, x (batch, height, width) in [0, 1].
+
+    Args:
+        source: config of the function that returns the three splits (`_target_` and its arguments).
+        batch_size: images a training batch.
+        eval_batch_size: images a batch of validation and test.
+        binarize: `none` keeps intensities; `static` draws each pixel once, by a fixed seed; `dynamic` draws the
+            training pixels anew at every visit and keeps validation and test static.
+        seed: of the order of the training images.
+
+    Raises:
+        ValueError: a size below 1, an unknown `binarize`.
+        ConfigError: `batch_size` is larger than the training split.
+        DataError: the source's files are missing or damaged.
+    """
+
+    def __init__(
+        self,
+        source: Mapping[str, Any],
+        batch_size: int = 100,
+        eval_batch_size: int = 500,
+        binarize: str = "none",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if binarize not in _BINARIZE:
+            raise ValueError(f"binarize must be one of {', '.join(_BINARIZE)}, got {binarize}")
+        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        self.save_hyperparameters(logger=False)
+        self._splits: Splits | None = None
+
+    def setup(self, stage: str) -> None:
+        """Load the splits, once."""
+        train = self._load().train
+        if self.hparams["batch_size"] > len(train.labels):
+            raise ConfigError(
+                f"data.batch_size must be at most {len(train.labels)}, the size of the training split, "
+                f"got {self.hparams['batch_size']}"
+            )
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled batches of the training split."""
+        split, binarize = self._load().train, self.hparams["binarize"]
+        return Batches(
+            _binary(split) if binarize == "static" else split,
+            self.hparams["batch_size"],
+            seed=self.hparams["seed"],
+            sample_pixels=binarize == "dynamic",
+        )
+
+    def val_dataloader(self) -> Batches:
+        """The validation split in order."""
+        return self._evaluation(self._load().val)
+
+    def test_dataloader(self) -> Batches:
+        """The test split in order."""
+        return self._evaluation(self._load().test)
+
+    def _load(self) -> Splits:
+        if self._splits is None:
+            self._splits = instantiate(self.hparams["source"])
+        return self._splits
+
+    def _evaluation(self, split: Split) -> Batches:
+        split = split if self.hparams["binarize"] == "none" else _binary(split)
+        return Batches(split, min(self.hparams["eval_batch_size"], len(split.labels)))
+
+
+def _binary(split: Split) -> Split:
+    return Split(binarize(split.images), split.labels)

@@ -1,0 +1,60 @@
+"""What a data set of images is here: three splits of uint8 images with labels, whole in memory."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BINARIZATION_SEED = 0  # of the one fixed binarization, in the package's own data set and in `binarize=static`
+
+
+class Split(NamedTuple):
+    """Images (n, height, width) as uint8 intensities, 0 to 255, and labels (n,) as int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Splits(NamedTuple):
+    """The training, validation and test split of one data set."""
+
+    train: Split
+    val: Split
+    test: Split
+
+
+def split(train: Split, test: Split, validation: int) -> Splits:
+    """Set the last `validation` training images aside; with 0 the test split serves as validation split too.
+
+    Raises:
+        ValueError: `validation` is negative, or leaves nothing to train on.
+    """
+    n = len(train.labels) - validation
+    if validation < 0 or n < 1:
+        raise ValueError(f"validation must be in [0, {len(train.labels) - 1}], got {validation}")
+    val = Split(train.images[n:], train.labels[n:]) if validation else test
+    return Splits(Split(train.images[:n], train.labels[:n]), val, test)
+
+
+def binarize(images: Tensor) -> Tensor:
+    """One fixed binarization: a pixel is on (255) with the probability of its intensity, else off (0).
+
+    The random numbers are the raw output of PCG64, whose stream numpy guarantees, so that the result is the same on
+    every machine and version. Each image depends on its position in `images`.
+
+    Args:
+        images: (n, ...), uint8.
+
+    Returns:
+        The same shape, uint8, 0 or 255.
+
+    >>> binarize(torch.tensor([[0, 255, 0, 255]], dtype=torch.uint8))
+    tensor([[  0, 255,   0, 255]], dtype=torch.uint8)
+    """
+    bits = np.random.PCG64(BINARIZATION_SEED)
+    binary = np.empty(images.shape, dtype=np.uint8)
+    for image, out in zip(images.numpy(), binary, strict=True):
+        u = (bits.random_raw(image.size) >> np.uint64(32)).reshape(image.shape)  # uniform in 0 .. 2^32 - 1
+        out[...] = np.where(u * np.uint64(255) < image.astype(np.uint64) << np.uint64(32), 255, 0)
+    return torch.from_numpy(binary)

@@ -1,0 +1,91 @@
+"""MNIST and Fashion-MNIST from their four IDX files, in a directory or downloaded into it once."""
+
+from pathlib import Path
+
+import pooch
+import torch
+
+from taugrad.data.idx import read_idx
+from taugrad.data.images import Split, Splits, split
+from taugrad.errors import DataError
+
+_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+_MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_MNIST_SHA256 = (
+    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+)
+_FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+_FASHION_MNIST_SHA256 = (
+    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+)
+
+
+def mnist(root: str | Path, validation: int = 10_000) -> Splits:
+    """MNIST, 28 x 28 handwritten digits.
+
+    Args:
+        root: the directory of the four IDX files, gzipped or not; missing ones are downloaded into it.
+        validation: how many of the 60,000 training images to set aside; 0 validates on the test split.
+
+    Returns:
+        The three splits.
+
+    Raises:
+        DataError: a file is missing and cannot be downloaded, or is damaged, or is not of the set's kind.
+        ValueError: `validation` is out of range.
+    """
+    return _load(Path(root), _MNIST_URL, _MNIST_SHA256, validation)
+
+
+def fashion_mnist(root: str | Path, validation: int = 10_000) -> Splits:
+    """Fashion-MNIST (1708.07747), 28 x 28 pictures of clothes; arguments, result and errors as for `mnist`."""
+    return _load(Path(root), _FASHION_MNIST_URL, _FASHION_MNIST_SHA256, validation)
+
+
+def read_split(images: Path, labels: Path) -> Split:
+    """Read one pair of IDX files.
+
+    Raises:
+        DataError: a file is damaged, the images are not 28 x 28, or the labels are not 0 to 9, one for each image.
+    """
+    x, y = read_idx(images), read_idx(labels)
+    if x.shape[1:] != (28, 28):
+        raise DataError(f"{images} must hold images of 28 x 28, got shape {tuple(x.shape)}")
+    if y.shape != x.shape[:1]:
+        raise DataError(f"{labels} must hold one label for each of {len(x)} images, got shape {tuple(y.shape)}")
+    if y.max() > 9:
+        raise DataError(f"{labels} must hold labels 0 to 9, got {int(y.max())}")
+    return Split(x, y.to(torch.int64))
+
+
+def _load(root: Path, url: str, sha256: tuple[str, ...], validation: int) -> Splits:
+    train_x, train_y, test_x, test_y = _find(root, url, sha256)
+    return split(read_split(train_x, train_y), read_split(test_x, test_y), validation)
+
+
+def _find(root: Path, url: str, sha256: tuple[str, ...]) -> list[Path]:
+    return [_file(root, name) or _download(root, name, url, digest) for name, digest in zip(_FILES, sha256, strict=True)]
+
+
+def _file(root: Path, name: str) -> Path | None:
+    candidates = (root / name, root / f"{name}.gz")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _download(root: Path, name: str, url: str, sha256: str) -> Path:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        path = pooch.retrieve(f"{url}{name}.gz", f"sha256:{sha256}", f"{name}.gz", root, progressbar=True)
+    except (OSError, ValueError) as error:  # no network; a checksum that does not match
+        raise DataError(
+            f"{root} lacks {name} and it could not be downloaded ({type(error).__name__}): put the files "
+            f"{', '.join(_FILES)} there, gzipped or not, or set data.source.root to their directory"
+        ) from error
+    return Path(path)

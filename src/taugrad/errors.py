@@ -1,0 +1,43 @@
+"""Errors whose message is one sentence for the user, and how a script ends on them."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class TaugradError(Exception):
+    """The base of them: the message needs no traceback."""
+
+
+class ConfigError(TaugradError, ValueError):
+    """A config that cannot be used; the message names the key."""
+
+
+class DataError(TaugradError, ValueError):
+    """A data file that cannot be used; the message names it."""
+
+
+class NonFiniteLossError(TaugradError, RuntimeError):
+    """A term of the loss became NaN or infinite; the message names it, the step and tau."""
+
+
+def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
+    """Let a script end on a user's error with its sentence and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+
+    @functools.wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return main(*args, **kwargs)
+        except (TaugradError, MisconfigurationException) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            sys.exit(f"error: {error}")
+
+    return run

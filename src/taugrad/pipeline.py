@@ -1,0 +1,160 @@
+"""From a config to a trained and evaluated run: what the scripts call.
+
+A run's directory holds `.hydra/` (the config and its overrides), `checkpoints/best.ckpt` and `last.ckpt`,
+`tensorboard/`, and `metrics.json`.
+"""
+
+import json
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from taugrad.callbacks import RandomStates, SaveConfig
+from taugrad.config import fit_to_signature, instantiate, resolve
+from taugrad.errors import ConfigError
+
+Config = dict[str, Any]
+
+_CHECKPOINTED = ("model", "data", "seed")  # the part of the config that a checkpoint needs to be evaluated
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The keys of conf/train.yaml and their types."""
+
+    model: Config
+    data: Config
+    estimator: Config
+    tau: Config
+    lr_factor: Config
+    optimizer: Config
+    trainer: Config
+    callbacks: Config
+    logger: Config
+    seed: int
+    objective: str
+    run_dir: str
+    ckpt_path: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The keys of conf/evaluate.yaml and their types."""
+
+    run: str
+    trainer: Config
+    checkpoint: str = "best"
+    num_samples: int = 1000
+
+
+def train(config: DictConfig) -> float:
+    """Train, evaluate the best checkpoint, write `metrics.json`, print a table.
+
+    Returns:
+        The metric that `objective` names.
+
+    Raises:
+        ConfigError: before training, when anything in the config does not fit.
+    """
+    start = time.perf_counter()
+    run = TrainConfig(**fit_to_signature(TrainConfig, resolve(config)))
+    if not 0 <= run.seed < 2**32:
+        raise ConfigError(f"seed must be in [0, {2**32 - 1}], got {run.seed}")
+    console = Console()
+    console.print(Syntax(OmegaConf.to_yaml(config, resolve=True), "yaml", background_color="default"))
+    seed_everything(run.seed, workers=True, verbose=False)
+    data: LightningDataModule = instantiate(run.data, recursive=False)
+    model = instantiate(run.model, recursive=False)
+    if run.objective not in model.metrics:
+        raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {run.objective}")
+    if run.ckpt_path is not None and not Path(run.ckpt_path).is_file():
+        raise ConfigError(f"ckpt_path must be a checkpoint file, got {run.ckpt_path}")
+    trainer = _trainer(run)
+
+    trainer.fit(model, datamodule=data, ckpt_path=run.ckpt_path, weights_only=True)
+    steps = trainer.global_step
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    evaluated: dict[str, Any] = {}
+    for evaluate_split in (trainer.validate, trainer.test):
+        evaluated |= evaluate_split(model, data, ckpt_path=best, weights_only=True, verbose=False)[0]
+    _log_hyperparameters(trainer, run, evaluated)
+
+    metrics = evaluated | {
+        "wall_seconds": time.perf_counter() - start,
+        "steps": steps,
+        "seed": run.seed,
+        "versions/taugrad": version("taugrad"),
+        "versions/torch": torch.__version__,
+        "versions/lightning": lightning.__version__,
+        "versions/python": platform.python_version(),
+    }
+    _write_json(Path(run.run_dir) / "metrics.json", metrics)
+    _print_metrics(console, evaluated)
+    console.print(f"{metrics['wall_seconds']:.0f} s, {steps} steps; the run is in {run.run_dir}", soft_wrap=True)
+    return float(evaluated[run.objective])
+
+
+def evaluate(config: DictConfig) -> dict[str, float]:
+    """Evaluate a run on its test split from its checkpoint alone; print the metrics and write `evaluation.json`.
+
+    Raises:
+        ConfigError: the run has no such checkpoint, or something in the config does not fit.
+    """
+    arguments = EvaluateConfig(**fit_to_signature(EvaluateConfig, resolve(config)))
+    path = Path(arguments.run) / "checkpoints" / f"{arguments.checkpoint}.ckpt"
+    if not path.is_file():
+        raise ConfigError(f"run must be a run's directory that holds checkpoints/{path.name}, got {arguments.run}")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    saved = checkpoint["config"]
+    seed_everything(saved["seed"], workers=True, verbose=False)
+    model = instantiate(saved["model"] | {"nll_samples": arguments.num_samples}, recursive=False)
+    model.load_state_dict(checkpoint["state_dict"])
+    trainer: Trainer = instantiate(arguments.trainer)
+    metrics = dict(trainer.test(model, instantiate(saved["data"], recursive=False), verbose=False)[0])
+    _write_json(Path(arguments.run) / "evaluation.json", metrics)
+    _print_metrics(Console(), metrics)
+    return metrics
+
+
+def _trainer(run: TrainConfig) -> Trainer:
+    saved = {key: getattr(run, key) for key in _CHECKPOINTED}
+    callbacks = [instantiate(node) for node in run.callbacks.values()]
+    loggers = [instantiate(node) for node in run.logger.values()]
+    parts = {"callbacks": [*callbacks, RandomStates(), SaveConfig(saved)], "logger": loggers}
+    try:
+        return instantiate(run.trainer)(default_root_dir=run.run_dir, **parts)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"trainer: {error}") from error
+
+
+def _log_hyperparameters(trainer: Trainer, run: TrainConfig, metrics: dict[str, float]) -> None:
+    """Fill TensorBoard's HParams tab: what was set, beside what came out."""
+    hyperparameters = {"model": run.model, "data": run.data, "max_steps": trainer.max_steps, "seed": run.seed}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(hyperparameters, {f"hp/{name}": value for name, value in metrics.items()})
+            logger.finalize("success")
+
+
+def _write_json(path: Path, metrics: dict[str, Any]) -> None:
+    path.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+
+
+def _print_metrics(console: Console, metrics: dict[str, float]) -> None:
+    table = Table("metric", "value")
+    for name, value in sorted(metrics.items()):
+        table.add_row(name, f"{value:.2f}")
+    console.print(table)

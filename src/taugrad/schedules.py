@@ -1,0 +1,190 @@
+r"""tau(step): schedules as frozen dataclasses.
+
+    tau_t = schedule(t)
+
+The contract: `schedule(step)` takes a step >= 0 and returns a positive, finite float; a schedule is immutable,
+hashable, picklable, and holds no state, so that a resumed run needs only its step. Bad parameters raise at
+construction. Values past a schedule's last step stay at its end. `Join` and `Cyclical` compose any of them; each child
+sees the steps since its own boundary. The learning rate uses the same schedules, as factors.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """Anything that maps a step to a temperature."""
+
+    def __call__(self, step: int, /) -> float:
+        """The value at `step`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    r"""$\tau_t = \mathrm{value}$.
+
+    >>> Constant(0.5)(1000)
+    0.5
+    """
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("value", self.value)
+
+    def __call__(self, step: int) -> float:
+        """The value at any step."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Linear:
+    r"""$\tau_t = \mathrm{start} + (\mathrm{end} - \mathrm{start}) \min(1, t / \mathrm{steps})$.
+
+    >>> [Linear(1.0, 0.5, steps=10)(t) for t in (0, 5, 10, 11)]
+    [1.0, 0.75, 0.5, 0.5]
+    """
+
+    start: float = 1.0
+    end: float = 0.5
+    steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        _positive("start", self.start)
+        _positive("end", self.end)
+        _count("steps", self.steps)
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        return self.start + (self.end - self.start) * min(1.0, step / self.steps)
+
+
+@dataclass(frozen=True)
+class Exponential:
+    r"""$\tau_t = \max(\mathrm{end}, \mathrm{start}\, e^{-\mathrm{rate}\, N \lfloor t/N \rfloor})$, N = `every`.
+
+    With start 1 the annealing of 1611.01144: $\max(0.5, e^{-rt})$, updated every N steps.
+
+    >>> jang = Exponential(start=1.0, end=0.5, rate=1e-4, every=1000)
+    >>> [round(jang(t), 4) for t in (0, 999, 1000, 1999, 100_000)]
+    [1.0, 1.0, 0.9048, 0.9048, 0.5]
+    """
+
+    start: float = 1.0
+    end: float = 0.5
+    rate: float = 1e-4
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _positive("start", self.start)
+        _positive("end", self.end)
+        _count("every", self.every)
+        if self.end > self.start:
+            raise ValueError(f"end must be at most start = {self.start}, got {self.end}")
+        if not 0 <= self.rate < math.inf:
+            raise ValueError(f"rate must be a finite number >= 0, got {self.rate}")
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        return max(self.end, self.start * math.exp(-self.rate * (step - step % self.every)))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    r"""$\tau_t = \mathrm{end} + (\mathrm{start} - \mathrm{end}) (1 + \cos(\pi \min(1, t / \mathrm{steps}))) / 2$.
+
+    >>> [round(Cosine(1.0, 0.5, steps=10)(t), 4) for t in (0, 5, 10, 11)]
+    [1.0, 0.75, 0.5, 0.5]
+    """
+
+    start: float = 1.0
+    end: float = 0.5
+    steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        _positive("start", self.start)
+        _positive("end", self.end)
+        _count("steps", self.steps)
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
+
+
+@dataclass(frozen=True)
+class Join:
+    """Schedules one after another: `schedules[i]` runs from `boundaries[i-1]` on, and counts its steps from there.
+
+    >>> warm = Join([Constant(1.0), Linear(1.0, 0.5, steps=100)], boundaries=[1000])
+    >>> [warm(t) for t in (999, 1000, 1050, 5000)]
+    [1.0, 1.0, 0.75, 0.5]
+    """
+
+    schedules: Sequence[Schedule]
+    boundaries: Sequence[int]
+
+    def __post_init__(self) -> None:
+        # Tuples, so that a list from a config leaves the schedule hashable.
+        object.__setattr__(self, "schedules", tuple(self.schedules))
+        object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        if not self.schedules:
+            raise ValueError("schedules must hold at least one schedule, got none")
+        _schedules("schedules", *self.schedules)
+        if len(self.boundaries) != len(self.schedules) - 1:
+            raise ValueError(
+                f"boundaries must hold one step fewer than the {len(self.schedules)} schedules, "
+                f"got {len(self.boundaries)}"
+            )
+        for boundary in self.boundaries:
+            _count("boundaries", boundary)
+        if any(b <= a for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
+            raise ValueError(f"boundaries must increase, got {list(self.boundaries)}")
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`, of the schedule whose turn it is."""
+        started = [b for b in self.boundaries if b <= step]
+        return self.schedules[len(started)](step - (started[-1] if started else 0))
+
+
+@dataclass(frozen=True)
+class Cyclical:
+    """A schedule that starts anew every `period` steps.
+
+    >>> saw = Cyclical(Linear(1.0, 0.5, steps=100), period=100)
+    >>> [saw(t) for t in (0, 50, 100, 150)]
+    [1.0, 0.75, 1.0, 0.75]
+    """
+
+    schedule: Schedule
+    period: int
+
+    def __post_init__(self) -> None:
+        _schedules("schedule", self.schedule)
+        _count("period", self.period)
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`, counted from the start of its cycle."""
+        return self.schedule(step % self.period)
+
+
+def _positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive finite number, got {value}")
+
+
+def _count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _schedules(name: str, *schedules: Schedule) -> None:
+    for schedule in schedules:
+        if not callable(schedule):
+            raise TypeError(f"{name} must be schedules, tau(step), got {schedule!r}")

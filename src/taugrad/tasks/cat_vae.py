@@ -1,0 +1,197 @@
+r"""A variational auto-encoder with N categorical latents of K classes (1611.01144).
+
+    q(z|x) = prod_n Cat(z_n; softmax(encoder(x)_n)),   p(z) = uniform,   p(x|z) = Bernoulli(decoder(z))
+    loss   = -ELBO = KL(q(z|x) || p(z)) - E_q log p(x|z)
+
+The KL is analytic; E_q log p(x|z) and its gradient come from any estimator, at tau = schedule(step). Evaluation is
+discrete whatever training relaxed: hard samples, by a generator of their own, so that neither does evaluating change
+training nor the number of evaluations a result.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
+from taugrad.categorical import bernoulli_log_prob, entropy, kl_to_uniform
+from taugrad.config import instantiate
+from taugrad.errors import NonFiniteLossError
+from taugrad.estimators import Estimator
+from taugrad.nets import mlp
+from taugrad.schedules import Schedule
+
+_EVALUATION_SEED = 0
+_ACTIVE = 0.01  # the share of the data that a code must stand for to count as used
+
+
+class CatVAE(LightningModule):
+    """A categorical VAE; its parts are given as configs, which is what a checkpoint can hold safely.
+
+    Args:
+        latents: N, the number of categorical latents.
+        categories: K, classes a latent, at least 2.
+        encoder: sizes of the encoder's hidden layers.
+        decoder: sizes of the decoder's hidden layers.
+        image_size: height and width of an image.
+        estimator: config of the gradient estimator.
+        tau: config of the temperature's schedule.
+        optimizer: config of the optimizer, partial: the parameters come later.
+        lr_factor: config of the schedule that multiplies the optimizer's learning rate.
+        nll_samples: m, the samples of the importance-weighted bound at test.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = (
+        *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", "elbo", "reconstruction", "kl")),
+        "val/code_perplexity",
+        "val/active_codes",
+        "test/nll",
+        "test/nll_samples",
+    )
+
+    def __init__(
+        self,
+        latents: int,
+        categories: int,
+        encoder: Sequence[int],
+        decoder: Sequence[int],
+        image_size: Sequence[int],
+        estimator: Mapping[str, Any],
+        tau: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        lr_factor: Mapping[str, Any],
+        nll_samples: int = 1000,
+    ) -> None:
+        super().__init__()
+        _at_least(2, categories=categories)
+        _at_least(1, latents=latents, nll_samples=nll_samples)
+        for name, sizes in (("encoder", encoder), ("decoder", decoder), ("image_size", image_size)):
+            _at_least(1, **{f"{name}[{i}]": size for i, size in enumerate(sizes)})
+        self.save_hyperparameters(logger=False)
+        self.latents, self.categories, self.image_size = latents, categories, tuple(image_size)
+        self.nll_samples = nll_samples
+        self.estimator: Estimator = instantiate(estimator)
+        self.tau: Schedule = instantiate(tau)
+        self.lr_factor: Schedule = instantiate(lr_factor)
+        pixels = math.prod(image_size)
+        self.encoder = mlp(pixels, encoder, latents * categories)
+        self.decoder = mlp(latents * categories, decoder, pixels)
+        self.aggregate: Tensor | None = None  # sum of q(z|x) over the validation images seen, (N, K)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Logits of q(z|x), (batch, N, K), of images (batch, height, width) in [0, 1]."""
+        return self.encoder(x.flatten(1)).unflatten(-1, (self.latents, self.categories))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits of p(x|z), (..., pixels), of one-hot z (..., N, K)."""
+        return self.decoder(z.flatten(-2))
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x|z), (*more, batch), of images (batch, height, width) and one-hot z (*more, batch, N, K)."""
+        return bernoulli_log_prob(self.decode(z), x.flatten(1))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch, -ELBO by the estimator at tau(step)."""
+        x, _ = batch
+        step = self.global_step
+        tau = self.tau(step)
+        logits = self.encode(x)
+        kl = kl_to_uniform(logits).sum(-1).mean()
+        _require_finite("KL", kl, step, tau)
+        reconstruction = self.estimator.expectation(lambda z: self.log_likelihood(x, z), logits, tau).mean()
+        _require_finite("reconstruction", reconstruction, step, tau)
+        loss = kl - reconstruction
+        if self.is_logging_step:
+            terms = {"train/elbo": -loss.detach(), "train/reconstruction": reconstruction.detach(), "train/kl": kl.detach()}
+            self.log_dict(terms)
+            self.log_dict({"train/loss": loss.detach(), "tau": tau}, prog_bar=True)
+        return loss
+
+    @property
+    def is_logging_step(self) -> bool:
+        """Whether what this step logs is kept; logging costs more than a small model's whole step."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Set the learning rate of this step: like tau it follows from the step and is nobody's state."""
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * self.lr_factor(self.global_step)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient's norm."""
+        if self.is_logging_step:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The configured optimizer over all parameters."""
+        return instantiate(self.hparams["optimizer"])(self.parameters())
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the evaluation's own noise, the same at every evaluation."""
+        self.aggregate = torch.zeros(self.latents, self.categories, device=self.device)
+        self._generator = torch.Generator(self.device).manual_seed(_EVALUATION_SEED)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the one-sample ELBO with hard samples, and gather which codes are used."""
+        x, _ = batch
+        logits = self._log_elbo(x, "val")
+        assert self.aggregate is not None  # noqa: S101  # set when the epoch started
+        self.aggregate += logits.softmax(-1).sum(0)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log how many codes a latent uses: perplexity and the number of codes above 1 % of the data."""
+        share = self.code_shares()
+        self.log("val/code_perplexity", entropy(share.log()).exp().mean())
+        self.log("val/active_codes", (share > _ACTIVE).sum(-1).float().mean())
+
+    def code_shares(self) -> Tensor:
+        """The mean of q(z|x) over the last validation, (N, K): how much of the data each code stands for."""
+        if self.aggregate is None:
+            raise RuntimeError("code_shares needs a validation epoch before it")
+        return self.aggregate / self.aggregate.sum(-1, keepdim=True)
+
+    def on_test_epoch_start(self) -> None:
+        """Start the evaluation's own noise."""
+        self._generator = torch.Generator(self.device).manual_seed(_EVALUATION_SEED)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the one-sample ELBO and the importance-weighted bound on the negative log-likelihood."""
+        x, _ = batch
+        logits = self._log_elbo(x, "test")
+        log_prior = -self.latents * math.log(self.categories)
+        bound = importance_weighted_bound(
+            lambda z: self.log_likelihood(x, z) + log_prior, logits, self.nll_samples, generator=self._generator
+        )
+        self.log("test/nll", -bound.mean(), batch_size=len(x))
+        self.log("test/nll_samples", float(self.nll_samples), batch_size=len(x))
+
+    def _log_elbo(self, x: Tensor, split: str) -> Tensor:
+        logits = self.encode(x)
+        z = hard_samples(logits, 1, generator=self._generator)[0]
+        reconstruction = self.log_likelihood(x, z)
+        bound = elbo(reconstruction, logits).mean()
+        terms = {"loss": -bound, "elbo": bound, "reconstruction": reconstruction.mean(), "kl": reconstruction.mean() - bound}
+        self.log_dict({f"{split}/{name}": value for name, value in terms.items()}, batch_size=len(x))
+        return logits
+
+
+def _at_least(smallest: int, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < smallest:
+            raise ValueError(f"{name} must be at least {smallest}, got {size}")
+
+
+def _require_finite(term: str, value: Tensor, step: int, tau: float) -> None:
+    if not torch.isfinite(value):
+        raise NonFiniteLossError(
+            f"the {term} term of the loss is {value.item()} at step {step} (tau = {tau:.4g}): a lower learning rate or "
+            "a higher tau usually helps"
+        )
