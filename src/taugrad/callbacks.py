@@ -22,10 +22,10 @@ class Progress(RichProgressBar):
         """What stands right of the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return metrics
+        return {"step": f"{trainer.global_step:,}/{trainer.max_steps:,}"} | metrics
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch}, step {self.trainer.global_step:,}/{self.trainer.max_steps:,}"
+        return f"Epoch {current_epoch}"
 
 
 class StepsPerSecond(Callback):
