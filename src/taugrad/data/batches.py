@@ -53,7 +53,8 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next `iter` go on from a position."""
-        self._epoch, self._batch, self._loaded = state["epoch"], state["batch"], True
+        self._epoch, self._batch = state["epoch"], state["batch"]
+        self._loaded = self._epoch >= 0
 
     def _order(self) -> Tensor:
         n = len(self.split.labels)

@@ -36,6 +36,7 @@ class CatVAE(LightningModule):
         categories: K, classes a latent, at least 2.
         encoder: sizes of the encoder's hidden layers.
         decoder: sizes of the decoder's hidden layers.
+        activation: name of the activation of `torch.nn` between their layers.
         image_size: height and width of an image.
         estimator: config of the gradient estimator.
         tau: config of the temperature's schedule.
@@ -61,6 +62,7 @@ class CatVAE(LightningModule):
         categories: int,
         encoder: Sequence[int],
         decoder: Sequence[int],
+        activation: str,
         image_size: Sequence[int],
         estimator: Mapping[str, Any],
         tau: Mapping[str, Any],
@@ -80,8 +82,8 @@ class CatVAE(LightningModule):
         self.tau: Schedule = instantiate(tau)
         self.lr_factor: Schedule = instantiate(lr_factor)
         pixels = math.prod(image_size)
-        self.encoder = mlp(pixels, encoder, latents * categories)
-        self.decoder = mlp(latents * categories, decoder, pixels)
+        self.encoder = mlp(pixels, encoder, latents * categories, activation)
+        self.decoder = mlp(latents * categories, decoder, pixels, activation)
         self.aggregate: Tensor | None = None  # sum of q(z|x) over the validation images seen, (N, K)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -1,0 +1,212 @@
+import math
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from taugrad.bounds import elbo
+from taugrad.callbacks import RandomStates
+from taugrad.categorical import bernoulli_log_prob
+from taugrad.data.batches import Batches
+from taugrad.data.images import Split
+from taugrad.errors import NonFiniteLossError
+from taugrad.estimators import Enumeration, configurations
+from taugrad.tasks.cat_vae import CatVAE
+
+ESTIMATORS = ["GumbelSoftmax", "STGumbelSoftmax", "StraightThrough", "Enumeration"]
+
+
+def cat_vae(**changes):
+    arguments = {
+        "latents": 3,
+        "categories": 4,
+        "encoder": [16],
+        "decoder": [16],
+        "activation": "ReLU",
+        "image_size": [4, 4],
+        "estimator": {"_target_": "taugrad.estimators.STGumbelSoftmax"},
+        "tau": {"_target_": "taugrad.schedules.Linear", "start": 1.0, "end": 0.5, "steps": 50},
+        "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-2, "fused": True},
+        "lr_factor": {"_target_": "taugrad.schedules.Cosine", "start": 1.0, "end": 0.1, "steps": 50},
+        "nll_samples": 20,
+    }
+    return CatVAE(**(arguments | changes))
+
+
+def batches(n=130, batch_size=10, seed=0):
+    g = torch.Generator().manual_seed(0)
+    images = 255 * torch.randint(2, (n, 4, 4), generator=g, dtype=torch.uint8)
+    return Batches(Split(images, torch.zeros(n, dtype=torch.int64)), batch_size, seed=seed)
+
+
+def trainer(tmp_path, *callbacks, **arguments):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    quiet |= {"num_sanity_val_steps": 0}
+    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    return Trainer(
+        default_root_dir=tmp_path, callbacks=list(callbacks), enable_checkpointing=checkpoints, **(quiet | arguments)
+    )
+
+
+class Losses(Callback):
+    def __init__(self):
+        self.losses = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        tau = pl_module.tau(trainer.global_step - 1)
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.losses[trainer.global_step] = (outputs["loss"].item(), tau, lr, batch[0].sum().item())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_training_lowers_the_loss_with_every_estimator(name, tmp_path):
+    losses = Losses()
+    constant = {"_target_": "taugrad.schedules.Constant", "value": 1.0}
+    model = cat_vae(estimator={"_target_": f"taugrad.estimators.{name}"}, lr_factor=constant)
+    x = torch.zeros(50, 4, 4, dtype=torch.uint8)
+    x[:25, :2], x[25:, 2:] = 255, 255  # two images: 0.69 nats
+    data = Batches(Split(x, torch.zeros(50, dtype=torch.int64)), 10, seed=0)
+    trainer(tmp_path, losses, max_steps=150).fit(model, data, data)
+    first, last = (torch.tensor([loss for loss, *_ in list(losses.losses.values())[s]]).mean() for s in (slice(5), slice(-20, None)))
+    assert last < first / 2
+
+
+def test_the_training_loss_is_minus_the_elbo():
+    model = cat_vae(estimator={"_target_": "taugrad.estimators.Enumeration"}).double()
+    x = torch.randint(2, (7, 4, 4)).double()
+    logits = model.encode(x)
+    z = configurations(logits)
+    pixels = model.decode(z)
+    reconstruction = Enumeration().expectation(lambda z: bernoulli_log_prob(pixels, x.flatten(1)), logits)
+    expected = -elbo(reconstruction, logits).mean()
+    model.trainer = type("T", (), {"global_step": 0, "log_every_n_steps": 10**9})()
+    torch.testing.assert_close(model.training_step((x, torch.zeros(7)), 0), expected)
+
+
+def test_the_tested_bound_approaches_the_enumerated_likelihood_from_below(tmp_path):
+    model = cat_vae(nll_samples=500)
+    data = batches(seed=None)
+    metrics = trainer(tmp_path).test(model, data, verbose=False)[0]
+    log_px = []
+    for x, _ in batches(seed=None):
+        z = configurations(torch.zeros(len(x), 3, 4))
+        log_px.append(torch.logsumexp(model.log_likelihood(x, z), 0) - 3 * math.log(4))
+    nll = -torch.cat(log_px).mean().item()
+    assert nll < metrics["test/nll"] < nll + 0.05
+    assert metrics["test/nll"] < metrics["test/loss"]
+    assert metrics["test/nll_samples"] == 500
+    assert metrics["test/loss"] == -metrics["test/elbo"]
+    assert metrics["test/elbo"] == pytest.approx(metrics["test/reconstruction"] - metrics["test/kl"], rel=1e-5)
+
+
+def test_evaluation_is_discrete_repeatable_and_leaves_the_random_state_alone(tmp_path):
+    model = cat_vae(estimator={"_target_": "taugrad.estimators.GumbelSoftmax"})
+    seen = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    before = torch.get_rng_state()
+    metrics = [trainer(tmp_path).test(model, batches(seed=None), verbose=False)[0] for _ in range(2)]
+    assert metrics[0] == metrics[1]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(((z == 0) | (z == 1)).all() for z in seen)
+
+
+def test_code_usage_is_all_codes_for_a_uniform_q_and_one_for_a_constant_code(tmp_path):
+    model = cat_vae()
+    with torch.no_grad():
+        model.encoder[-1].weight.zero_()
+        for bias, perplexity, active in ((torch.zeros(12), 4.0, 4.0), (torch.tensor([50.0, 0, 0, 0] * 3), 1.0, 1.0)):
+            model.encoder[-1].bias.copy_(bias)
+            metrics = trainer(tmp_path).validate(model, batches(seed=None), verbose=False)[0]
+            assert metrics["val/code_perplexity"] == pytest.approx(perplexity, abs=1e-4)
+            assert metrics["val/active_codes"] == active
+
+
+def test_tau_and_the_learning_rate_follow_from_the_step(tmp_path):
+    losses = Losses()
+    model = cat_vae()
+    trainer(tmp_path, losses, max_steps=30).fit(model, batches(), batches(seed=None))
+    for step, (_, tau, lr, _) in losses.losses.items():
+        assert tau == model.tau(step - 1)
+        assert lr == pytest.approx(1e-2 * model.lr_factor(step - 1))
+
+
+def checkpoints_every(steps, tmp_path):
+    return ModelCheckpoint(
+        tmp_path / "c", "{step}", every_n_train_steps=steps, save_top_k=-1, auto_insert_metric_name=False
+    )
+
+
+resumes_in_its_directory = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
+
+
+@resumes_in_its_directory
+@pytest.mark.parametrize("stop", [7, 13, 20])  # in the middle of the first epoch, at its end, in the second
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(stop, tmp_path):
+    whole, rest = Losses(), Losses()
+    torch.manual_seed(1)
+    uninterrupted = cat_vae()
+    trainer(tmp_path, whole, RandomStates(), checkpoints_every(stop, tmp_path), max_steps=40).fit(
+        uninterrupted, batches(), batches(seed=None)
+    )
+    torch.manual_seed(2)
+    resumed = cat_vae()
+    trainer(tmp_path, rest, RandomStates(), checkpoints_every(stop, tmp_path), max_steps=40).fit(
+        resumed, batches(), batches(seed=None), ckpt_path=tmp_path / "c" / f"{stop}.ckpt", weights_only=True
+    )
+    assert list(rest.losses) == list(range(stop + 1, 41))
+    assert rest.losses == {step: whole.losses[step] for step in rest.losses}
+    for a, b in zip(uninterrupted.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@resumes_in_its_directory
+def test_without_the_random_states_the_resumed_run_differs(tmp_path):
+    whole, rest = Losses(), Losses()
+    for losses, start in ((whole, None), (rest, tmp_path / "c" / "7.ckpt")):
+        trainer(tmp_path, losses, checkpoints_every(7, tmp_path), max_steps=10).fit(
+            cat_vae(), batches(), batches(seed=None), ckpt_path=start, weights_only=True
+        )
+    assert rest.losses[8][1:] == whole.losses[8][1:]  # tau, the learning rate and the batch are right
+    assert rest.losses[8] != whole.losses[8]  # the noise is not
+
+
+def test_a_checkpoint_reloads_alone_and_safely(tmp_path):
+    model = cat_vae()
+    run = trainer(tmp_path, max_steps=3)
+    run.fit(model, batches(), batches(seed=None))
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    again = CatVAE.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert again.hparams == model.hparams
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("layer", "term"), [("encoder", "KL"), ("decoder", "reconstruction")]
+)
+def test_a_loss_that_is_not_finite_stops_training_and_names_term_step_and_tau(layer, term, tmp_path):
+    class Break(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 5:
+                getattr(pl_module, layer)[-1].bias.data.fill_(math.nan)
+
+    with pytest.raises(NonFiniteLossError, match=rf"the {term} term of the loss is nan at step 5 \(tau = 0.95\)"):
+        trainer(tmp_path, Break(), max_steps=10).fit(cat_vae(), batches(), batches(seed=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"categories": 1}, "categories must be at least 2, got 1"),
+        ({"latents": 0}, "latents must be at least 1, got 0"),
+        ({"latents": -3}, "latents must be at least 1, got -3"),
+        ({"encoder": [16, 0]}, r"encoder\[1\] must be at least 1, got 0"),
+        ({"activation": "relu6x"}, "activation must be the name of a module of torch.nn, such as ReLU or SiLU, got relu6x"),
+        ({"nll_samples": 0}, "nll_samples must be at least 1, got 0"),
+        ({"tau": {"_target_": "taugrad.schedules.Constant", "value": 0.0}}, "value must be a positive finite number, got 0.0"),
+    ],
+)
+def test_bad_sizes_get_a_sentence(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cat_vae(**changes)
