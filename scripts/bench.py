@@ -107,7 +107,7 @@ def bench_backward(arguments: argparse.Namespace) -> dict[str, Callable[[], floa
     calls: dict[str, Callable[[], Any]] = {
         "Jacobian product": lambda: softmax_backward_by_jacobian(grad, y),
         "efficient": lambda: softmax_backward(grad, y),
-        "torch": lambda: torch._softmax_backward_data(grad, y, -1, y.dtype),
+        "torch": lambda: torch._softmax_backward_data(grad, y, -1, y.dtype),  # pyright: ignore
     }
     return {name: lambda call=call: 1e3 * time_call(call) for name, call in calls.items()}
 
@@ -158,7 +158,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     measured = interleave(arguments.sides(arguments), arguments.rounds)
-    report(measured, f"{arguments.bench}, {arguments.threads} threads, {arguments.rounds} rounds, torch {torch.__version__}")
+    report(
+        measured,
+        f"{arguments.bench}, {arguments.threads} threads, {arguments.rounds} rounds, torch {torch.__version__}",
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps(measured, indent=2) + "\n")
 

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_elbo_takes_the_kl_to_the_uniform_prior_of_every_latent():
 def test_the_bound_lies_below_the_evidence_and_approaches_it_as_m_grows(model):
     logits = model.logits.expand(4000, N, K)
     means = [importance_weighted_bound(model.log_joint, logits, m).mean() for m in (1, 3, 10, 100)]
-    assert all(a < b for a, b in zip(means, means[1:], strict=False))
+    assert all(a < b for a, b in pairwise(means))
     assert means[-1] < model.log_evidence
     assert model.log_evidence - means[-1] < 0.02
 

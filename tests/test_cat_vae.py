@@ -68,7 +68,10 @@ def test_training_lowers_the_loss_with_every_estimator(name, tmp_path):
     x[:25, :2], x[25:, 2:] = 255, 255  # two images: 0.69 nats
     data = Batches(Split(x, torch.zeros(50, dtype=torch.int64)), 10, seed=0)
     trainer(tmp_path, losses, max_steps=150).fit(model, data, data)
-    first, last = (torch.tensor([loss for loss, *_ in list(losses.losses.values())[s]]).mean() for s in (slice(5), slice(-20, None)))
+    first, last = (
+        torch.tensor([loss for loss, *_ in list(losses.losses.values())[s]]).mean()
+        for s in (slice(5), slice(-20, None))
+    )
     assert last < first / 2
 
 
@@ -182,9 +185,7 @@ def test_a_checkpoint_reloads_alone_and_safely(tmp_path):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(
-    ("layer", "term"), [("encoder", "KL"), ("decoder", "reconstruction")]
-)
+@pytest.mark.parametrize(("layer", "term"), [("encoder", "KL"), ("decoder", "reconstruction")])
 def test_a_loss_that_is_not_finite_stops_training_and_names_term_step_and_tau(layer, term, tmp_path):
     class Break(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -202,9 +203,15 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_term_step_and_tau(la
         ({"latents": 0}, "latents must be at least 1, got 0"),
         ({"latents": -3}, "latents must be at least 1, got -3"),
         ({"encoder": [16, 0]}, r"encoder\[1\] must be at least 1, got 0"),
-        ({"activation": "relu6x"}, "activation must be the name of a module of torch.nn, such as ReLU or SiLU, got relu6x"),
+        (
+            {"activation": "relu6x"},
+            "activation must be the name of a module of torch.nn, such as ReLU or SiLU, got relu6x",
+        ),
         ({"nll_samples": 0}, "nll_samples must be at least 1, got 0"),
-        ({"tau": {"_target_": "taugrad.schedules.Constant", "value": 0.0}}, "value must be a positive finite number, got 0.0"),
+        (
+            {"tau": {"_target_": "taugrad.schedules.Constant", "value": 0.0}},
+            "value must be a positive finite number, got 0.0",
+        ),
     ],
 )
 def test_bad_sizes_get_a_sentence(changes, sentence):

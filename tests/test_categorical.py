@@ -32,7 +32,10 @@ def test_the_classes_may_stand_in_any_dim():
         torch.testing.assert_close(log_prob(p, z, dim), log_prob(moved[0], z.movedim(dim, -1)))
 
 
-@pytest.mark.parametrize("call", [entropy, kl_to_uniform, lambda x: kl(x, x.flip(0)), lambda x: log_prob(x, torch.eye(3, dtype=torch.float64))])
+@pytest.mark.parametrize(
+    "call",
+    [entropy, kl_to_uniform, lambda x: kl(x, x.flip(0)), lambda x: log_prob(x, torch.eye(3, dtype=torch.float64))],
+)
 def test_gradients_match_finite_differences(call):
     x = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(call, (x,))
@@ -89,7 +92,16 @@ def test_a_row_without_a_distribution_is_nan():
         assert kl_to_uniform(torch.tensor(row)).isnan()
 
 
-@pytest.mark.parametrize("call", [entropy, kl_to_uniform, lambda x: kl(torch.zeros(2), x), lambda x: kl(x, torch.zeros(2)), lambda x: log_prob(x, torch.zeros(2))])
+@pytest.mark.parametrize(
+    "call",
+    [
+        entropy,
+        kl_to_uniform,
+        lambda x: kl(torch.zeros(2), x),
+        lambda x: kl(x, torch.zeros(2)),
+        lambda x: log_prob(x, torch.zeros(2)),
+    ],
+)
 def test_integer_logits_get_a_sentence(call):
     with pytest.raises(TypeError, match=r"logits\w* must be a floating-point tensor, got torch.int64"):
         call(torch.zeros(2, dtype=torch.int64))

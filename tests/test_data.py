@@ -31,7 +31,12 @@ def idx(array, magic=None):
 
 def write_set(root, n=30, m=20, size=28, labels=10, compress=False):
     rng = np.random.default_rng(0)
-    arrays = (rng.integers(256, size=(n, size, size)), rng.integers(labels, size=n), rng.integers(256, size=(m, size, size)), rng.integers(labels, size=m))
+    arrays = (
+        rng.integers(256, size=(n, size, size)),
+        rng.integers(labels, size=n),
+        rng.integers(256, size=(m, size, size)),
+        rng.integers(labels, size=m),
+    )
     root.mkdir(exist_ok=True)
     for name, array in zip(NAMES, arrays, strict=True):
         if compress:
@@ -62,7 +67,10 @@ GOOD = idx(np.arange(12).reshape(3, 4))
     [
         (b"", "is not an IDX file of unsigned bytes: it starts with nothing"),
         (b"\x89PNG....", "is not an IDX file of unsigned bytes: it starts with 89 50 4e 47"),
-        (idx(np.arange(3), magic=bytes([0, 0, 0x0D, 1])), "is not an IDX file of unsigned bytes: it starts with 00 00 0d 01"),
+        (
+            idx(np.arange(3), magic=bytes([0, 0, 0x0D, 1])),
+            "is not an IDX file of unsigned bytes: it starts with 00 00 0d 01",
+        ),
         (GOOD[:6], "is truncated: its header ends after 6 of 12 bytes"),
         (GOOD[:-1], r"should hold 12 bytes for shape \(3, 4\), but holds 11"),
         (GOOD + b"x", r"should hold 12 bytes for shape \(3, 4\), but holds 13"),
@@ -190,7 +198,9 @@ def test_a_set_of_another_kind_gets_a_sentence(changes, sentence, tmp_path):
 def test_labels_that_do_not_match_the_images_get_a_sentence(tmp_path):
     write_set(tmp_path)
     (tmp_path / NAMES[1]).write_bytes(idx(np.zeros(29)))
-    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte must hold one label for each of 30 images, got shape \(29,\)"):
+    with pytest.raises(
+        DataError, match=r"train-labels-idx1-ubyte must hold one label for each of 30 images, got shape \(29,\)"
+    ):
         mnist(tmp_path)
 
 
@@ -339,7 +349,9 @@ def test_binarize_decides_what_a_pixel_is(choice, train_is_binary, source):
 
 
 def test_the_datamodule_raises_before_training_for_a_batch_larger_than_the_set(source):
-    with pytest.raises(ConfigError, match=r"data.batch_size must be at most 20, the size of the training split, got 21"):
+    with pytest.raises(
+        ConfigError, match=r"data.batch_size must be at most 20, the size of the training split, got 21"
+    ):
         ImageData(source, batch_size=21).setup("fit")
 
 

@@ -58,7 +58,9 @@ def test_ten_million_draws_are_finite_and_within_the_documented_range():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_noise_has_the_dtype_of_the_calculation(dtype):
-    assert gumbel_noise(torch.empty(3, dtype=dtype)).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert gumbel_noise(torch.empty(3, dtype=dtype)).dtype == (
+        torch.float64 if dtype == torch.float64 else torch.float32
+    )
 
 
 def test_a_generator_determines_the_noise_and_spares_the_global_state():
@@ -212,7 +214,9 @@ def test_a_masked_class_is_never_drawn_and_gets_no_gradient():
 def test_a_row_without_a_distribution_raises_and_says_how_many(row):
     logits = torch.tensor([row, [0.0, 0.0], row])
     for call in (gumbel_argmax, gumbel_softmax, lambda x: gumbel_softmax(x, hard=True)):
-        with pytest.raises(ValueError, match="logits must have a finite entry in every row .* got 2 of 3 rows without"):
+        with pytest.raises(
+            ValueError, match=r"logits must have a finite entry in every row .* got 2 of 3 rows without"
+        ):
             call(logits)
 
 
@@ -262,9 +266,9 @@ def test_vmap_draws_different_noise_for_every_row_and_bad_rows_become_nan(hard):
 def test_grad_through_vmap_equals_the_batched_gradient():
     logits = torch.randn(6, 5, dtype=torch.float64)
     torch.manual_seed(0)
-    per_row = torch.func.vmap(
-        torch.func.grad(lambda x: gumbel_softmax(x, 0.5, hard=True)[0]), randomness="different"
-    )(logits)
+    per_row = torch.func.vmap(torch.func.grad(lambda x: gumbel_softmax(x, 0.5, hard=True)[0]), randomness="different")(
+        logits
+    )
     torch.manual_seed(0)
     leaf = logits.clone().requires_grad_()
     (batched,) = torch.autograd.grad(gumbel_softmax(leaf, 0.5, hard=True)[:, 0].sum(), leaf)

@@ -31,9 +31,7 @@ def test_gradients_to_x_and_tau_of_every_order_and_mode_match_finite_differences
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     tau = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     call = lambda x, tau: softmax(x, tau, dim)  # noqa: E731
-    assert gradcheck(
-        call, (x, tau), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
-    )
+    assert gradcheck(call, (x, tau), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
     assert gradgradcheck(call, (x, tau), check_fwd_over_rev=True)
 
 

@@ -3,7 +3,7 @@
 The names that most programs need; the modules hold the rest, `taugrad.softmax` among them.
 """
 
-from taugrad.estimators import Enumeration, Estimator, GumbelSoftmax, Pathwise, StraightThrough, STGumbelSoftmax
+from taugrad.estimators import Enumeration, Estimator, GumbelSoftmax, Pathwise, STGumbelSoftmax, StraightThrough
 from taugrad.gumbel import gumbel_argmax, gumbel_noise, gumbel_softmax, straight_through
 from taugrad.layers import OneHotSample
 from taugrad.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Schedule

@@ -59,7 +59,7 @@ def check_rows(y: Tensor, dim: int, tau: float | Tensor = 1.0) -> None:
     One NaN logit makes its whole row NaN under softmax, so one entry of each row tells. While compiling and under
     `torch.func` transforms nothing may depend on a value: there the NaN is left to propagate.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y):
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y):  # pyright: ignore
         return
     bad = y.detach().select(dim, 0).isnan()
     if bad.any():

@@ -18,7 +18,7 @@ from taugrad.tasks.cat_vae import CatVAE
 class Progress(RichProgressBar):
     """Lightning's bar with loss and tau, without the logger's version and the epoch limit that a run by steps lacks."""
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What stands right of the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
@@ -37,7 +37,7 @@ class StepsPerSecond(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log steps a second every `log_every_n_steps`."""
         step = trainer.global_step
-        if step % trainer.log_every_n_steps:
+        if step % trainer.log_every_n_steps:  # pyright: ignore
             return
         now = time.perf_counter()
         if self._since:
@@ -61,14 +61,18 @@ class Pictures(Callback):
         if board is None or trainer.sanity_checking or not isinstance(pl_module, CatVAE):
             return
         step = trainer.global_step
-        x = next(iter(trainer.val_dataloaders))[0][: self.columns * self.rows].to(pl_module.device)
-        board.experiment.add_image("reconstruction", reconstructions(pl_module, x, self.columns), step, dataformats="HW")
-        samples = prior_samples(pl_module, self.columns * self.rows, self.columns)
-        board.experiment.add_image("prior_samples", samples, step, dataformats="HW")
-        shares = pl_module.code_shares().cpu()
-        perplexity = torch.special.entr(shares).sum(-1).exp()
+        x, _ = next(iter(trainer.val_dataloaders or []))
+        columns = min(self.columns, len(x))
+        n = min(self.rows, len(x) // columns) * columns
+        pictures = {
+            "reconstruction": reconstructions(pl_module, x[:n].to(pl_module.device), columns),
+            "prior_samples": prior_samples(pl_module, n, columns),
+        }
+        for name, picture in pictures.items():
+            board.experiment.add_image(name, picture, step, dataformats="HW")
+        perplexity, active = pl_module.code_usage()
         board.experiment.add_histogram("codes/perplexity_per_latent", perplexity, step)
-        board.experiment.add_histogram("codes/active_per_latent", (shares > 0.01).sum(-1), step)
+        board.experiment.add_histogram("codes/active_per_latent", active, step)
 
 
 class RandomStates(Callback):

@@ -68,7 +68,9 @@ def fit_to_signature(call: Callable[..., Any], arguments: Mapping[str, Any], key
     fitted = {}
     for name, value in arguments.items():
         if name not in parameters and not takes_any:
-            raise ConfigError(f"{_join(key, name)} is not an argument of {_name(call)}; it takes {', '.join(parameters)}")
+            raise ConfigError(
+                f"{_join(key, name)} is not an argument of {_name(call)}; it takes {', '.join(parameters)}"
+            )
         fitted[name] = _convert(value, annotations.get(name, Any), _join(key, name))
     return fitted
 
@@ -121,12 +123,12 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         node = OmegaConf.structured(make_dataclass("Schema", [("value", schema)]))
         node.value = value
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
-    return OmegaConf.to_container(node)["value"]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        raise ConfigError(f"{key} must be {inspect.formatannotation(schema)}, got {value!r}") from error
+    return OmegaConf.to_container(node)["value"]  # pyright: ignore
 
 
 def _schema(annotation: Any) -> Any:
-    """The part of a type that a config can express and OmegaConf check: scalars, lists of them, their unions; or None."""
+    """The part of a type that a config can express: scalars, lists of them, their unions; None if there is none."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in _SCALARS:
         return annotation

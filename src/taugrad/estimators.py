@@ -158,7 +158,8 @@ def configurations(logits: Tensor) -> Tensor:
     N, K = logits.shape[-2:]
     if N * math.log2(max(K, 1)) > math.log2(_MOST_CONFIGURATIONS):
         raise ValueError(
-            f"logits of {N} x {K} have {K}^{N} configurations, more than the {_MOST_CONFIGURATIONS} that enumeration takes"
+            f"logits of {N} x {K} have {K}^{N} configurations, more than the {_MOST_CONFIGURATIONS} that enumeration "
+            "takes"
         )
     index = torch.cartesian_prod(*[torch.arange(K, device=logits.device)] * N).view(K**N, N)
     index = index.view(K**N, *[1] * (logits.ndim - 2), N).expand(K**N, *logits.shape[:-1])

@@ -29,7 +29,7 @@ class OneHotSample(nn.Module):
     def forward(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z in the shape and dtype of `logits` (..., K, ...), the K classes along `dim`."""
+        """Z in the shape and dtype of `logits` (..., K, ...), the K classes along `dim`."""
         if self.training:
             return self.estimator.sample(logits, tau, dim, generator=generator)
         return one_hot(gumbel_argmax(logits, dim, generator=generator), logits, dim)

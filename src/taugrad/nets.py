@@ -33,6 +33,6 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str = "ReL
         raise ValueError(f"activation must be the name of a module of torch.nn, such as ReLU or SiLU, got {activation}")
     sizes = [inputs, *hidden]
     if min(*sizes, outputs) < 1:
-        raise ValueError(f"the sizes of an mlp must be at least 1, got {sizes + [outputs]}")
+        raise ValueError(f"the sizes of an mlp must be at least 1, got {[*sizes, outputs]}")
     layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), kind())]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))

@@ -118,7 +118,7 @@ class _TemperedSoftmax(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, tau: float | Tensor, dim: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(x: Tensor, tau: float | Tensor, dim: int) -> Tensor:
         return _tempered_softmax(x, tau, dim)
 
     @staticmethod
@@ -130,7 +130,7 @@ class _TemperedSoftmax(torch.autograd.Function):
         ctx.save_for_forward(*saved)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, tau = _saved(ctx)
         wide = compute_dtype(y.dtype)
         dx = softmax_backward(grad.to(wide), y.to(wide), tau, ctx.dim)
@@ -140,7 +140,7 @@ class _TemperedSoftmax(torch.autograd.Function):
         return dx.to(y.dtype), dtau, None
 
     @staticmethod
-    def jvp(ctx: Any, x_t: Tensor | None, tau_t: Tensor | None, _: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def jvp(ctx: Any, x_t: Tensor | None, tau_t: Tensor | None, _: None) -> Tensor:
         # J is symmetric, so the product from the left is the product from the right; d(x/tau) = (dx - log y dtau) / tau
         y, tau = _saved(ctx)
         wide = compute_dtype(y.dtype)
@@ -156,5 +156,5 @@ def _saved(ctx: Any) -> tuple[Tensor, Any]:
 
 
 def _log(y: Tensor) -> Tensor:
-    """log y where it multiplies something that is zero wherever y is: finite there, so that 0 * log 0 is 0."""
+    """Log y where it multiplies something that is zero wherever y is: finite there, so that 0 * log 0 is 0."""
     return y.clamp_min(torch.finfo(y.dtype).tiny).log()

@@ -1,7 +1,7 @@
 """Any of the image data sets as a Lightning datamodule."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningDataModule
 
@@ -77,7 +77,7 @@ class ImageData(LightningDataModule):
     def _load(self) -> Splits:
         if self._splits is None:
             self._splits = instantiate(self.hparams["source"])
-        return self._splits
+        return cast(Splits, self._splits)
 
     def _evaluation(self, split: Split) -> Batches:
         split = split if self.hparams["binarize"] == "none" else _binary(split)

@@ -71,7 +71,9 @@ def _load(root: Path, url: str, sha256: tuple[str, ...], validation: int) -> Spl
 
 
 def _find(root: Path, url: str, sha256: tuple[str, ...]) -> list[Path]:
-    return [_file(root, name) or _download(root, name, url, digest) for name, digest in zip(_FILES, sha256, strict=True)]
+    return [
+        _file(root, name) or _download(root, name, url, digest) for name, digest in zip(_FILES, sha256, strict=True)
+    ]
 
 
 def _file(root: Path, name: str) -> Path | None:

@@ -95,7 +95,7 @@ class CatVAE(LightningModule):
         return self.decoder(z.flatten(-2))
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z), (*more, batch), of images (batch, height, width) and one-hot z (*more, batch, N, K)."""
+        """Log p(x|z), (*more, batch), of images (batch, height, width) and one-hot z (*more, batch, N, K)."""
         return bernoulli_log_prob(self.decode(z), x.flatten(1))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -110,7 +110,11 @@ class CatVAE(LightningModule):
         _require_finite("reconstruction", reconstruction, step, tau)
         loss = kl - reconstruction
         if self.is_logging_step:
-            terms = {"train/elbo": -loss.detach(), "train/reconstruction": reconstruction.detach(), "train/kl": kl.detach()}
+            terms = {
+                "train/elbo": -loss.detach(),
+                "train/reconstruction": reconstruction.detach(),
+                "train/kl": kl.detach(),
+            }
             self.log_dict(terms)
             self.log_dict({"train/loss": loss.detach(), "tau": tau}, prog_bar=True)
         return loss
@@ -118,7 +122,7 @@ class CatVAE(LightningModule):
     @property
     def is_logging_step(self) -> bool:
         """Whether what this step logs is kept; logging costs more than a small model's whole step."""
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # pyright: ignore
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Set the learning rate of this step: like tau it follows from the step and is nobody's state."""
@@ -145,20 +149,21 @@ class CatVAE(LightningModule):
         """Log the one-sample ELBO with hard samples, and gather which codes are used."""
         x, _ = batch
         logits = self._log_elbo(x, "val")
-        assert self.aggregate is not None  # noqa: S101  # set when the epoch started
+        assert self.aggregate is not None  # set when the epoch started
         self.aggregate += logits.softmax(-1).sum(0)
 
     def on_validation_epoch_end(self) -> None:
-        """Log how many codes a latent uses: perplexity and the number of codes above 1 % of the data."""
-        share = self.code_shares()
-        self.log("val/code_perplexity", entropy(share.log()).exp().mean())
-        self.log("val/active_codes", (share > _ACTIVE).sum(-1).float().mean())
+        """Log how many codes a latent uses, on average over the latents."""
+        perplexity, active = self.code_usage()
+        self.log("val/code_perplexity", perplexity.mean())
+        self.log("val/active_codes", active.mean())
 
-    def code_shares(self) -> Tensor:
-        """The mean of q(z|x) over the last validation, (N, K): how much of the data each code stands for."""
+    def code_usage(self) -> tuple[Tensor, Tensor]:
+        """Perplexity and number of the codes above 1 % of the data, each (N,), over the last validation."""
         if self.aggregate is None:
-            raise RuntimeError("code_shares needs a validation epoch before it")
-        return self.aggregate / self.aggregate.sum(-1, keepdim=True)
+            raise RuntimeError("code_usage needs a validation epoch before it")
+        share = self.aggregate / self.aggregate.sum(-1, keepdim=True)
+        return entropy(share.log()).exp(), (share > _ACTIVE).sum(-1).float()
 
     def on_test_epoch_start(self) -> None:
         """Start the evaluation's own noise."""
@@ -180,7 +185,12 @@ class CatVAE(LightningModule):
         z = hard_samples(logits, 1, generator=self._generator)[0]
         reconstruction = self.log_likelihood(x, z)
         bound = elbo(reconstruction, logits).mean()
-        terms = {"loss": -bound, "elbo": bound, "reconstruction": reconstruction.mean(), "kl": reconstruction.mean() - bound}
+        terms = {
+            "loss": -bound,
+            "elbo": bound,
+            "reconstruction": reconstruction.mean(),
+            "kl": reconstruction.mean() - bound,
+        }
         self.log_dict({f"{split}/{name}": value for name, value in terms.items()}, batch_size=len(x))
         return logits
 

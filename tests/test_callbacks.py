@@ -1,0 +1,104 @@
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_cat_vae import batches, cat_vae, trainer
+
+from taugrad.callbacks import Pictures, RandomStates, SaveConfig, StepsPerSecond, grid, prior_samples, reconstructions
+
+
+def draws():
+    return random.random(), np.random.rand(), torch.rand(3).tolist()
+
+
+def test_random_states_restore_python_numpy_and_torch_when_training_starts():
+    states = RandomStates()
+    saved = states.state_dict()
+    expected = draws()
+    restored = RandomStates()
+    restored.load_state_dict(saved)
+    assert draws() != expected  # not yet
+    restored.on_train_start()
+    assert draws() == expected
+    restored.on_train_start()
+    assert draws() != expected  # once
+
+
+def test_random_states_are_safe_to_load(tmp_path):
+    torch.save(RandomStates().state_dict(), tmp_path / "states")
+    loaded = torch.load(tmp_path / "states", weights_only=True)
+    expected = draws()
+    states = RandomStates()
+    states.load_state_dict(loaded)
+    states.on_train_start()
+    assert draws() == expected
+
+
+def test_a_checkpoint_carries_the_config(tmp_path):
+    config = {"model": {"latents": 3}, "seed": 0}
+    run = trainer(tmp_path, SaveConfig(config), max_steps=1)
+    run.fit(cat_vae(), batches(), batches(seed=None))
+    run.save_checkpoint(tmp_path / "c.ckpt")
+    assert torch.load(tmp_path / "c.ckpt", weights_only=True)["config"] == config
+
+
+def test_tensorboard_shows_scalars_images_and_histograms(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="tensorboard", default_hp_metric=False)
+    callbacks = (StepsPerSecond(), Pictures(columns=20, rows=2))  # more columns than images a batch
+    run = trainer(tmp_path, *callbacks, logger=logger, max_steps=39, log_every_n_steps=5)
+    run.fit(cat_vae(), batches(), batches(seed=None))
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    training = {"train/loss", "train/elbo", "train/reconstruction", "train/kl", "train/grad_norm", "tau"}
+    validation = {"val/loss", "val/elbo", "val/reconstruction", "val/kl", "val/code_perplexity", "val/active_codes"}
+    assert training | validation | {"train/steps_per_second"} <= set(tags["scalars"])
+    assert set(tags["images"]) == {"reconstruction", "prior_samples"}
+    assert set(tags["histograms"]) == {"codes/perplexity_per_latent", "codes/active_per_latent"}
+    model = run.lightning_module
+    for event in events.Scalars("tau"):
+        assert event.value == pytest.approx(model.tau(event.step))
+    assert [event.step for event in events.Scalars("train/loss")] == [4, 9, 14, 19, 24, 29, 34]
+    assert all(event.value > 0 for event in events.Scalars("train/steps_per_second"))
+
+
+def test_steps_per_second_leaves_validation_out(tmp_path):
+    logged = {}
+
+    class Slow(StepsPerSecond):
+        def on_validation_end(self, *_):
+            time.sleep(1.0)
+
+    model = cat_vae()
+    model.log = lambda name, value, **_: logged.setdefault(name, []).append(value)  # pyright: ignore[reportAttributeAccessIssue]
+    trainer(tmp_path, Slow(), max_steps=39, log_every_n_steps=5).fit(model, batches(), batches(seed=None))
+    assert min(logged["train/steps_per_second"]) > 5  # five steps and the second of sleep would be below
+
+
+def test_a_grid_lays_images_row_by_row():
+    images = torch.arange(6.0).view(6, 1, 1).expand(6, 2, 3)
+    picture = grid(images, columns=3)
+    assert picture.shape == (4, 9)
+    assert picture[::2, ::3].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+
+
+def test_reconstructions_stand_below_their_images():
+    model = cat_vae()
+    x = torch.rand(8, 4, 4)
+    picture = reconstructions(model, x, columns=4)
+    assert picture.shape == (16, 16)
+    assert torch.equal(picture[:4], grid(x[:4], 4))
+    assert torch.equal(picture[8:12], grid(x[4:], 4))
+
+
+def test_prior_samples_use_the_same_codes_at_every_call_and_are_means():
+    model = cat_vae()
+    a, b = (prior_samples(model, 8, columns=4) for _ in range(2))
+    assert torch.equal(a, b)
+    assert a.shape == (8, 16)
+    assert ((a > 0) & (a < 1)).all()

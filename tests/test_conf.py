@@ -1,0 +1,78 @@
+"""Every option of every group composes, fits the signatures that it names, and builds."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from taugrad.config import instantiate, resolve
+from taugrad.estimators import Estimator
+from taugrad.tasks.cat_vae import CatVAE
+
+CONF = Path(__file__).parents[1] / "conf"
+OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("train", ["run_dir=somewhere", *overrides]))
+
+
+def options(group):
+    return [option for option in OPTIONS if option.startswith(f"{group}=")]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_every_group_composes_and_fits_its_signatures(option):
+    group, name = option.split("=")
+    config = composed(option)
+    if group != "experiment":
+        assert config[group]
+    assert (CONF / group / f"{name}.yaml").is_file()
+
+
+@pytest.mark.parametrize("option", [*options("tau"), *options("lr_factor")])
+def test_every_schedule_builds_and_gives_a_positive_value(option):
+    schedule = instantiate(composed(option)[option.split("=")[0]])
+    assert all(0 < schedule(step) <= 1 for step in (0, 1, 10_000, 20_000))
+
+
+@pytest.mark.parametrize("option", options("estimator"))
+def test_every_estimator_builds(option):
+    assert isinstance(instantiate(composed(option)["estimator"]), Estimator)
+
+
+@pytest.mark.parametrize("option", [*options("model"), *options("experiment"), *options("optimizer")])
+def test_every_model_and_experiment_builds_with_its_optimizer(option):
+    model = instantiate(composed(option)["model"], recursive=False)
+    assert isinstance(model, CatVAE)
+    assert model.configure_optimizers().defaults["lr"] > 0
+
+
+@pytest.mark.parametrize("option", [*options("trainer"), *options("callbacks"), *options("logger")])
+def test_trainer_callbacks_and_loggers_build(option, tmp_path):
+    config = composed(option, f"run_dir={tmp_path}")
+    parts = [instantiate(node) for group in ("callbacks", "logger") for node in config[group].values()]
+    assert len(parts) == len(config["callbacks"]) + len(config["logger"])
+    assert instantiate(config["trainer"])(logger=False).max_steps == config["trainer"]["max_steps"]
+
+
+def test_a_data_set_chosen_on_the_command_line_wins_over_the_models():
+    assert composed("model=cat_vae", "data=mnist")["data"]["source"]["_target_"] == "taugrad.data.mnist.mnist"
+
+
+def test_the_schedules_follow_the_length_of_the_training():
+    config = composed("trainer.max_steps=123")
+    assert config["model"]["tau"]["steps"] == config["model"]["lr_factor"]["steps"] == 123
+
+
+def test_jangs_preset_has_the_papers_architecture():
+    model = instantiate(composed("experiment=jang_cat_vae")["model"], recursive=False)
+    shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")]
+    assert shapes == [(200, 784), (200, 200), (784, 200)]
+
+
+def test_the_files_name_no_device():
+    for path in CONF.rglob("*.yaml"):
+        assert not re.search(r"\b(cuda|cpu|mps)\b", path.read_text()), path

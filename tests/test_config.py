@@ -1,0 +1,96 @@
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from taugrad.config import fit_to_signature, instantiate, resolve
+from taugrad.errors import ConfigError, DataError
+from taugrad.schedules import Cyclical, Linear
+
+LINEAR = {"_target_": "taugrad.schedules.Linear", "start": 1.0, "end": 0.5, "steps": 10}
+
+
+def call(a: int, b: float = 1.0, c: str | None = None, d: list[int] | None = None, e: float | torch.Tensor = 1.0): ...
+
+
+class Refuses:
+    def __init__(self, why: str) -> None:
+        raise DataError(why)
+
+
+def test_interpolations_are_resolved_into_plain_containers():
+    config = OmegaConf.create({"n": 3, "tau": LINEAR | {"steps": "${n}"}, "list": ["${n}"]})
+    plain = resolve(config)
+    assert plain == {"n": 3, "tau": LINEAR | {"steps": 3}, "list": [3]}
+    assert (type(plain), type(plain["tau"]), type(plain["list"])) == (dict, dict, list)
+
+
+def test_values_take_the_types_that_the_signature_annotates():
+    fitted = fit_to_signature(call, {"a": 1, "b": 2, "c": None, "d": [1, 2], "e": 3})
+    assert fitted == {"a": 1, "b": 2.0, "c": None, "d": [1, 2], "e": 3.0}
+    assert isinstance(fitted["b"], float)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"a": "abc"}, "key.a must be int, got 'abc'"),
+        ({"a": 1.5}, "key.a must be int, got 1.5"),
+        ({"a": None}, "key.a must be int, got None"),
+        ({"b": "fast"}, "key.b must be float, got 'fast'"),
+        ({"d": 3}, r"key.d must be .*list\[int\].*, got 3"),
+        ({"d": ["x"]}, r"key.d must be .*list\[int\].*, got \['x'\]"),
+        ({"e": "x"}, "key.e must be float, got 'x'"),
+        ({"f": 1}, "key.f is not an argument of .*call; it takes a, b, c, d, e"),
+    ],
+)
+def test_a_wrong_type_or_name_is_an_error_that_names_the_key(arguments, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        fit_to_signature(call, arguments, "key")
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"tau": LINEAR | {"steps": "many"}}, "tau.steps must be int, got 'many'"),
+        ({"tau": LINEAR | {"stepz": 1}}, "tau.stepz is not an argument of taugrad.schedules.Linear"),
+        ({"list": [LINEAR | {"steps": "x"}]}, "list.0.steps must be int, got 'x'"),
+        (
+            {"a": {"b": {"_target_": "taugrad.schedules.Join", "boundaries": []}}},
+            "a.b.schedules is missing: taugrad.schedules.Join needs it",
+        ),
+        (
+            {"tau": {"_target_": "taugrad.schedules.Nope"}},
+            "tau._target_ must be the import path of a class or function, got taugrad.schedules.Nope",
+        ),
+        ({"tau": {"_target_": "taugrad.estimators._MOST_CONFIGURATIONS"}}, "tau._target_ must be the import path"),
+        ({"steps": "${absent}"}, "absent"),
+        ({"run": "???"}, "run"),
+    ],
+)
+def test_resolving_finds_what_does_not_fit_before_anything_is_built(config, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        resolve(OmegaConf.create(config))
+
+
+def test_a_partial_call_may_lack_arguments():
+    optimizer = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.1}
+    assert resolve(OmegaConf.create({"optimizer": optimizer}))["optimizer"] == optimizer
+
+
+def test_instantiate_builds_nested_nodes_or_leaves_them_plain():
+    node = {"_target_": "taugrad.schedules.Cyclical", "schedule": LINEAR, "period": 5}
+    assert instantiate(node) == Cyclical(Linear(1.0, 0.5, 10), period=5)
+    with pytest.raises(ConfigError, match=r"taugrad.schedules.Cyclical: schedule must be schedules"):
+        instantiate(node, recursive=False)
+
+
+def test_a_constructors_refusal_becomes_a_config_error():
+    with pytest.raises(
+        ConfigError, match=r"taugrad.schedules.Linear: start must be a positive finite number, got -1.0"
+    ):
+        instantiate(LINEAR | {"start": -1.0})
+
+
+def test_an_error_of_our_own_keeps_its_kind():
+    with pytest.raises(DataError, match="because"):
+        instantiate({"_target_": f"{__name__}.Refuses", "why": "because"})

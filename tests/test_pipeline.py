@@ -1,0 +1,182 @@
+"""The scripts as a user runs them, on the embedded data, with a small model."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "model=cat_vae",
+    "model.encoder=[32]",
+    "model.decoder=[32]",
+    "model.latents=4",
+    "model.nll_samples=5",
+    "trainer.max_steps=60",
+    "trainer.check_val_every_n_epoch=null",
+    "+trainer.val_check_interval=30",
+    "+trainer.limit_val_batches=4",
+    "+trainer.limit_test_batches=4",
+]
+
+
+def run(script, *arguments, cwd):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("user")
+    result = run("train.py", *SMALL, cwd=directory)
+    assert result.returncode == 0, result.stderr
+    (run_directory,) = (directory / "outputs" / "cat_vae").iterdir()
+    return run_directory, result
+
+
+def test_a_run_shows_its_config_model_progress_and_result(trained):
+    run_directory, result = trained
+    for shown in (
+        "_target_: taugrad.tasks.cat_vae.CatVAE",
+        "Params",
+        "tau",
+        "train/loss",
+        "test/nll",
+        run_directory.name,
+    ):
+        assert shown in result.stdout
+
+
+def test_a_run_leaves_config_checkpoints_events_and_metrics(trained):
+    run_directory, _ = trained
+    files = {str(path.relative_to(run_directory)) for path in run_directory.rglob("*") if path.is_file()}
+    assert {
+        ".hydra/config.yaml",
+        ".hydra/overrides.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "metrics.json",
+    } <= files
+    metrics = json.loads((run_directory / "metrics.json").read_text())
+    needed = {"val/elbo", "val/loss", "test/elbo", "test/nll", "test/nll_samples", "wall_seconds", "steps", "seed"}
+    assert needed | {"versions/taugrad", "versions/torch", "versions/lightning", "versions/python"} <= set(metrics)
+    assert (metrics["steps"], metrics["seed"], metrics["test/nll_samples"]) == (60, 0, 5)
+    assert metrics["test/elbo"] == -metrics["test/loss"]
+    assert 0 < metrics["test/nll"] < metrics["test/loss"] < 544  # nats of a fair coin for every pixel
+
+
+def test_hyperparameters_stand_beside_the_final_metrics(trained):
+    run_directory, _ = trained
+    events = EventAccumulator(str(run_directory / "tensorboard"))
+    events.Reload()
+    metrics = json.loads((run_directory / "metrics.json").read_text())
+    for name in ("val/elbo", "test/nll"):
+        assert events.Scalars(f"hp/{name}")[-1].value == pytest.approx(metrics[name], rel=1e-6)
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"model/latents" in content
+
+
+@pytest.mark.parametrize("where", ["moved", "bare"])
+def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, tmp_path):
+    run_directory, _ = trained
+    target = tmp_path / "run"
+    if where == "moved":
+        shutil.copytree(run_directory, target)
+    else:
+        (target / "checkpoints").mkdir(parents=True)
+        shutil.copy(run_directory / "checkpoints" / "best.ckpt", target / "checkpoints")
+    result = run("evaluate.py", f"run={target}", "num_samples=5", "+trainer.limit_test_batches=4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    evaluation = json.loads((target / "evaluation.json").read_text())
+    metrics = json.loads((run_directory / "metrics.json").read_text())
+    assert evaluation == {name: pytest.approx(metrics[name], rel=1e-6) for name in evaluation}
+    assert "test/nll" in result.stdout
+
+
+def test_more_samples_tighten_the_bound(trained):
+    run_directory, _ = trained
+    result = run(
+        "evaluate.py", f"run={run_directory}", "num_samples=50", "+trainer.limit_test_batches=4", cwd=run_directory
+    )
+    assert result.returncode == 0, result.stderr
+    evaluation = json.loads((run_directory / "evaluation.json").read_text())
+    assert evaluation["test/nll"] < json.loads((run_directory / "metrics.json").read_text())["test/nll"]
+    assert evaluation["test/nll_samples"] == 50
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(trained, tmp_path):
+    run_directory, _ = trained
+    first = json.loads((run_directory / "metrics.json").read_text())
+    for seed, same in ((0, True), (1, False)):
+        result = run("train.py", *SMALL, f"seed={seed}", f"hydra.run.dir={tmp_path / str(seed)}", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        again = json.loads((tmp_path / str(seed) / "metrics.json").read_text())
+        results = [{k: v for k, v in m.items() if k not in ("wall_seconds", "seed")} for m in (first, again)]
+        assert (results[0] == results[1]) == same
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(trained, tmp_path):
+    run_directory, _ = trained
+    half = [*SMALL, "tau.steps=60", "lr_factor.steps=60"]
+    first = run("train.py", *half, "trainer.max_steps=30", f"hydra.run.dir={tmp_path / 'half'}", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    checkpoint = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    rest = run("train.py", *SMALL, f"ckpt_path={checkpoint}", f"hydra.run.dir={tmp_path / 'rest'}", cwd=tmp_path)
+    assert rest.returncode == 0, rest.stderr
+    states = [
+        torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for directory in (run_directory, tmp_path / "rest")
+    ]
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["model.latnts=3"], "Key 'latnts' is not in struct"),
+        (["model=nope"], "Could not find 'model/nope'"),
+        (["+model.foo=3"], "error: model.foo is not an argument of taugrad.tasks.cat_vae.CatVAE"),
+        (["model.latents=many"], "error: model.latents must be int, got 'many'"),
+        (
+            ["tau=constant", "tau.value=0"],
+            "error: taugrad.schedules.Constant: value must be a positive finite number, got 0.0",
+        ),
+        (["objective=test/fun"], "error: objective must be one of val/loss, "),
+        (["seed=-1"], "error: seed must be in [0, 4294967295], got -1"),
+        (["ckpt_path=absent.ckpt"], "error: ckpt_path must be a checkpoint file, got absent.ckpt"),
+        (["data.batch_size=50001"], "error: data.batch_size must be at most 50000"),
+        (["trainer.accelerator=abacus"], "error: trainer: You selected an invalid accelerator name"),
+    ],
+)
+def test_a_bad_config_ends_before_training_in_a_sentence_that_names_the_key(arguments, sentence, tmp_path):
+    result = run("train.py", *SMALL, *arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Epoch" not in result.stdout
+
+
+def test_evaluating_what_is_no_run_gets_a_sentence(tmp_path):
+    result = run("evaluate.py", f"run={tmp_path}", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "error: run must be a run's directory that holds checkpoints/best.ckpt" in result.stderr
+
+
+def test_the_command_line_prints_its_config_its_help_and_completions(tmp_path):
+    config = run("train.py", "model=cat_vae", "--cfg", "job", cwd=tmp_path)
+    assert "_target_: taugrad.tasks.cat_vae.CatVAE" in config.stdout
+    text = run("train.py", "--help", cwd=tmp_path).stdout
+    assert "estimator: enumeration, gumbel_softmax, st_gumbel_softmax, straight_through" in text
+    environment = os.environ | {"COMP_LINE": "train.py estimator=st", "COMP_POINT": "21"}
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-sc", "query=bash"]
+    completions = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert completions.stdout.split() == ["estimator=st_gumbel_softmax", "estimator=straight_through"]
+    assert not (tmp_path / "outputs").exists()
