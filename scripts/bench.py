@@ -30,19 +30,21 @@ _WARM_UP = 20  # steps not counted
 
 
 class StepTimes(Callback):
-    """Takes the time at the end of every step."""
+    """Takes the time at the end of every training step."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: list[tuple[int, float]] = []
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Keep the time."""
-        self.times.append(time.perf_counter())
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Keep the optimizer step and the time."""
+        self.times.append((trainer.global_step, time.perf_counter()))
 
 
-def seconds_per_step(times: list[float]) -> float:
-    """The mean between the ends of the first counted step and the last."""
-    return (times[-1] - times[_WARM_UP]) / (len(times) - 1 - _WARM_UP)
+def seconds_per_step(times: list[tuple[int, float]]) -> float:
+    """The mean from the first counted step on, of (step, time) pairs."""
+    counted = [(step, time) for step, time in times if step >= _WARM_UP]
+    (first, start), (last, end) = counted[0], counted[-1]
+    return (end - start) / (last - first)
 
 
 def lightning_loop(steps: int, overrides: list[str]) -> float:
@@ -66,10 +68,10 @@ def hand_written_loop(steps: int, overrides: list[str]) -> float:
     data.setup("fit")
     batches = data.train_dataloader()
     optimizer = model.configure_optimizers()
-    times: list[float] = []
+    times: list[tuple[int, float]] = []
     step = 0
     while step < steps:
-        for x, _ in batches:
+        for x in (x for stack, _ in batches for x in stack):
             tau = model.tau(step)
             for group in optimizer.param_groups:
                 group["lr"] = optimizer.defaults["lr"] * model.lr_factor(step)
@@ -80,8 +82,8 @@ def hand_written_loop(steps: int, overrides: list[str]) -> float:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            times.append(time.perf_counter())
             step += 1
+            times.append((step, time.perf_counter()))
             if step == steps:
                 break
     return seconds_per_step(times)

@@ -4,11 +4,21 @@ import time
 import numpy as np
 import pytest
 import torch
+from lightning import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_cat_vae import batches, cat_vae, trainer
+from test_cat_vae import cat_vae, loaders, trainer
 
-from taugrad.callbacks import Pictures, RandomStates, SaveConfig, StepsPerSecond, grid, prior_samples, reconstructions
+from taugrad.callbacks import (
+    Pictures,
+    Progress,
+    RandomStates,
+    SaveConfig,
+    Scalars,
+    grid,
+    prior_samples,
+    reconstructions,
+)
 
 
 def draws():
@@ -41,16 +51,16 @@ def test_random_states_are_safe_to_load(tmp_path):
 def test_a_checkpoint_carries_the_config(tmp_path):
     config = {"model": {"latents": 3}, "seed": 0}
     run = trainer(tmp_path, SaveConfig(config), max_steps=1)
-    run.fit(cat_vae(), batches(), batches(seed=None))
+    run.fit(cat_vae(), *loaders())
     run.save_checkpoint(tmp_path / "c.ckpt")
     assert torch.load(tmp_path / "c.ckpt", weights_only=True)["config"] == config
 
 
 def test_tensorboard_shows_scalars_images_and_histograms(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="tensorboard", default_hp_metric=False)
-    callbacks = (StepsPerSecond(), Pictures(columns=20, rows=2))  # more columns than images a batch
-    run = trainer(tmp_path, *callbacks, logger=logger, max_steps=39, log_every_n_steps=5)
-    run.fit(cat_vae(), batches(), batches(seed=None))
+    callbacks = (Scalars(), Pictures(columns=20, rows=2))  # more columns than images a batch
+    run = trainer(tmp_path, *callbacks, logger=logger, max_steps=39, log_every_n_steps=3)
+    run.fit(cat_vae(), *loaders(stack=4))
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -62,22 +72,36 @@ def test_tensorboard_shows_scalars_images_and_histograms(tmp_path):
     assert set(tags["histograms"]) == {"codes/perplexity_per_latent", "codes/active_per_latent"}
     model = run.lightning_module
     for event in events.Scalars("tau"):
-        assert event.value == pytest.approx(model.tau(event.step))
-    assert [event.step for event in events.Scalars("train/loss")] == [4, 9, 14, 19, 24, 29, 34]
+        assert event.value == pytest.approx(model.tau(event.step - 1))
+    assert [event.step for event in events.Scalars("train/loss")] == [12, 21, 30, 39]  # optimizer steps
+    assert [event.step for event in events.Scalars("val/loss")] == [13, 26, 39]
     assert all(event.value > 0 for event in events.Scalars("train/steps_per_second"))
 
 
 def test_steps_per_second_leaves_validation_out(tmp_path):
-    logged = {}
-
-    class Slow(StepsPerSecond):
+    class Slow(Callback):
         def on_validation_end(self, *_):
             time.sleep(1.0)
 
-    model = cat_vae()
-    model.log = lambda name, value, **_: logged.setdefault(name, []).append(value)  # pyright: ignore[reportAttributeAccessIssue]
-    trainer(tmp_path, Slow(), max_steps=39, log_every_n_steps=5).fit(model, batches(), batches(seed=None))
-    assert min(logged["train/steps_per_second"]) > 5  # five steps and the second of sleep would be below
+    logger = TensorBoardLogger(tmp_path, name="", version="tensorboard", default_hp_metric=False)
+    run = trainer(tmp_path, Scalars(), Slow(), logger=logger, max_steps=39, log_every_n_steps=5)
+    run.fit(cat_vae(), *loaders())
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    speeds = [event.value for event in events.Scalars("train/steps_per_second")]
+    assert min(speeds) > 5  # five steps and the second of sleep would be below
+
+
+def test_a_progress_bar_counts_optimizer_steps_and_shows_loss_and_tau(tmp_path, capsys):
+    run = trainer(tmp_path, Progress(every=10), enable_progress_bar=True, max_steps=39)
+    run.fit(cat_vae(), *loaders(stack=4))
+    run.test(cat_vae(), loaders()[1], verbose=False)
+    out = capsys.readouterr().out
+    assert "training" in out
+    assert "39/39" in out
+    assert "13/13" in out
+    assert run.progress_bar_callback is not None
 
 
 def test_a_grid_lays_images_row_by_row():

@@ -4,11 +4,12 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
 
 from taugrad.bounds import elbo
 from taugrad.callbacks import RandomStates
 from taugrad.categorical import bernoulli_log_prob
-from taugrad.data.batches import Batches
+from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split
 from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import Enumeration, configurations
@@ -34,10 +35,15 @@ def cat_vae(**changes):
     return CatVAE(**(arguments | changes))
 
 
-def batches(n=130, batch_size=10, seed=0):
+def images(n=130):
     g = torch.Generator().manual_seed(0)
-    images = 255 * torch.randint(2, (n, 4, 4), generator=g, dtype=torch.uint8)
-    return Batches(Split(images, torch.zeros(n, dtype=torch.int64)), batch_size, seed=seed)
+    return Split(255 * torch.randint(2, (n, 4, 4), generator=g, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64))
+
+
+def loaders(split=None, stack=1):
+    """Training and validation batches: 13 steps an epoch."""
+    split = split or images()
+    return ShuffledBatches(split, 10, seed=0, stack=stack), Batches(split, 10)
 
 
 def trainer(tmp_path, *callbacks, **arguments):
@@ -50,13 +56,21 @@ def trainer(tmp_path, *callbacks, **arguments):
 
 
 class Losses(Callback):
+    """Loss, learning rate and batch of every optimizer step."""
+
     def __init__(self):
         self.losses = {}
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        tau = pl_module.tau(trainer.global_step - 1)
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.losses[trainer.global_step] = (outputs["loss"].item(), tau, lr, batch[0].sum().item())
+    def setup(self, trainer, pl_module, stage):
+        original = pl_module.elbo_terms
+
+        def elbo_terms(x, step):
+            reconstruction, kl = original(x, step)
+            lr = trainer.optimizers[0].param_groups[0]["lr"]
+            self.losses[step] = ((kl - reconstruction).item(), pl_module.tau(step), lr, x.flatten(1).sum(-1).tolist())
+            return reconstruction, kl
+
+        pl_module.elbo_terms = elbo_terms
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -66,8 +80,7 @@ def test_training_lowers_the_loss_with_every_estimator(name, tmp_path):
     model = cat_vae(estimator={"_target_": f"taugrad.estimators.{name}"}, lr_factor=constant)
     x = torch.zeros(50, 4, 4, dtype=torch.uint8)
     x[:25, :2], x[25:, 2:] = 255, 255  # two images: 0.69 nats
-    data = Batches(Split(x, torch.zeros(50, dtype=torch.int64)), 10, seed=0)
-    trainer(tmp_path, losses, max_steps=150).fit(model, data, data)
+    trainer(tmp_path, losses, max_steps=150).fit(model, *loaders(Split(x, torch.zeros(50, dtype=torch.int64))))
     first, last = (
         torch.tensor([loss for loss, *_ in list(losses.losses.values())[s]]).mean()
         for s in (slice(5), slice(-20, None))
@@ -83,16 +96,16 @@ def test_the_training_loss_is_minus_the_elbo():
     pixels = model.decode(z)
     reconstruction = Enumeration().expectation(lambda z: bernoulli_log_prob(pixels, x.flatten(1)), logits)
     expected = -elbo(reconstruction, logits).mean()
-    model.trainer = type("T", (), {"global_step": 0, "log_every_n_steps": 10**9})()
-    torch.testing.assert_close(model.training_step((x, torch.zeros(7)), 0), expected)
+    reconstruction, kl = model.elbo_terms(x, step=0)
+    torch.testing.assert_close(kl - reconstruction, expected)
 
 
 def test_the_tested_bound_approaches_the_enumerated_likelihood_from_below(tmp_path):
     model = cat_vae(nll_samples=500)
-    data = batches(seed=None)
+    data = loaders()[1]
     metrics = trainer(tmp_path).test(model, data, verbose=False)[0]
     log_px = []
-    for x, _ in batches(seed=None):
+    for x, _ in data:
         z = configurations(torch.zeros(len(x), 3, 4))
         log_px.append(torch.logsumexp(model.log_likelihood(x, z), 0) - 3 * math.log(4))
     nll = -torch.cat(log_px).mean().item()
@@ -108,7 +121,7 @@ def test_evaluation_is_discrete_repeatable_and_leaves_the_random_state_alone(tmp
     seen = []
     model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     before = torch.get_rng_state()
-    metrics = [trainer(tmp_path).test(model, batches(seed=None), verbose=False)[0] for _ in range(2)]
+    metrics = [trainer(tmp_path).test(model, loaders()[1], verbose=False)[0] for _ in range(2)]
     assert metrics[0] == metrics[1]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(((z == 0) | (z == 1)).all() for z in seen)
@@ -120,7 +133,7 @@ def test_code_usage_is_all_codes_for_a_uniform_q_and_one_for_a_constant_code(tmp
         model.encoder[-1].weight.zero_()
         for bias, perplexity, active in ((torch.zeros(12), 4.0, 4.0), (torch.tensor([50.0, 0, 0, 0] * 3), 1.0, 1.0)):
             model.encoder[-1].bias.copy_(bias)
-            metrics = trainer(tmp_path).validate(model, batches(seed=None), verbose=False)[0]
+            metrics = trainer(tmp_path).validate(model, loaders()[1], verbose=False)[0]
             assert metrics["val/code_perplexity"] == pytest.approx(perplexity, abs=1e-4)
             assert metrics["val/active_codes"] == active
 
@@ -128,10 +141,29 @@ def test_code_usage_is_all_codes_for_a_uniform_q_and_one_for_a_constant_code(tmp
 def test_tau_and_the_learning_rate_follow_from_the_step(tmp_path):
     losses = Losses()
     model = cat_vae()
-    trainer(tmp_path, losses, max_steps=30).fit(model, batches(), batches(seed=None))
+    trainer(tmp_path, losses, max_steps=30).fit(model, *loaders())
     for step, (_, tau, lr, _) in losses.losses.items():
-        assert tau == model.tau(step - 1)
-        assert lr == pytest.approx(1e-2 * model.lr_factor(step - 1))
+        assert tau == model.tau(step)
+        assert lr == pytest.approx(1e-2 * model.lr_factor(step))
+
+
+def test_a_stack_of_batches_is_as_many_optimizer_steps_as_batches(tmp_path):
+    one, stacked = Losses(), Losses()
+    for losses, stack in ((one, 1), (stacked, 4)):
+        torch.manual_seed(1)
+        trainer(tmp_path, losses, max_steps=30).fit(cat_vae(), *loaders(stack=stack))
+    assert list(one.losses) == list(range(30))
+    assert stacked.losses == one.losses
+
+
+@pytest.mark.filterwarnings("ignore:.* does not have many workers")
+def test_a_batch_of_an_ordinary_loader_is_one_step(tmp_path):
+    split = images()
+    ordinary = DataLoader(TensorDataset(split.images.float() / 255, split.labels), batch_size=10)
+    losses = Losses()
+    run = trainer(tmp_path, losses, max_epochs=2)
+    run.fit(cat_vae(), ordinary, loaders()[1])
+    assert run.global_step == len(losses.losses) == 26
 
 
 def checkpoints_every(steps, tmp_path):
@@ -140,24 +172,30 @@ def checkpoints_every(steps, tmp_path):
     )
 
 
-resumes_in_its_directory = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
+def resumes_in_its_directory(test):
+    """Lightning warns of a directory in use, and that a checkpoint of manual optimization is as of after the step."""
+    for warning in ("Checkpoint directory .* exists", "Using ModelCheckpoint with manual optimization"):
+        test = pytest.mark.filterwarnings(f"ignore:{warning}:UserWarning")(test)
+    return test
 
 
 @resumes_in_its_directory
-@pytest.mark.parametrize("stop", [7, 13, 20])  # in the middle of the first epoch, at its end, in the second
-def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(stop, tmp_path):
+@pytest.mark.parametrize(
+    ("stop", "stack"), [(7, 1), (13, 1), (20, 1), (8, 4), (13, 4), (21, 4)]
+)  # in the middle of the first epoch, at its end, in the second
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(stop, stack, tmp_path):
     whole, rest = Losses(), Losses()
     torch.manual_seed(1)
     uninterrupted = cat_vae()
     trainer(tmp_path, whole, RandomStates(), checkpoints_every(stop, tmp_path), max_steps=40).fit(
-        uninterrupted, batches(), batches(seed=None)
+        uninterrupted, *loaders(stack=stack)
     )
     torch.manual_seed(2)
     resumed = cat_vae()
     trainer(tmp_path, rest, RandomStates(), checkpoints_every(stop, tmp_path), max_steps=40).fit(
-        resumed, batches(), batches(seed=None), ckpt_path=tmp_path / "c" / f"{stop}.ckpt", weights_only=True
+        resumed, *loaders(stack=stack), ckpt_path=tmp_path / "c" / f"{stop}.ckpt", weights_only=True
     )
-    assert list(rest.losses) == list(range(stop + 1, 41))
+    assert list(rest.losses) == list(range(stop, 40))
     assert rest.losses == {step: whole.losses[step] for step in rest.losses}
     for a, b in zip(uninterrupted.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -168,16 +206,16 @@ def test_without_the_random_states_the_resumed_run_differs(tmp_path):
     whole, rest = Losses(), Losses()
     for losses, start in ((whole, None), (rest, tmp_path / "c" / "7.ckpt")):
         trainer(tmp_path, losses, checkpoints_every(7, tmp_path), max_steps=10).fit(
-            cat_vae(), batches(), batches(seed=None), ckpt_path=start, weights_only=True
+            cat_vae(), *loaders(), ckpt_path=start, weights_only=True
         )
-    assert rest.losses[8][1:] == whole.losses[8][1:]  # tau, the learning rate and the batch are right
-    assert rest.losses[8] != whole.losses[8]  # the noise is not
+    assert rest.losses[7][1:] == whole.losses[7][1:]  # tau, the learning rate and the batch are right
+    assert rest.losses[7] != whole.losses[7]  # the noise is not
 
 
 def test_a_checkpoint_reloads_alone_and_safely(tmp_path):
     model = cat_vae()
     run = trainer(tmp_path, max_steps=3)
-    run.fit(model, batches(), batches(seed=None))
+    run.fit(model, *loaders())
     run.save_checkpoint(tmp_path / "model.ckpt")
     again = CatVAE.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert again.hparams == model.hparams
@@ -193,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_term_step_and_tau(la
                 getattr(pl_module, layer)[-1].bias.data.fill_(math.nan)
 
     with pytest.raises(NonFiniteLossError, match=rf"the {term} term of the loss is nan at step 5 \(tau = 0.95\)"):
-        trainer(tmp_path, Break(), max_steps=10).fit(cat_vae(), batches(), batches(seed=None))
+        trainer(tmp_path, Break(), max_steps=10).fit(cat_vae(), *loaders())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from scipy import stats
 from statistics_of_samples import FALSE_FAILURE
 
 from taugrad.data import binarized_mnist as embedded
-from taugrad.data.batches import Batches
+from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.datamodule import ImageData
 from taugrad.data.idx import read_idx
 from taugrad.data.images import Split, binarize, split
@@ -266,47 +266,57 @@ def numbered(n):
 
 
 def test_an_epoch_visits_each_image_once_in_an_order_of_seed_and_epoch():
-    batches = Batches(numbered(20), 4, seed=0)
-    first, second = ([label for _, y in batches for label in y.tolist()] for _ in range(2))
+    batches = ShuffledBatches(numbered(20), 4, seed=0)
+    first, second = ([label for _, y in batches for label in y.flatten().tolist()] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(20))
     assert first != second
-    assert first == [label for _, y in Batches(numbered(20), 4, seed=0) for label in y.tolist()]
-    assert first != [label for _, y in Batches(numbered(20), 4, seed=1) for label in y.tolist()]
+    assert first == [label for _, y in ShuffledBatches(numbered(20), 4, seed=0) for label in y.flatten().tolist()]
+    assert first != [label for _, y in ShuffledBatches(numbered(20), 4, seed=1) for label in y.flatten().tolist()]
 
 
 def test_seeds_and_epochs_do_not_alias():
     orders = set()
     for seed in range(4):
-        batches = Batches(numbered(20), 20, seed=seed)
-        orders |= {tuple(y.tolist()) for _ in range(4) for _, y in batches}
+        batches = ShuffledBatches(numbered(20), 20, seed=seed)
+        orders |= {tuple(y.flatten().tolist()) for _ in range(4) for _, y in batches}
     assert len(orders) == 16
 
 
 def test_training_drops_the_incomplete_batch_and_evaluation_keeps_it():
-    shuffled, ordered = Batches(numbered(10), 4, seed=0), Batches(numbered(10), 4)
-    assert [len(y) for _, y in shuffled] == [4, 4]
+    shuffled, ordered = ShuffledBatches(numbered(10), 4, seed=0), Batches(numbered(10), 4)
+    assert [y.shape for _, y in shuffled] == [(1, 4), (1, 4)]
     assert [y.tolist() for _, y in ordered] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert (len(shuffled), len(ordered)) == (2, 3)
 
 
 def test_images_become_floats_in_the_unit_interval_and_stay_with_their_labels():
-    for x, y in Batches(numbered(20), 5, seed=0):
+    for x, y in ShuffledBatches(numbered(20), 5, seed=0):
         assert x.dtype == torch.float32
-        assert torch.equal(x.flatten(), y.float() / 255)
+        assert x.shape == (1, 5, 1, 1)
+        assert torch.equal(x.flatten(), y.flatten().float() / 255)
 
 
+def test_stacks_hold_the_same_batches_in_the_same_order():
+    single, stacked = (ShuffledBatches(numbered(23), 4, seed=0, stack=stack) for stack in (1, 3))
+    assert (len(single), len(stacked)) == (5, 2)
+    batches = [y for _, y in stacked]
+    assert [y.shape for y in batches] == [(3, 4), (2, 4)]
+    assert torch.equal(torch.cat(batches), torch.cat([y for _, y in single]))
+
+
+@pytest.mark.parametrize("stack", [1, 3])
 @pytest.mark.parametrize("taken", [0, 1, 3, 4, 5, 9])
-def test_a_loaded_state_goes_on_with_the_batches_that_were_left(taken):
+def test_a_loaded_state_goes_on_with_the_batches_that_were_left(taken, stack):
     def stream(batches):
         while True:
             for _, y in batches:
                 yield y.tolist()
 
-    original = Batches(numbered(16), 4, seed=0)
+    original = ShuffledBatches(numbered(16), 4, seed=0, stack=stack)
     left = stream(original)
     for _ in range(taken):
         next(left)
-    resumed = Batches(numbered(16), 4, seed=0)
+    resumed = ShuffledBatches(numbered(16), 4, seed=0, stack=stack)
     resumed.load_state_dict(original.state_dict())
     right = stream(resumed)
     for _ in range(10):
@@ -315,7 +325,7 @@ def test_a_loaded_state_goes_on_with_the_batches_that_were_left(taken):
 
 def test_dynamic_binarization_draws_anew_at_every_visit_and_by_intensity():
     split = Split(torch.full((1000, 4, 4), 51, dtype=torch.uint8), torch.zeros(1000))
-    batches = Batches(split, 1000, seed=0, sample_pixels=True)
+    batches = ShuffledBatches(split, 1000, seed=0, sample_pixels=True)
     (a, _), (b, _) = next(iter(batches)), next(iter(batches))
     assert set(a.unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(a, b)
@@ -324,8 +334,9 @@ def test_dynamic_binarization_draws_anew_at_every_visit_and_by_intensity():
 
 @pytest.mark.parametrize("size", [0, -1, 11])
 def test_a_batch_size_outside_the_split_gets_a_sentence(size):
-    with pytest.raises(ValueError, match=rf"batch_size must be in \[1, 10\], the size of the split, got {size}"):
-        Batches(numbered(10), size)
+    for build in (Batches, lambda split, size: ShuffledBatches(split, size, seed=0)):
+        with pytest.raises(ValueError, match=rf"batch_size must be in \[1, 10\], the size of the split, got {size}"):
+            build(numbered(10), size)
 
 
 # The datamodule

@@ -7,7 +7,15 @@ from scipy import stats
 from statistics_of_samples import FALSE_FAILURE, distribution_p_value, frequencies_p_value
 from torch.nn import functional as F
 
-from taugrad.gumbel import gumbel_argmax, gumbel_noise, gumbel_softmax, one_hot, straight_through
+from taugrad.gumbel import (
+    conditional_perturbed,
+    gumbel_argmax,
+    gumbel_max,
+    gumbel_noise,
+    gumbel_softmax,
+    one_hot,
+    straight_through,
+)
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 LOGITS = torch.tensor([0.5, -1.0, 2.0, 0.0, -torch.inf])
@@ -87,6 +95,13 @@ def test_gumbel_argmax_samples_softmax():
     assert frequencies_p_value(index.bincount(minlength=5), LOGITS.softmax(-1)) > FALSE_FAILURE
 
 
+def test_gumbel_max_is_gumbel_argmaxs_one_hot():
+    logits = torch.randn(100, 5, 3, requires_grad=True)
+    z = gumbel_max(logits, 1, generator=generator())
+    assert torch.equal(z.argmax(1), gumbel_argmax(logits, 1, generator=generator()))
+    assert not z.requires_grad
+
+
 def test_the_frequency_test_has_power():
     index = gumbel_argmax((LOGITS + torch.tensor([0.05, 0.0, 0.0, 0.0, 0.0])).expand(100_000, 5))
     assert frequencies_p_value(index.bincount(minlength=5), LOGITS.softmax(-1)) < FALSE_FAILURE
@@ -103,6 +118,25 @@ def test_the_comparison_with_torch_has_power():
     ours = gumbel_softmax(LOGITS.expand(100_000, 5), 0.75)
     theirs = F.gumbel_softmax(LOGITS.expand(100_000, 5), 0.7)
     assert stats.ks_2samp(ours[:, 2].numpy(), theirs[:, 2].numpy()).pvalue < FALSE_FAILURE
+
+
+def test_perturbed_logits_given_their_argmax_have_the_law_of_those_drawn_without():
+    n = 200_000
+    s = LOGITS.double().log_softmax(-1) + gumbel_noise(torch.empty(n, 5, dtype=torch.float64))
+    index = s.argmax(-1)
+    for i in range(4):
+        drawn = s[index == i]
+        z = one_hot(torch.full((len(drawn),), i), drawn)
+        given = conditional_perturbed(LOGITS.double().expand_as(drawn), z)
+        assert torch.equal(given.argmax(-1), z.argmax(-1))
+        assert (given[:, 4] == -torch.inf).all()
+        for k in range(4):
+            assert stats.ks_2samp(given[:, k].numpy(), drawn[:, k].numpy()).pvalue > FALSE_FAILURE
+    other = one_hot(torch.full((n,), 2), s)
+    assert (
+        stats.ks_2samp(conditional_perturbed(LOGITS.double().expand(n, 5), other)[:, 0].numpy(), s[:, 0].numpy()).pvalue
+        < FALSE_FAILURE
+    )  # power
 
 
 # Values

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ SMALL = [
     "model.nll_samples=5",
     "trainer.max_steps=60",
     "trainer.check_val_every_n_epoch=null",
-    "+trainer.val_check_interval=30",
+    "+trainer.val_check_interval=3",  # stacks of ten steps
     "+trainer.limit_val_batches=4",
     "+trainer.limit_test_batches=4",
 ]
@@ -161,7 +162,7 @@ def test_a_bad_config_ends_before_training_in_a_sentence_that_names_the_key(argu
     assert result.returncode == 1
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
-    assert "Epoch" not in result.stdout
+    assert "training" not in result.stdout
 
 
 def test_evaluating_what_is_no_run_gets_a_sentence(tmp_path):
@@ -174,7 +175,7 @@ def test_the_command_line_prints_its_config_its_help_and_completions(tmp_path):
     config = run("train.py", "model=cat_vae", "--cfg", "job", cwd=tmp_path)
     assert "_target_: taugrad.tasks.cat_vae.CatVAE" in config.stdout
     text = run("train.py", "--help", cwd=tmp_path).stdout
-    assert "estimator: enumeration, gumbel_softmax, st_gumbel_softmax, straight_through" in text
+    assert re.search(r"estimator: .*gumbel_softmax, .*reinmax, .*st_gumbel_softmax, straight_through", text)
     environment = os.environ | {"COMP_LINE": "train.py estimator=st", "COMP_POINT": "21"}
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-sc", "query=bash"]
     completions = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

@@ -53,6 +53,32 @@ def check_tau(tau: float | Tensor) -> float | Tensor:
     return tau  # pyright: ignore[reportReturnType]  # SymFloat stands for a float while compiling
 
 
+def check_positive(name: str, value: float) -> None:
+    """Raise unless `value` is a positive, finite number.
+
+    >>> check_positive("gap", -1.0)
+    Traceback (most recent call last):
+    ValueError: gap must be a positive finite number, got -1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive finite number, got {value}")
+
+
+def check_count(name: str, value: int, smallest: int = 1) -> None:
+    """Raise unless `value` is a whole number of at least `smallest`.
+
+    >>> check_count("draws", 0)
+    Traceback (most recent call last):
+    ValueError: draws must be at least 1, got 0
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {value}")
+
+
 def check_rows(y: Tensor, dim: int, tau: float | Tensor = 1.0) -> None:
     """Raise when a row of the probabilities `y` is NaN: its logits allow no class or hold NaN or +inf, or tau is bad.
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from taugrad._arguments import check_count
 from taugrad.categorical import kl_to_uniform, log_prob
-from taugrad.gumbel import gumbel_argmax, one_hot
+from taugrad.gumbel import gumbel_max
 
 
 def elbo(log_likelihood: Tensor, logits: Tensor) -> Tensor:
@@ -64,9 +65,8 @@ def importance_weighted_bound(
     >>> importance_weighted_bound(lambda z: torch.full(z.shape[:-2], -3.0 - math.log(2)), logits, num_samples=5)
     tensor(-3.)
     """
-    for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_count("num_samples", num_samples)
+    check_count("chunk_size", chunk_size)
     log_sum = logits.new_full(logits.shape[:-2], -math.inf)
     for start in range(0, num_samples, chunk_size):
         S = min(chunk_size, num_samples - start)
@@ -91,5 +91,4 @@ def hard_samples(logits: Tensor, num_samples: int, *, generator: torch.Generator
     tensor([[1., 0.],
             [1., 0.]])
     """
-    logits = logits.detach().expand(num_samples, *logits.shape)
-    return one_hot(gumbel_argmax(logits, generator=generator), logits)
+    return gumbel_max(logits.expand(num_samples, *logits.shape), generator=generator)

@@ -1,52 +1,129 @@
-"""What a run shows and saves beside its task: progress, speed, pictures, code usage, random states, its own config."""
+"""What a run shows and saves beside its task: progress, scalars, pictures, random states, its own config."""
 
 import random
 import time
 from typing import Any
 
 import numpy as np
+import rich.progress
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from taugrad.gumbel import one_hot
-from taugrad.tasks.cat_vae import CatVAE
+from taugrad.tasks.cat_vae import CatVAE, is_kept
 
 
-class Progress(RichProgressBar):
-    """Lightning's bar with loss and tau, without the logger's version and the epoch limit that a run by steps lacks."""
+class Progress(ProgressBar):
+    """One bar over all optimizer steps of a training with loss, tau and the time left, and one over each evaluation.
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands right of the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return {"step": f"{trainer.global_step:,}/{trainer.max_steps:,}"} | metrics
+    Args:
+        every: steps between two refreshes; drawing costs more than a small model's step.
+    """
 
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch}"
+    def __init__(self, every: int = 50) -> None:
+        super().__init__()
+        self.every = every
+        self._bar: rich.progress.Progress | None = None
+        self._enabled = True
+
+    def enable(self) -> None:
+        """Show the bar, as on the first process of several."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing."""
+        self._enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the training's bar."""
+        self._start("training", trainer.max_steps if trainer.max_steps > 0 else None, trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Move the training's bar."""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items())
+        self._move(trainer.global_step, shown)
+
+    def on_train_end(self, *_: Any) -> None:
+        """End the training's bar."""
+        self._stop()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the test's bar."""
+        self._start("test", int(sum(trainer.num_test_batches)), 0)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int, *_: Any
+    ) -> None:
+        """Move the test's bar."""
+        self._move(i + 1)
+
+    def on_test_end(self, *_: Any) -> None:
+        """End the test's bar."""
+        self._stop()
+
+    def on_exception(self, *_: Any) -> None:
+        """Leave the terminal in order."""
+        self._stop()
+
+    def _start(self, name: str, total: int | None, done: int) -> None:
+        if self._enabled:
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = rich.progress.Progress(*columns, "{task.fields[shown]}", auto_refresh=False)
+            self._bar.start()
+            self._bar.add_task(name, total=total, completed=done, shown="")
+            self._drawn = done
+
+    def _move(self, done: int, shown: str = "") -> None:
+        if self._bar is not None and (done - self._drawn >= self.every or done == self._bar.tasks[0].total):
+            self._bar.update(TaskID(0), completed=done, shown=shown, refresh=True)
+            self._drawn = done
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
-class StepsPerSecond(Callback):
-    """Logs the training speed between two logged steps, evaluation left out."""
+class Scalars(Callback):
+    """Writes what a task logs, and the training speed, to the loggers: over optimizer steps, evaluations left out."""
 
     def __init__(self) -> None:
         self._since: tuple[int, float] | None = None
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Log steps a second every `log_every_n_steps`."""
-        step = trainer.global_step
-        if step % trainer.log_every_n_steps:  # pyright: ignore
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Write the training's metrics every `log_every_n_steps`."""
+        if not is_kept(trainer):
             return
-        now = time.perf_counter()
+        metrics = {name: x for name, x in trainer.callback_metrics.items() if not name.startswith(("val/", "test/"))}
+        step, now = trainer.global_step, time.perf_counter()
         if self._since:
-            pl_module.log("train/steps_per_second", (step - self._since[0]) / (now - self._since[1]))
+            metrics["train/steps_per_second"] = torch.tensor((step - self._since[0]) / (now - self._since[1]))
         self._since = step, now
+        self._write(trainer, metrics)
 
     def on_validation_start(self, *_: Any) -> None:
         """Do not count the time of a validation."""
         self._since = None
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        """Write the validation's metrics."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._write(trainer, {name: x for name, x in trainer.callback_metrics.items() if name.startswith("val/")})
+
+    def _write(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value.item() for name, value in metrics.items()}, step=trainer.global_step)
 
 
 class Pictures(Callback):

@@ -71,6 +71,51 @@ def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator |
     return index.squeeze(dim)
 
 
+def gumbel_max(logits: Tensor, dim: int = -1, *, generator: torch.Generator | None = None) -> Tensor:
+    r"""An exact sample of softmax(logits) as a one-hot vector: that of `gumbel_argmax`.
+
+    Args:
+        logits: (..., K, ...), floating point; -inf masks a class.
+        dim: the dimension of the K classes.
+        generator: a source of randomness; default torch's own.
+
+    Returns:
+        z in the shape and dtype of `logits`, without gradient.
+
+    Raises:
+        ValueError, TypeError, IndexError: as for `gumbel_argmax`.
+
+    >>> gumbel_max(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]))
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    return one_hot(gumbel_argmax(logits, dim, generator=generator), logits.detach(), dim)
+
+
+def conditional_perturbed(logits: Tensor, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    r"""Perturbed log-probabilities $s = \log\pi + g$ given that their argmax is z (2010.04838).
+
+    The largest is Gumbel(0) whatever the class, $s_i = g_i$; another is cut off at it,
+    $s_j = -\log(e^{-(\log\pi_j + g_j)} + e^{-s_i})$, with fresh noise g.
+
+    Args:
+        logits: (..., K), floating point; -inf masks a class.
+        z: one-hot, (..., K), of no masked class.
+        generator: a source of randomness; default torch's own.
+
+    Returns:
+        s, (..., K), in the dtype of the noise, without gradient.
+
+    >>> s = conditional_perturbed(torch.tensor([0.0, 0.0, -torch.inf]), torch.tensor([0.0, 1.0, 0.0]))
+    >>> s.argmax(), s[2]
+    (tensor(1), tensor(-inf))
+    """
+    g = gumbel_noise(logits, generator=generator)
+    top = (g * z).sum(-1, keepdim=True)
+    others = -torch.logaddexp(-(torch.log_softmax(logits.detach().to(g.dtype), -1) + g), -top)
+    return torch.where(z > 0, top, others)
+
+
 def gumbel_softmax(
     logits: Tensor,
     tau: float | Tensor = 1.0,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrad.estimators import Pathwise
-from taugrad.gumbel import gumbel_argmax, one_hot
+from taugrad.gumbel import gumbel_max
 
 
 class OneHotSample(nn.Module):
@@ -32,7 +32,7 @@ class OneHotSample(nn.Module):
         """Z in the shape and dtype of `logits` (..., K, ...), the K classes along `dim`."""
         if self.training:
             return self.estimator.sample(logits, tau, dim, generator=generator)
-        return one_hot(gumbel_argmax(logits, dim, generator=generator), logits, dim)
+        return gumbel_max(logits, dim, generator=generator)
 
     def extra_repr(self) -> str:
         """The estimator, in the module's repr."""

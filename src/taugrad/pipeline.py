@@ -14,15 +14,16 @@ from typing import Any
 
 import lightning
 import torch
-from lightning import LightningDataModule, Trainer, seed_everything
+from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from taugrad.callbacks import RandomStates, SaveConfig
+from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import fit_to_signature, instantiate, resolve
 from taugrad.errors import ConfigError
 
@@ -82,15 +83,19 @@ def train(config: DictConfig) -> float:
         raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {run.objective}")
     if run.ckpt_path is not None and not Path(run.ckpt_path).is_file():
         raise ConfigError(f"ckpt_path must be a checkpoint file, got {run.ckpt_path}")
-    trainer = _trainer(run)
+    callbacks = [instantiate(node) for node in run.callbacks.values()]
+    saved = {key: getattr(run, key) for key in _CHECKPOINTED}
+    loggers = [instantiate(node) for node in run.logger.values()]
+    trainer = _trainer(run.trainer, run.run_dir, [*callbacks, RandomStates(), SaveConfig(saved)], loggers)
+    evaluator = _trainer(run.trainer, run.run_dir, [c for c in callbacks if isinstance(c, ProgressBar)], [])
 
     trainer.fit(model, datamodule=data, ckpt_path=run.ckpt_path, weights_only=True)
     steps = trainer.global_step
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     evaluated: dict[str, Any] = {}
-    for evaluate_split in (trainer.validate, trainer.test):
+    for evaluate_split in (evaluator.validate, evaluator.test):
         evaluated |= evaluate_split(model, data, ckpt_path=best, weights_only=True, verbose=False)[0]
-    _log_hyperparameters(trainer, run, evaluated)
+    _log_hyperparameters(loggers, run, evaluated)
 
     metrics = evaluated | {
         "wall_seconds": time.perf_counter() - start,
@@ -122,28 +127,25 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     seed_everything(saved["seed"], workers=True, verbose=False)
     model = instantiate(saved["model"] | {"nll_samples": arguments.num_samples}, recursive=False)
     model.load_state_dict(checkpoint["state_dict"])
-    trainer: Trainer = instantiate(arguments.trainer)
+    trainer = _trainer(arguments.trainer, arguments.run, [Progress(every=1)], [])
     metrics = dict(trainer.test(model, instantiate(saved["data"], recursive=False), verbose=False)[0])
     _write_json(Path(arguments.run) / "evaluation.json", metrics)
     _print_metrics(Console(), metrics)
     return metrics
 
 
-def _trainer(run: TrainConfig) -> Trainer:
-    saved = {key: getattr(run, key) for key in _CHECKPOINTED}
-    callbacks = [instantiate(node) for node in run.callbacks.values()]
-    loggers = [instantiate(node) for node in run.logger.values()]
-    parts = {"callbacks": [*callbacks, RandomStates(), SaveConfig(saved)], "logger": loggers}
+def _trainer(config: Config, directory: str, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+    parts: Config = {"callbacks": callbacks, "logger": loggers, "default_root_dir": directory}
     try:
-        return instantiate(run.trainer)(default_root_dir=run.run_dir, **parts)
+        return instantiate(config)(enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks), **parts)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error
 
 
-def _log_hyperparameters(trainer: Trainer, run: TrainConfig, metrics: dict[str, float]) -> None:
+def _log_hyperparameters(loggers: list[Logger], run: TrainConfig, metrics: dict[str, float]) -> None:
     """Fill TensorBoard's HParams tab: what was set, beside what came out."""
-    hyperparameters = {"model": run.model, "data": run.data, "max_steps": trainer.max_steps, "seed": run.seed}
-    for logger in trainer.loggers:
+    hyperparameters = {"model": run.model, "data": run.data, "trainer": run.trainer, "seed": run.seed}
+    for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(hyperparameters, {f"hp/{name}": value for name, value in metrics.items()})
             logger.finalize("success")

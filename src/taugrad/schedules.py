@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from taugrad._arguments import check_count, check_positive
+
 
 class Schedule(Protocol):
     """Anything that maps a step to a temperature."""
@@ -33,7 +35,7 @@ class Constant:
     value: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("value", self.value)
+        check_positive("value", self.value)
 
     def __call__(self, step: int) -> float:
         """The value at any step."""
@@ -53,9 +55,9 @@ class Linear:
     steps: int = 10_000
 
     def __post_init__(self) -> None:
-        _positive("start", self.start)
-        _positive("end", self.end)
-        _count("steps", self.steps)
+        check_positive("start", self.start)
+        check_positive("end", self.end)
+        check_count("steps", self.steps)
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
@@ -79,9 +81,9 @@ class Exponential:
     every: int = 1
 
     def __post_init__(self) -> None:
-        _positive("start", self.start)
-        _positive("end", self.end)
-        _count("every", self.every)
+        check_positive("start", self.start)
+        check_positive("end", self.end)
+        check_count("every", self.every)
         if self.end > self.start:
             raise ValueError(f"end must be at most start = {self.start}, got {self.end}")
         if not 0 <= self.rate < math.inf:
@@ -105,9 +107,9 @@ class Cosine:
     steps: int = 10_000
 
     def __post_init__(self) -> None:
-        _positive("start", self.start)
-        _positive("end", self.end)
-        _count("steps", self.steps)
+        check_positive("start", self.start)
+        check_positive("end", self.end)
+        check_count("steps", self.steps)
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
@@ -139,7 +141,7 @@ class Join:
                 f"got {len(self.boundaries)}"
             )
         for boundary in self.boundaries:
-            _count("boundaries", boundary)
+            check_count("boundaries", boundary)
         if any(b <= a for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
             raise ValueError(f"boundaries must increase, got {list(self.boundaries)}")
 
@@ -163,25 +165,11 @@ class Cyclical:
 
     def __post_init__(self) -> None:
         _schedules("schedule", self.schedule)
-        _count("period", self.period)
+        check_count("period", self.period)
 
     def __call__(self, step: int) -> float:
         """The value at `step`, counted from the start of its cycle."""
         return self.schedule(step % self.period)
-
-
-def _positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive finite number, got {value}")
-
-
-def _count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _schedules(name: str, *schedules: Schedule) -> None:

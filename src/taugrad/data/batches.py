@@ -1,4 +1,4 @@
-"""Batches as index slices of tensors in memory, in an order that a seed and an epoch determine."""
+"""Batches as index slices of tensors in memory."""
 
 from collections.abc import Iterator
 
@@ -10,40 +10,63 @@ from taugrad.data.images import Split
 
 
 class Batches:
-    """An iterable over (x, labels), x (batch, height, width) float32 in [0, 1].
-
-    Its state is the epoch and the number of batches already handed out, so that a resumed run goes on in the middle of
-    an epoch with the batches that were left. Without a loaded state each `iter` starts the next epoch.
+    """The batches of an evaluation: (x, labels) in order, x (batch, height, width) float32 in [0, 1].
 
     Args:
         split: the images and labels.
-        batch_size: images a batch. A shuffled epoch drops the incomplete last batch, a sequential one keeps it.
-        seed: of the shuffling; None goes through the split in order.
+        batch_size: images a batch; the last batch may hold fewer.
+    """
+
+    def __init__(self, split: Split, batch_size: int) -> None:
+        self.split = split
+        self.batch_size = _fitting(batch_size, split)
+
+    def __len__(self) -> int:
+        return -(-len(self.split.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in zip(*(part.split(self.batch_size) for part in self.split), strict=True):
+            yield images.float().div_(255), labels
+
+
+class ShuffledBatches:
+    """The batches of a training, in an order that seed and epoch determine, several at a time.
+
+    An item is a stack of up to `stack` batches, (x, labels) with x (stack, batch, height, width) float32 in [0, 1], one
+    optimizer step each: what a trainer does around a training step it then does once for the stack.
+
+    The state is the epoch and the number of its batches already handed out, so that a resumed run goes on in the middle
+    of an epoch with the batches that were left. Without a loaded state each `iter` starts the next epoch. An epoch
+    drops its incomplete last batch.
+
+    Args:
+        split: the images and labels.
+        batch_size: images a batch.
+        seed: of the order.
+        stack: batches an item.
         sample_pixels: draw each pixel from its intensity anew at every visit (dynamic binarization).
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int | None = None, sample_pixels: bool = False) -> None:
-        n = len(split.labels)
-        if not 1 <= batch_size <= n:
-            raise ValueError(f"batch_size must be in [1, {n}], the size of the split, got {batch_size}")
+    def __init__(
+        self, split: Split, batch_size: int, *, seed: int, stack: int = 1, sample_pixels: bool = False
+    ) -> None:
         self.split = split
-        self.batch_size = batch_size
-        self.seed = seed
-        self.sample_pixels = sample_pixels
-        self._epoch = -1
-        self._batch = 0
+        self.batch_size = _fitting(batch_size, split)
+        self.seed, self.stack, self.sample_pixels = seed, stack, sample_pixels
+        self._epoch, self._batch = -1, 0
         self._loaded = False
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.split.labels), self.batch_size)
-        return full + (self.seed is None and rest > 0)
+        return -(-self._batches // self.stack)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if not (self._loaded and self._batch < len(self)):
+        if not (self._loaded and self._batch < self._batches):
             self._epoch, self._batch = self._epoch + 1, 0
         self._loaded = False
-        for rows in self._order().split(self.batch_size)[self._batch : len(self)]:
-            self._batch += 1
+        order = np.random.default_rng([self.seed, self._epoch]).permutation(len(self.split.labels))
+        batches = torch.from_numpy(order)[: self._batches * self.batch_size].view(self._batches, self.batch_size)
+        for rows in batches[self._batch :].split(self.stack):
+            self._batch += len(rows)
             x = self.split.images[rows].float().div_(255)
             yield (torch.bernoulli(x) if self.sample_pixels else x), self.split.labels[rows]
 
@@ -56,8 +79,13 @@ class Batches:
         self._epoch, self._batch = state["epoch"], state["batch"]
         self._loaded = self._epoch >= 0
 
-    def _order(self) -> Tensor:
-        n = len(self.split.labels)
-        if self.seed is None:
-            return torch.arange(n)
-        return torch.from_numpy(np.random.default_rng([self.seed, self._epoch]).permutation(n))
+    @property
+    def _batches(self) -> int:
+        return len(self.split.labels) // self.batch_size
+
+
+def _fitting(batch_size: int, split: Split) -> int:
+    n = len(split.labels)
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size must be in [1, {n}], the size of the split, got {batch_size}")
+    return batch_size

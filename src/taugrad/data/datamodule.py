@@ -5,8 +5,9 @@ from typing import Any, cast
 
 from lightning import LightningDataModule
 
+from taugrad._arguments import check_count
 from taugrad.config import instantiate
-from taugrad.data.batches import Batches
+from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split, Splits, binarize
 from taugrad.errors import ConfigError
 
@@ -16,10 +17,13 @@ _BINARIZE = ("none", "static", "dynamic")
 class ImageData(LightningDataModule):
     """Training, validation and test batches (x, labels) of one source, x (batch, height, width) in [0, 1].
 
+    Training batches come in stacks, x (stack, batch, height, width): one optimizer step for each.
+
     Args:
         source: config of the function that returns the three splits (`_target_` and its arguments).
         batch_size: images a training batch.
         eval_batch_size: images a batch of validation and test.
+        stack: batches that training takes at a time.
         binarize: `none` keeps intensities; `static` draws each pixel once, by a fixed seed; `dynamic` draws the
             training pixels anew at every visit and keeps validation and test static.
         seed: of the order of the training images.
@@ -34,16 +38,17 @@ class ImageData(LightningDataModule):
         self,
         source: Mapping[str, Any],
         batch_size: int = 100,
-        eval_batch_size: int = 500,
+        eval_batch_size: int = 100,
+        stack: int = 10,
         binarize: str = "none",
         seed: int = 0,
     ) -> None:
         super().__init__()
         if binarize not in _BINARIZE:
             raise ValueError(f"binarize must be one of {', '.join(_BINARIZE)}, got {binarize}")
-        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        check_count("batch_size", batch_size)
+        check_count("eval_batch_size", eval_batch_size)
+        check_count("stack", stack)
         self.save_hyperparameters(logger=False)
         self._splits: Splits | None = None
 
@@ -56,13 +61,14 @@ class ImageData(LightningDataModule):
                 f"got {self.hparams['batch_size']}"
             )
 
-    def train_dataloader(self) -> Batches:
-        """Shuffled batches of the training split."""
+    def train_dataloader(self) -> ShuffledBatches:
+        """Stacks of shuffled batches of the training split."""
         split, binarize = self._load().train, self.hparams["binarize"]
-        return Batches(
+        return ShuffledBatches(
             _binary(split) if binarize == "static" else split,
             self.hparams["batch_size"],
             seed=self.hparams["seed"],
+            stack=self.hparams["stack"],
             sample_pixels=binarize == "dynamic",
         )
 

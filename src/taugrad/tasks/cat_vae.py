@@ -6,16 +6,23 @@ r"""A variational auto-encoder with N categorical latents of K classes (1611.011
 The KL is analytic; E_q log p(x|z) and its gradient come from any estimator, at tau = schedule(step). Evaluation is
 discrete whatever training relaxed: hard samples, by a generator of their own, so that neither does evaluating change
 training nor the number of evaluations a result.
+
+A training step takes a stack of batches and makes an optimizer step for each (manual optimization): what Lightning does
+around a training step costs a fifth of a small model's optimizer step. Lightning's x-axis would count training steps,
+so during a fit `callbacks.Scalars` writes what is logged here to the loggers, over optimizer steps.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from taugrad._arguments import check_count
 from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
 from taugrad.categorical import bernoulli_log_prob, entropy, kl_to_uniform
 from taugrad.config import instantiate
@@ -71,11 +78,14 @@ class CatVAE(LightningModule):
         nll_samples: int = 1000,
     ) -> None:
         super().__init__()
-        _at_least(2, categories=categories)
-        _at_least(1, latents=latents, nll_samples=nll_samples)
+        check_count("latents", latents)
+        check_count("categories", categories, smallest=2)
+        check_count("nll_samples", nll_samples)
         for name, sizes in (("encoder", encoder), ("decoder", decoder), ("image_size", image_size)):
-            _at_least(1, **{f"{name}[{i}]": size for i, size in enumerate(sizes)})
+            for i, size in enumerate(sizes):
+                check_count(f"{name}[{i}]", size)
         self.save_hyperparameters(logger=False)
+        self.automatic_optimization = False  # a training step makes several optimizer steps
         self.latents, self.categories, self.image_size = latents, categories, tuple(image_size)
         self.nll_samples = nll_samples
         self.estimator: Estimator = instantiate(estimator)
@@ -98,43 +108,43 @@ class CatVAE(LightningModule):
         """Log p(x|z), (*more, batch), of images (batch, height, width) and one-hot z (*more, batch, N, K)."""
         return bernoulli_log_prob(self.decode(z), x.flatten(1))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch, -ELBO by the estimator at tau(step)."""
-        x, _ = batch
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """One optimizer step for each batch of a stack (stack, batch, height, width), or for a batch without stack."""
+        images, _ = batch
+        terms: dict[str, Tensor] = {}
+        for x in images if images.ndim == 4 else images.unsqueeze(0):
+            if self.global_step == self.trainer.max_steps:
+                break
+            terms = self.optimization_step(x)
+        if is_kept(self.trainer):
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            terms["train/grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+            self.log_dict(terms, logger=False)
+            shown = {"train/loss": -terms["train/elbo"], "tau": self.tau(self.global_step - 1)}
+            self.log_dict(shown, prog_bar=True, logger=False)
+
+    def optimization_step(self, x: Tensor) -> dict[str, Tensor]:
+        """One step on the loss of images (batch, height, width); tau and the learning rate follow from the step."""
         step = self.global_step
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * self.lr_factor(step)
+        reconstruction, kl = self.elbo_terms(x, step)
+        optimizer.zero_grad()
+        self.manual_backward(kl - reconstruction)
+        optimizer.step()
+        terms = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        return {f"train/{name}": term.detach() for name, term in terms.items()}
+
+    def elbo_terms(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """E_q log p(x|z) by the estimator at tau(step) and the KL, batch means; their difference is the ELBO."""
         tau = self.tau(step)
         logits = self.encode(x)
         kl = kl_to_uniform(logits).sum(-1).mean()
         _require_finite("KL", kl, step, tau)
         reconstruction = self.estimator.expectation(lambda z: self.log_likelihood(x, z), logits, tau).mean()
         _require_finite("reconstruction", reconstruction, step, tau)
-        loss = kl - reconstruction
-        if self.is_logging_step:
-            terms = {
-                "train/elbo": -loss.detach(),
-                "train/reconstruction": reconstruction.detach(),
-                "train/kl": kl.detach(),
-            }
-            self.log_dict(terms)
-            self.log_dict({"train/loss": loss.detach(), "tau": tau}, prog_bar=True)
-        return loss
-
-    @property
-    def is_logging_step(self) -> bool:
-        """Whether what this step logs is kept; logging costs more than a small model's whole step."""
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # pyright: ignore
-
-    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Set the learning rate of this step: like tau it follows from the step and is nobody's state."""
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * self.lr_factor(self.global_step)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient's norm."""
-        if self.is_logging_step:
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        return reconstruction, kl
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The configured optimizer over all parameters."""
@@ -155,8 +165,7 @@ class CatVAE(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log how many codes a latent uses, on average over the latents."""
         perplexity, active = self.code_usage()
-        self.log("val/code_perplexity", perplexity.mean())
-        self.log("val/active_codes", active.mean())
+        self._log_evaluation({"val/code_perplexity": perplexity.mean(), "val/active_codes": active.mean()})
 
     def code_usage(self) -> tuple[Tensor, Tensor]:
         """Perplexity and number of the codes above 1 % of the data, each (N,), over the last validation."""
@@ -177,8 +186,8 @@ class CatVAE(LightningModule):
         bound = importance_weighted_bound(
             lambda z: self.log_likelihood(x, z) + log_prior, logits, self.nll_samples, generator=self._generator
         )
-        self.log("test/nll", -bound.mean(), batch_size=len(x))
-        self.log("test/nll_samples", float(self.nll_samples), batch_size=len(x))
+        terms = {"test/nll": -bound.mean(), "test/nll_samples": float(self.nll_samples)}
+        self._log_evaluation(terms, batch_size=len(x))
 
     def _log_elbo(self, x: Tensor, split: str) -> Tensor:
         logits = self.encode(x)
@@ -191,14 +200,17 @@ class CatVAE(LightningModule):
             "reconstruction": reconstruction.mean(),
             "kl": reconstruction.mean() - bound,
         }
-        self.log_dict({f"{split}/{name}": value for name, value in terms.items()}, batch_size=len(x))
+        self._log_evaluation({f"{split}/{name}": value for name, value in terms.items()}, batch_size=len(x))
         return logits
 
+    def _log_evaluation(self, terms: Mapping[str, Tensor | float], batch_size: int | None = None) -> None:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        self.log_dict(terms, batch_size=batch_size, logger=False if fitting else None)
 
-def _at_least(smallest: int, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < smallest:
-            raise ValueError(f"{name} must be at least {smallest}, got {size}")
+
+def is_kept(trainer: Trainer) -> bool:
+    """Whether what this training step logs is kept; logging costs more than a small model's whole step."""
+    return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0  # pyright: ignore
 
 
 def _require_finite(term: str, value: Tensor, step: int, tau: float) -> None:

@@ -1,0 +1,55 @@
+"""What an estimator is: E f(z) over one-hot z, with a gradient to the logits."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from taugrad._arguments import compute_dtype
+
+
+class Estimator(ABC):
+    """An estimator of E f(z) with a gradient."""
+
+    @abstractmethod
+    def expectation(
+        self,
+        f: Callable[[Tensor], Tensor],
+        logits: Tensor,
+        tau: float | Tensor = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """An estimate of E f(z), (...), for `f` from (*more, ..., N, K) to (*more, ...) and logits (..., N, K)."""
+
+
+class Pathwise(Estimator):
+    """An estimator whose gradient flows through the sample itself."""
+
+    @abstractmethod
+    def sample(
+        self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A sample in the shape and dtype of `logits` (..., K, ...), with a gradient."""
+
+    def expectation(
+        self,
+        f: Callable[[Tensor], Tensor],
+        logits: Tensor,
+        tau: float | Tensor = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The one-sample estimate f(z), (...), for `f` from (..., N, K) to (...) and logits (..., N, K)."""
+        return f(self.sample(logits, tau, generator=generator))
+
+
+def tangent(logits: Tensor) -> Tensor:
+    """Zero in value, the identity in gradient: what a Jacobian is applied to, to be the gradient of a sample.
+
+    The Jacobian J of a softmax is symmetric, so `J @ tangent(logits)` has the value 0 and the backward J g. It is
+    calculated in float32 for half precision; a masked class gets no gradient.
+    """
+    x = logits.to(compute_dtype(logits.dtype))
+    return torch.where(torch.isinf(x), 0.0, x - x.detach())

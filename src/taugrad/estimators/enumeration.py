@@ -1,0 +1,64 @@
+"""Enumeration of every value of z: exact, and the oracle of the other estimators."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taugrad.categorical import log_prob
+from taugrad.estimators.base import Estimator
+from taugrad.gumbel import one_hot
+
+_MOST_CONFIGURATIONS = 2**20  # of z: what enumeration takes before it says that it is the wrong tool
+
+
+@dataclass(frozen=True)
+class Enumeration(Estimator):
+    r"""Exact: $\sum_z \prod_n p_n(z_n) f(z)$ over all K^N values of z: the oracle.
+
+    Bias: none; no variance. tau and generator have no effect. Cost: K^N evaluations of f, at most 2^20.
+
+    >>> logits = torch.tensor([[0.0, 0.0]], requires_grad=True)
+    >>> e = Enumeration().expectation(lambda z: z[..., 0, 0], logits)
+    >>> e.item(), torch.autograd.grad(e, logits)[0].tolist()
+    (0.5, [[0.25, -0.25]])
+    """
+
+    def expectation(
+        self,
+        f: Callable[[Tensor], Tensor],
+        logits: Tensor,
+        tau: float | Tensor = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """E f(z), (...), for `f` from (K^N, ..., N, K) to (K^N, ...) and logits (..., N, K)."""
+        z = configurations(logits)
+        values = f(z)
+        if values.shape != z.shape[:-2]:
+            raise ValueError(
+                f"f must return one value for each sample, shape {tuple(z.shape[:-2])} for z of shape "
+                f"{tuple(z.shape)}, got {tuple(values.shape)}"
+            )
+        return (log_prob(logits, z).sum(-1).exp() * values).sum(0)
+
+
+def configurations(logits: Tensor) -> Tensor:
+    """Every value that z can take, for logits (..., N, K): one-hot (K^N, ..., N, K), without gradient.
+
+    >>> configurations(torch.zeros(1, 2)).tolist()
+    [[[1.0, 0.0]], [[0.0, 1.0]]]
+    """
+    if logits.ndim < 2:
+        raise ValueError(f"logits must have shape (..., N, K), got {tuple(logits.shape)}")
+    N, K = logits.shape[-2:]
+    if N * math.log2(max(K, 1)) > math.log2(_MOST_CONFIGURATIONS):
+        raise ValueError(
+            f"logits of {N} x {K} have {K}^{N} configurations, more than the {_MOST_CONFIGURATIONS} that enumeration "
+            "takes"
+        )
+    index = torch.cartesian_prod(*[torch.arange(K, device=logits.device)] * N).view(K**N, N)
+    index = index.view(K**N, *[1] * (logits.ndim - 2), N).expand(K**N, *logits.shape[:-1])
+    return one_hot(index, logits.new_zeros(1).expand(*index.shape, K))
