@@ -7,7 +7,7 @@ A run's directory holds `.hydra/` (the config and its overrides), `checkpoints/b
 import json
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class TrainConfig:
     seed: int
     objective: str
     run_dir: str
+    published: Config = field(default_factory=dict)  # a preset's values for each estimator, which other keys refer to
     ckpt_path: str | None = None
 
 
@@ -92,7 +93,7 @@ def train(config: DictConfig) -> float:
     trainer.fit(model, datamodule=data, ckpt_path=run.ckpt_path, weights_only=True)
     steps = trainer.global_step
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-    evaluated: dict[str, Any] = {}
+    evaluated: dict[str, Any] = {k: v.item() for k, v in trainer.callback_metrics.items() if k == "train/epoch_loss"}
     for evaluate_split in (evaluator.validate, evaluator.test):
         evaluated |= evaluate_split(model, data, ckpt_path=best, weights_only=True, verbose=False)[0]
     _log_hyperparameters(loggers, run, evaluated)

@@ -57,6 +57,7 @@ class CatVAE(LightningModule):
 
     metrics: ClassVar[tuple[str, ...]] = (
         *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", "elbo", "reconstruction", "kl")),
+        "train/epoch_loss",
         "val/code_perplexity",
         "val/active_codes",
         "test/nll",
@@ -94,6 +95,7 @@ class CatVAE(LightningModule):
         pixels = math.prod(image_size)
         self.encoder = mlp(pixels, encoder, latents * categories, activation)
         self.decoder = mlp(latents * categories, decoder, pixels, activation)
+        self.epoch_losses: list[Tensor] = []  # one for each step of the epoch, or of its part since a resume
         self.aggregate: Tensor | None = None  # sum of q(z|x) over the validation images seen, (N, K)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -133,8 +135,18 @@ class CatVAE(LightningModule):
         optimizer.zero_grad()
         self.manual_backward(kl - reconstruction)
         optimizer.step()
+        self.epoch_losses.append((kl - reconstruction).detach())
         terms = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
         return {f"train/{name}": term.detach() for name, term in terms.items()}
+
+    def on_train_epoch_start(self) -> None:
+        """Gather the epoch's losses anew."""
+        self.epoch_losses = []
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss of the epoch's steps, each by its training sample."""
+        if self.epoch_losses:
+            self.log("train/epoch_loss", torch.stack(self.epoch_losses).mean(), logger=False)
 
     def elbo_terms(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """E_q log p(x|z) by the estimator at tau(step) and the KL, batch means; their difference is the ELBO."""
