@@ -73,44 +73,28 @@ def train(config: DictConfig) -> float:
     """
     start = time.perf_counter()
     run = TrainConfig(**fit_to_signature(TrainConfig, resolve(config)))
-    if not 0 <= run.seed < 2**32:
-        raise ConfigError(f"seed must be in [0, {2**32 - 1}], got {run.seed}")
     console = Console()
     console.print(Syntax(OmegaConf.to_yaml(config, resolve=True), "yaml", background_color="default"))
-    seed_everything(run.seed, workers=True, verbose=False)
-    data: LightningDataModule = instantiate(run.data, recursive=False)
-    model = instantiate(run.model, recursive=False)
-    if run.objective not in model.metrics:
-        raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {run.objective}")
-    if run.ckpt_path is not None and not Path(run.ckpt_path).is_file():
-        raise ConfigError(f"ckpt_path must be a checkpoint file, got {run.ckpt_path}")
-    callbacks = [instantiate(node) for node in run.callbacks.values()]
+    model, data = _model_and_data(run)
+    callbacks, loggers = ([instantiate(node) for node in group.values()] for group in (run.callbacks, run.logger))
     saved = {key: getattr(run, key) for key in _CHECKPOINTED}
-    loggers = [instantiate(node) for node in run.logger.values()]
     trainer = _trainer(run.trainer, run.run_dir, [*callbacks, RandomStates(), SaveConfig(saved)], loggers)
     evaluator = _trainer(run.trainer, run.run_dir, [c for c in callbacks if isinstance(c, ProgressBar)], [])
 
     trainer.fit(model, datamodule=data, ckpt_path=run.ckpt_path, weights_only=True)
-    steps = trainer.global_step
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-    evaluated: dict[str, Any] = {k: v.item() for k, v in trainer.callback_metrics.items() if k == "train/epoch_loss"}
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if best:
+        model.load_state_dict(_load(Path(best))["state_dict"])
+    results = {k: v.item() for k, v in trainer.callback_metrics.items() if k == "train/epoch_loss"}
     for evaluate_split in (evaluator.validate, evaluator.test):
-        evaluated |= evaluate_split(model, data, ckpt_path=best, weights_only=True, verbose=False)[0]
-    _log_hyperparameters(loggers, run, evaluated)
+        results |= evaluate_split(model, data, verbose=False)[0]
 
-    metrics = evaluated | {
-        "wall_seconds": time.perf_counter() - start,
-        "steps": steps,
-        "seed": run.seed,
-        "versions/taugrad": version("taugrad"),
-        "versions/torch": torch.__version__,
-        "versions/lightning": lightning.__version__,
-        "versions/python": platform.python_version(),
-    }
-    _write_json(Path(run.run_dir) / "metrics.json", metrics)
-    _print_metrics(console, evaluated)
-    console.print(f"{metrics['wall_seconds']:.0f} s, {steps} steps; the run is in {run.run_dir}", soft_wrap=True)
-    return float(evaluated[run.objective])
+    _log_hyperparameters(loggers, run, results)
+    facts = {"wall_seconds": time.perf_counter() - start, "steps": trainer.global_step, "seed": run.seed}
+    _write_json(Path(run.run_dir) / "metrics.json", results | facts | _versions())
+    _print_metrics(console, results)
+    console.print(f"{facts['wall_seconds']:.0f} s, {facts['steps']} steps; the run is in {run.run_dir}", soft_wrap=True)
+    return float(results[run.objective])
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -123,7 +107,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     path = Path(arguments.run) / "checkpoints" / f"{arguments.checkpoint}.ckpt"
     if not path.is_file():
         raise ConfigError(f"run must be a run's directory that holds checkpoints/{path.name}, got {arguments.run}")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = _load(path)
     saved = checkpoint["config"]
     seed_everything(saved["seed"], workers=True, verbose=False)
     model = instantiate(saved["model"] | {"nll_samples": arguments.num_samples}, recursive=False)
@@ -133,6 +117,32 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     _write_json(Path(arguments.run) / "evaluation.json", metrics)
     _print_metrics(Console(), metrics)
     return metrics
+
+
+def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule]:
+    """Build them from the seed, and check what can only be checked with them."""
+    if not 0 <= run.seed < 2**32:
+        raise ConfigError(f"seed must be in [0, {2**32 - 1}], got {run.seed}")
+    if run.ckpt_path is not None and not Path(run.ckpt_path).is_file():
+        raise ConfigError(f"ckpt_path must be a checkpoint file, got {run.ckpt_path}")
+    seed_everything(run.seed, workers=True, verbose=False)
+    model = instantiate(run.model, recursive=False)
+    if run.objective not in model.metrics:
+        raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {run.objective}")
+    return model, instantiate(run.data, recursive=False)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "versions/taugrad": version("taugrad"),
+        "versions/torch": torch.__version__,
+        "versions/lightning": lightning.__version__,
+        "versions/python": platform.python_version(),
+    }
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)
 
 
 def _trainer(config: Config, directory: str, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:

@@ -1,0 +1,160 @@
+r"""How good a gradient an estimator gives: bias, variance, mean squared error and cosine against a reference.
+
+For one row of logits (N, K) let G be an estimator's gradient of E f(z) from one draw, and g the exact one. Then
+
+    bias^2   = |E G - g|^2 / |g|^2          variance = E |G - E G|^2 / |g|^2
+    mse      = bias^2 + variance             cosine   = E <G, g> / (|G| |g|)
+
+all relative to |g|, averaged over rows. The estimate of bias^2 from n draws is itself unbiased: the variance of the
+mean, variance / n, is taken off. Standard errors come from ten groups of draws.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from taugrad._arguments import check_count
+from taugrad.estimators import RLOO, Enumeration, Estimator
+
+Function = Callable[[Tensor], Tensor]
+
+_GROUPS = 10  # of draws, for standard errors
+_TIMED = 20  # steps that the time is the median of
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a probe finds for one estimator at one tau; `_error` is the standard error of its name."""
+
+    estimator: str
+    tau: float
+    bias: float
+    bias_error: float
+    variance: float
+    variance_error: float
+    mse: float
+    mse_error: float
+    cosine: float
+    cosine_error: float
+    milliseconds: float
+
+    def as_dict(self) -> dict[str, float | str]:
+        """The fields as plain values."""
+        return asdict(self)
+
+
+def gradients(estimator: Estimator, f: Function, logits: Tensor, tau: float, draws: int, *, chunk: int = 100) -> Tensor:
+    """One-draw gradients of E f(z), (draws, ..., N, K), for logits (..., N, K).
+
+    Args:
+        estimator: whose gradient.
+        f: from one-hot (*more, ..., N, K) to (*more, ...).
+        logits: (..., N, K).
+        tau: the temperature.
+        draws: how many.
+        chunk: draws held at once.
+
+    Returns:
+        (draws, ..., N, K), without graph.
+    """
+    parts = []
+    for start in range(0, draws, chunk):
+        n = min(chunk, draws - start)
+        leaf = logits.detach().expand(n, *logits.shape).clone().requires_grad_()
+        parts.append(torch.autograd.grad(estimator.expectation(f, leaf, tau).sum(), leaf)[0])
+    return torch.cat(parts)
+
+
+def reference(f: Function, logits: Tensor, *, samples: int = 100_000) -> tuple[Tensor, str]:
+    """The exact gradient of E f(z) by enumeration where that is affordable, else a large-sample unbiased one.
+
+    Args:
+        f: from one-hot (*more, ..., N, K) to (*more, ...).
+        logits: (..., N, K).
+        samples: of f behind the unbiased reference (RLOO, a hundred samples at a time).
+
+    Returns:
+        The gradient, (..., N, K), and how it was obtained.
+    """
+    N, K = logits.shape[-2:]
+    if N * math.log2(K) <= 13:
+        leaf = logits.detach().clone().requires_grad_()
+        return torch.autograd.grad(Enumeration().expectation(f, leaf).sum(), leaf)[0], "enumeration"
+    check_count("samples", samples, smallest=100)
+    estimate = gradients(RLOO(samples=100), f, logits, 1.0, samples // 100, chunk=1).mean(0)
+    return estimate, f"RLOO, {samples:,} samples"
+
+
+def probe(
+    estimator: Estimator,
+    f: Function,
+    logits: Tensor,
+    exact: Tensor,
+    *,
+    tau: float = 1.0,
+    draws: int = 1000,
+    name: str = "",
+) -> Quality:
+    """Compare an estimator's one-draw gradients with the exact one.
+
+    Args:
+        estimator: any estimator.
+        f: from one-hot (*more, ..., N, K) to (*more, ...).
+        logits: (..., N, K): the rows to average over.
+        exact: the gradient of E f(z), (..., N, K), as from `reference`.
+        tau: the temperature.
+        draws: how many, a multiple of ten.
+        name: what to call the estimator; default its repr.
+
+    Returns:
+        Its quality.
+
+    Raises:
+        ValueError: `draws` is no positive multiple of ten, or the exact gradient of a row is zero.
+    """
+    check_count("draws", draws, smallest=2 * _GROUPS)
+    if draws % _GROUPS:
+        raise ValueError(f"draws must be a multiple of {_GROUPS}, got {draws}")
+    g = exact.flatten(-2)
+    scale = g.norm(dim=-1)
+    if not (scale > 0).all():
+        raise ValueError("the exact gradient is zero for some row: nothing can be compared with it")
+    G = gradients(estimator, f, logits, tau, draws).flatten(-2).unflatten(0, (_GROUPS, -1)) / scale.unsqueeze(-1)
+    n = G.shape[1]
+    mean = G.mean(1)
+    variance = (G - mean.unsqueeze(1)).square().sum((1, -1)) / (n - 1)
+    bias2 = (mean - g / scale.unsqueeze(-1)).square().sum(-1) - variance / n
+    cosine = torch.cosine_similarity(G, g.expand_as(G), dim=-1).mean(1)
+    bias2, variance, cosine = (x.flatten(1).mean(1) for x in (bias2, variance, cosine))  # over rows: one a group
+    bias = bias2.mean().clamp_min(0).sqrt()
+    return Quality(
+        estimator=name or repr(estimator),
+        tau=tau,
+        bias=bias.item(),
+        bias_error=(_error(bias2) / (2 * bias.clamp_min(bias2.std().sqrt() / 2))).item(),
+        variance=variance.mean().item(),
+        variance_error=_error(variance).item(),
+        mse=(bias2 + variance).mean().item(),
+        mse_error=_error(bias2 + variance).item(),
+        cosine=cosine.mean().item(),
+        cosine_error=_error(cosine).item(),
+        milliseconds=_milliseconds(estimator, f, logits, tau),
+    )
+
+
+def _error(groups: Tensor) -> Tensor:
+    return groups.std() / len(groups) ** 0.5
+
+
+def _milliseconds(estimator: Estimator, f: Function, logits: Tensor, tau: float) -> float:
+    """The median time of one forward and backward on the logits as they are."""
+    times = []
+    for _ in range(_TIMED):
+        start = time.perf_counter()
+        gradients(estimator, f, logits, tau, 1)
+        times.append(time.perf_counter() - start)
+    return 1e3 * sorted(times)[_TIMED // 2]
