@@ -26,6 +26,7 @@ from rich.table import Table
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import fit_to_signature, instantiate, resolve
 from taugrad.errors import ConfigError
+from taugrad.runs import load_checkpoint, load_run
 
 Config = dict[str, Any]
 
@@ -84,7 +85,7 @@ def train(config: DictConfig) -> float:
     trainer.fit(model, datamodule=data, ckpt_path=run.ckpt_path, weights_only=True)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if best:
-        model.load_state_dict(_load(Path(best))["state_dict"])
+        model.load_state_dict(load_checkpoint(Path(best))["state_dict"])
     results = {k: v.item() for k, v in trainer.callback_metrics.items() if k == "train/epoch_loss"}
     for evaluate_split in (evaluator.validate, evaluator.test):
         results |= evaluate_split(model, data, verbose=False)[0]
@@ -104,16 +105,10 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         ConfigError: the run has no such checkpoint, or something in the config does not fit.
     """
     arguments = EvaluateConfig(**fit_to_signature(EvaluateConfig, resolve(config)))
-    path = Path(arguments.run) / "checkpoints" / f"{arguments.checkpoint}.ckpt"
-    if not path.is_file():
-        raise ConfigError(f"run must be a run's directory that holds checkpoints/{path.name}, got {arguments.run}")
-    checkpoint = _load(path)
-    saved = checkpoint["config"]
+    model, data, saved = load_run(Path(arguments.run), arguments.checkpoint, nll_samples=arguments.num_samples)
     seed_everything(saved["seed"], workers=True, verbose=False)
-    model = instantiate(saved["model"] | {"nll_samples": arguments.num_samples}, recursive=False)
-    model.load_state_dict(checkpoint["state_dict"])
     trainer = _trainer(arguments.trainer, arguments.run, [Progress(every=1)], [])
-    metrics = dict(trainer.test(model, instantiate(saved["data"], recursive=False), verbose=False)[0])
+    metrics = dict(trainer.test(model, data, verbose=False)[0])
     _write_json(Path(arguments.run) / "evaluation.json", metrics)
     _print_metrics(Console(), metrics)
     return metrics
@@ -139,10 +134,6 @@ def _versions() -> dict[str, str]:
         "versions/lightning": lightning.__version__,
         "versions/python": platform.python_version(),
     }
-
-
-def _load(checkpoint: Path) -> dict[str, Any]:
-    return torch.load(checkpoint, map_location="cpu", weights_only=True)
 
 
 def _trainer(config: Config, directory: str, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:

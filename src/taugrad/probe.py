@@ -4,9 +4,10 @@ For one row of logits (N, K) let G be an estimator's gradient of E f(z) from one
 
     bias^2   = |E G - g|^2 / |g|^2          variance = E |G - E G|^2 / |g|^2
     mse      = bias^2 + variance             cosine   = E <G, g> / (|G| |g|)
+    snr      = |E G|^2 / E |G - E G|^2
 
-all relative to |g|, averaged over rows. The estimate of bias^2 from n draws is itself unbiased: the variance of the
-mean, variance / n, is taken off. Standard errors come from ten groups of draws.
+all relative to |g|, averaged over rows. The estimates of bias^2 and of |E G|^2 from n draws are themselves unbiased:
+the variance of the mean, variance / n, is taken off. Standard errors come from ten groups of draws.
 """
 
 import math
@@ -22,6 +23,7 @@ from taugrad.estimators import RLOO, Enumeration, Estimator
 
 Function = Callable[[Tensor], Tensor]
 
+_MOST_BITS = 13  # log2 of the configurations that are enumerated
 _GROUPS = 10  # of draws, for standard errors
 _TIMED = 20  # steps that the time is the median of
 
@@ -40,6 +42,7 @@ class Quality:
     mse_error: float
     cosine: float
     cosine_error: float
+    snr: float
     milliseconds: float
 
     def as_dict(self) -> dict[str, float | str]:
@@ -81,7 +84,7 @@ def reference(f: Function, logits: Tensor, *, samples: int = 100_000) -> tuple[T
         The gradient, (..., N, K), and how it was obtained.
     """
     N, K = logits.shape[-2:]
-    if N * math.log2(K) <= 13:
+    if N * math.log2(K) <= _MOST_BITS:
         leaf = logits.detach().clone().requires_grad_()
         return torch.autograd.grad(Enumeration().expectation(f, leaf).sum(), leaf)[0], "enumeration"
     check_count("samples", samples, smallest=100)
@@ -129,7 +132,10 @@ def probe(
     variance = (G - mean.unsqueeze(1)).square().sum((1, -1)) / (n - 1)
     bias2 = (mean - g / scale.unsqueeze(-1)).square().sum(-1) - variance / n
     cosine = torch.cosine_similarity(G, g.expand_as(G), dim=-1).mean(1)
-    bias2, variance, cosine = (x.flatten(1).mean(1) for x in (bias2, variance, cosine))  # over rows: one a group
+    signal = mean.square().sum(-1) - variance / n
+    bias2, signal, variance, cosine = (
+        x.flatten(1).mean(1) for x in (bias2, signal, variance, cosine)
+    )  # over rows: one a group
     bias = bias2.mean().clamp_min(0).sqrt()
     return Quality(
         estimator=name or repr(estimator),
@@ -142,6 +148,7 @@ def probe(
         mse_error=_error(bias2 + variance).item(),
         cosine=cosine.mean().item(),
         cosine_error=_error(cosine).item(),
+        snr=(signal.mean() / variance.mean()).item() if variance.mean() > 0 else math.inf,
         milliseconds=_milliseconds(estimator, f, logits, tau),
     )
 

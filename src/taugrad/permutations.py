@@ -1,0 +1,88 @@
+r"""Permutations: Gumbel-Sinkhorn (1802.08665).
+
+S(X) = lim of X's rows and columns normalized in turn, of exp(X)          Sinkhorn's operator
+P    = argmax over permutation matrices of <P, X>                         the limit of S(X / tau) for tau -> 0
+"""
+
+import torch
+from torch import Tensor
+
+from taugrad._arguments import check_count, check_tau
+from taugrad.errors import ConfigError
+from taugrad.gumbel import gumbel_noise, straight_through
+
+
+def sinkhorn(x: Tensor, iterations: int = 20) -> Tensor:
+    r"""Sinkhorn's operator in log space: $\exp(x)$ with columns and rows normalized in turn.
+
+    Args:
+        x: scores, (..., n, n), floating point.
+        iterations: of a normalization of the columns and one of the rows.
+
+    Returns:
+        A matrix in the shape of `x` whose rows sum to one, and columns the nearer the more iterations.
+
+    >>> sinkhorn(torch.zeros(2, 2))
+    tensor([[0.5000, 0.5000],
+            [0.5000, 0.5000]])
+    """
+    check_count("iterations", iterations)
+    for _ in range(iterations):
+        x = x.log_softmax(-2).log_softmax(-1)
+    return x.exp()
+
+
+def gumbel_sinkhorn(
+    scores: Tensor,
+    tau: float | Tensor = 1.0,
+    iterations: int = 20,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""A random permutation matrix with the gradient of its relaxation.
+
+    $X = \mathrm{scores} + g$; the value is the permutation $P$ that maximizes $\langle P, X\rangle$, found by scipy's
+    assignment solver; the gradient is that of $S(X / \tau)$.
+
+    Args:
+        scores: (..., n, n), floating point, finite.
+        tau: temperature of the relaxation.
+        iterations: of Sinkhorn's operator; a small tau needs more.
+        generator: a source of randomness; default torch's own.
+
+    Returns:
+        Permutation matrices in the shape and dtype of `scores`.
+
+    Raises:
+        ValueError: `scores` is not square or not finite, or `tau` not positive.
+        ConfigError: scipy is not installed.
+
+    Bias: the gradient is biased, and P is no exact sample of the distribution proportional to exp<P, scores>:
+    perturbing every entry is an approximation to it. It runs on the CPU and outside of compiled graphs.
+    Source: 1802.08665.
+
+    >>> gumbel_sinkhorn(torch.tensor([[0.0, 50.0], [50.0, 0.0]]))
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
+    if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or not scores.is_floating_point():
+        raise ValueError(
+            f"scores must be floating point of shape (..., n, n), got {scores.dtype} {tuple(scores.shape)}"
+        )
+    if not torch.isfinite(scores).all():
+        raise ValueError("scores must be finite: a forbidden pair is a large negative score, not -inf")
+    g = gumbel_noise(scores, generator=generator)
+    x = scores.to(g.dtype) + g
+    return straight_through(_assignment(x), sinkhorn(x / check_tau(tau), iterations)).to(scores.dtype)
+
+
+def _assignment(x: Tensor) -> Tensor:
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise ConfigError("gumbel_sinkhorn needs scipy: pip install 'taugrad[permutations]'") from error
+    n = x.shape[-1]
+    flat = x.detach().reshape(-1, n, n)
+    columns = [torch.from_numpy(linear_sum_assignment(m, maximize=True)[1]) for m in flat.cpu().double().numpy()]
+    index = torch.stack(columns) if columns else torch.zeros(0, n, dtype=torch.int64)
+    return torch.zeros_like(flat).scatter(-1, index.to(x.device).unsqueeze(-1), 1.0).view_as(x)

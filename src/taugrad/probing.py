@@ -1,0 +1,137 @@
+"""From a config to a probe's table, `probe.json` and `probe.png`: what scripts/probe.py calls."""
+
+import difflib
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from taugrad._arguments import check_count, check_positive
+from taugrad.config import fit_to_signature, instantiate, resolve
+from taugrad.errors import ConfigError
+from taugrad.estimators import Estimator
+from taugrad.probe import Function, Quality, probe, reference
+from taugrad.runs import load_run
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """The keys of conf/probe.yaml and their types."""
+
+    estimators: list[str]
+    taus: list[float]
+    draws: int
+    reference_samples: int
+    images: int
+    seed: int
+    out: str
+    checkpoint: str
+    run: str | None = None
+
+
+def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
+    """Probe every estimator at every tau; print a table, write `probe.json` and `probe.png`.
+
+    Args:
+        config: as conf/probe.yaml.
+        estimators: the directory of the estimators' configs.
+
+    Raises:
+        ConfigError: something in the config does not fit.
+    """
+    arguments = ProbeConfig(**fit_to_signature(ProbeConfig, resolve(config)))
+    try:
+        for tau in arguments.taus:
+            check_positive("taus", tau)
+        check_count("images", arguments.images)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    named = {name: _estimator(estimators, name) for name in arguments.estimators}
+    seed_everything(arguments.seed, verbose=False)
+    f, logits = toy() if arguments.run is None else problem(arguments)
+    exact, how = reference(f, logits, samples=arguments.reference_samples)
+    cells = [(name, tau) for name in named for tau in arguments.taus]
+    qualities = [
+        probe(named[name], f, logits, exact, tau=tau, draws=arguments.draws, name=name)
+        for name, tau in track(cells, description="probing", transient=True)
+    ]
+    facts = {"reference": how, "draws": arguments.draws, "logits": list(logits.shape), "run": arguments.run}
+    out = Path(arguments.out)
+    (out / "probe.json").write_text(json.dumps(facts | {"results": [q.as_dict() for q in qualities]}, indent=2) + "\n")
+    draw(qualities, out / "probe.png")
+    _print(qualities, f"{list(logits.shape)} logits, {arguments.draws} draws, reference: {how}")
+    Console().print(f"{out}/probe.json, {out}/probe.png", soft_wrap=True)
+    return qualities
+
+
+def toy() -> tuple[Function, Tensor]:
+    """A function of three 5-way choices that is neither linear nor quadratic, with four rows of logits."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(15, 15, generator=generator)
+    logits = torch.randn(4, 3, 5, generator=generator)
+    return lambda z: torch.tanh(torch.einsum("...i,ij,...j->...", z.flatten(-2), A, z.flatten(-2)) / 4), logits
+
+
+def problem(arguments: ProbeConfig) -> tuple[Function, Tensor]:
+    """A run's decoder as log p(x|z), and its encoder's logits, for the first test images."""
+    model, data, _ = load_run(Path(arguments.run or ""), arguments.checkpoint)
+    model.requires_grad_(False)
+    data.setup("test")
+    x = torch.cat([x for x, _ in data.test_dataloader()])[: arguments.images]
+    return lambda z: model.log_likelihood(x, z), model.encode(x)
+
+
+def draw(qualities: list[Quality], path: Path) -> None:
+    """Bias and variance against tau, a line for each estimator, with standard errors."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator
+    except ImportError as error:
+        raise ConfigError("the probe's picture needs matplotlib: pip install 'taugrad[plot]'") from error
+    lines: dict[str, list[Quality]] = defaultdict(list)
+    for quality in qualities:
+        lines[quality.estimator].append(quality)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("bias", "variance"), strict=True):
+        for i, (estimator, line) in enumerate(lines.items()):
+            taus = [q.tau for q in line]
+            values = [getattr(q, name) for q in line]
+            errors = [getattr(q, f"{name}_error") for q in line]
+            style = {"marker": "osv^D<>pX"[i % 9], "markersize": 4, "capsize": 2, "linewidth": 1.2}
+            axes.errorbar(taus, values, yerr=errors, label=estimator, **style)
+        axes.set(xlabel="tau", xscale="log", xticks=sorted({q.tau for q in qualities}))
+        axes.xaxis.set(major_formatter="{x:g}", minor_locator=NullLocator())
+        axes.grid(alpha=0.3)
+    bias, variance = figure.axes
+    bias.set(ylabel="|bias| / |exact gradient|", ylim=(0, min(2.0, 1.1 * max(q.bias for q in qualities) + 0.05)))
+    variance.set(ylabel="variance / |exact gradient|²", yscale="log")
+    figure.axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=130)
+
+
+def _estimator(directory: Path, name: str) -> Estimator:
+    path = directory / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in directory.glob("*.yaml"))
+        close = difflib.get_close_matches(name, known) or known
+        raise ConfigError(f"estimators must be names of conf/estimator, got {name}; did you mean {', '.join(close)}?")
+    config: Any = OmegaConf.load(path)
+    return instantiate(resolve(config))
+
+
+def _print(qualities: list[Quality], title: str) -> None:
+    columns = ("bias", "variance", "mse", "cosine")
+    table = Table("estimator", "tau", *(f"{c} ±" for c in columns), "ms", title=title, box=None)
+    for q in qualities:
+        values = (f"{getattr(q, c):.2f} {getattr(q, f'{c}_error'):.2f}" for c in columns)
+        table.add_row(q.estimator, f"{q.tau:g}", *values, f"{q.milliseconds:.2f}")
+    Console().print(table)
