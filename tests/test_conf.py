@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from taugrad.config import instantiate, resolve
+from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.tasks.cat_vae import CatVAE
 
@@ -76,3 +77,30 @@ def test_jangs_preset_has_the_papers_architecture():
 def test_the_files_name_no_device():
     for path in CONF.rglob("*.yaml"):
         assert not re.search(r"\b(cuda|cpu|mps)\b", path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    ("column", "estimator", "lr", "tau", "optimizer", "size"),
+    [
+        ("8x4", "st_gumbel_softmax", 3e-4, 0.5, "Adam", (4, 8)),
+        ("8x4", "reinmax", 5e-4, 1.3, "Adam", (4, 8)),
+        ("4x24", "gumbel_rao", 5e-4, 0.3, "RAdam", (24, 4)),
+        ("8x16", "gapped_straight_through", 7e-4, 0.5, "RAdam", (16, 8)),
+        ("10x30", "straight_through", 7e-3, 1.4, "RAdam", (30, 10)),
+    ],
+)
+def test_a_cell_of_the_grid_has_its_published_settings(column, estimator, lr, tau, optimizer, size):
+    config = composed(f"experiment=grid_{column}", f"estimator={estimator}")
+    model = instantiate(config["model"], recursive=False)
+    assert (model.latents, model.categories) == size
+    assert model.tau(0) == model.tau(50_000) == tau
+    assert model.lr_factor(50_000) == 1
+    assert type(model.configure_optimizers()).__name__ == optimizer
+    assert model.configure_optimizers().defaults["lr"] == lr
+    assert config["data"]["binarize"] == "none"
+    assert config["data"]["source"]["validation"] == 0
+
+
+def test_a_preset_without_settings_for_an_estimator_says_so():
+    with pytest.raises(ConfigError, match=r"published.*RLOO|RLOO.*published"):
+        composed("experiment=grid_8x4", "estimator=rloo")

@@ -243,6 +243,52 @@ def test_expectation_is_f_of_the_sample_in_value_and_gradient(estimator):
     assert torch.equal(*gradients)
 
 
+@pytest.mark.parametrize("estimator", EVERY, ids=repr)
+def test_expectation_under_vmap_gives_what_the_batch_gives_in_distribution(estimator):
+    logits = torch.randn(2, 3, dtype=torch.float64)
+    weights = torch.randn(2, 3, dtype=torch.float64)
+    f = lambda z: (1 + (z * weights).sum((-2, -1))).square()  # noqa: E731
+    rows = logits.expand(4000, 2, 3)
+    value = lambda x: estimator.expectation(f, x, 0.7)  # noqa: E731
+    mapped = torch.func.vmap(torch.func.grad(value), randomness="different")(rows)
+    batched = gradient(estimator, f, rows, 0.7)
+    if isinstance(estimator, Enumeration):
+        torch.testing.assert_close(mapped, batched)
+    else:
+        assert mean_p_value(mapped - batched, torch.zeros(2, 3)) > FALSE_FAILURE
+        assert len({tuple(g.flatten().tolist()) for g in mapped}) >= 9  # not one draw for all rows
+
+
+@pytest.mark.parametrize("estimator", EVERY, ids=repr)
+def test_expectation_compiles_without_a_graph_break(estimator):
+    torch.compiler.reset()
+    weights = torch.randn(2, 3)
+    f = lambda z: (1 + (z * weights).sum((-2, -1))).square()  # noqa: E731
+    compiled = torch.compile(lambda x: estimator.expectation(f, x, 0.7), fullgraph=True, backend="aot_eager")
+    logits = torch.randn(6, 2, 3, requires_grad=True)
+    results = []
+    for call in (compiled, lambda x: estimator.expectation(f, x, 0.7)):
+        torch.manual_seed(0)
+        value = call(logits)
+        results.append((value, torch.autograd.grad(value.sum(), logits)[0]))
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", [*PATHWISE, *UNBIASED], ids=repr)
+def test_a_hundred_million_draws_with_a_mask_are_finite(estimator):
+    logits = torch.randn(100_000, 1, 5)
+    logits[:, :, 2] = -torch.inf
+    weights = torch.randn(1, 5)
+    for _ in range(1000):
+        leaf = logits.clone().requires_grad_()
+        value = estimator.expectation(lambda z: (z * weights).sum((-2, -1)).square(), leaf, 0.5)
+        (g,) = torch.autograd.grad(value.sum(), leaf)
+        assert torch.isfinite(value).all()
+        assert torch.isfinite(g).all()
+        assert (g[:, :, 2] == 0).all()
+
+
 # Identities
 
 
@@ -519,7 +565,7 @@ def test_configurations_are_all_of_them_once():
 
 
 def test_too_many_configurations_and_a_wrong_f_get_a_sentence():
-    with pytest.raises(ValueError, match=r"logits of 20 x 10 have 10\^20 configurations"):
+    with pytest.raises(ValueError, match=r"20 latents of 10 classes have 10\^20 configurations"):
         Enumeration().expectation(lambda z: z.sum((-2, -1)), torch.zeros(20, 10))
     with pytest.raises(ValueError, match=r"f must return one value for each sample, shape \(9,\)"):
         Enumeration().expectation(lambda z: z.sum(-1), torch.zeros(2, 3))

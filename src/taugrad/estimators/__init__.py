@@ -14,7 +14,7 @@ gradient; a row with every class masked raises), any stride. Pathwise ones take 
 """
 
 from taugrad.estimators.base import Estimator, Pathwise
-from taugrad.estimators.enumeration import Enumeration, configurations
+from taugrad.estimators.enumeration import Enumeration, check_enumerable, configurations
 from taugrad.estimators.relaxed import (
     DecoupledSTGumbelSoftmax,
     GumbelRao,
@@ -37,5 +37,6 @@ __all__ = [
     "ReinMax",
     "STGumbelSoftmax",
     "StraightThrough",
+    "check_enumerable",
     "configurations",
 ]

@@ -54,11 +54,21 @@ def configurations(logits: Tensor) -> Tensor:
     if logits.ndim < 2:
         raise ValueError(f"logits must have shape (..., N, K), got {tuple(logits.shape)}")
     N, K = logits.shape[-2:]
-    if N * math.log2(max(K, 1)) > math.log2(_MOST_CONFIGURATIONS):
-        raise ValueError(
-            f"logits of {N} x {K} have {K}^{N} configurations, more than the {_MOST_CONFIGURATIONS} that enumeration "
-            "takes"
-        )
+    check_enumerable(N, K)
     index = torch.cartesian_prod(*[torch.arange(K, device=logits.device)] * N).view(K**N, N)
     index = index.view(K**N, *[1] * (logits.ndim - 2), N).expand(K**N, *logits.shape[:-1])
     return one_hot(index, logits.new_zeros(1).expand(*index.shape, K))
+
+
+def check_enumerable(N: int, K: int) -> None:
+    """Raise unless the K^N configurations of N latents of K classes are few enough to go through.
+
+    >>> check_enumerable(20, 10)
+    Traceback (most recent call last):
+    ValueError: 20 latents of 10 classes have 10^20 configurations, more than the 1048576 that enumeration takes
+    """
+    if N * math.log2(K) > math.log2(_MOST_CONFIGURATIONS):
+        raise ValueError(
+            f"{N} latents of {K} classes have {K}^{N} configurations, more than the {_MOST_CONFIGURATIONS} that "
+            "enumeration takes"
+        )

@@ -27,7 +27,7 @@ from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
 from taugrad.categorical import bernoulli_log_prob, entropy, kl_to_uniform
 from taugrad.config import instantiate
 from taugrad.errors import NonFiniteLossError
-from taugrad.estimators import Estimator
+from taugrad.estimators import Enumeration, Estimator, check_enumerable
 from taugrad.nets import mlp
 from taugrad.schedules import Schedule
 
@@ -52,7 +52,7 @@ class CatVAE(LightningModule):
         nll_samples: m, the samples of the importance-weighted bound at test.
 
     Raises:
-        ValueError: a size is out of range.
+        ValueError: a size is out of range, or enumeration has too much to enumerate.
     """
 
     metrics: ClassVar[tuple[str, ...]] = (
@@ -90,6 +90,8 @@ class CatVAE(LightningModule):
         self.latents, self.categories, self.image_size = latents, categories, tuple(image_size)
         self.nll_samples = nll_samples
         self.estimator: Estimator = instantiate(estimator)
+        if isinstance(self.estimator, Enumeration):
+            check_enumerable(latents, categories)
         self.tau: Schedule = instantiate(tau)
         self.lr_factor: Schedule = instantiate(lr_factor)
         pixels = math.prod(image_size)
