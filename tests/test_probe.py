@@ -59,13 +59,13 @@ def test_the_numbers_are_those_of_the_definitions(problem):
     exact, _ = reference(f, logits)
     quality = probe(StraightThrough(), f, logits, exact, draws=20_000)
     torch.manual_seed(99)
-    G = gradients(StraightThrough(), f, logits, 1.0, 50_000).flatten(-2)
-    g = exact.flatten(-2)
-    scale2 = g.square().sum(-1)
-    bias2 = ((G.mean(0) - g).square().sum(-1) / scale2).mean()
-    variance = (G.var(0).sum(-1) / scale2).mean()
+    G = gradients(StraightThrough(), f, logits, 1.0, 50_000).flatten(1)
+    g = exact.flatten()
+    scale2 = g.square().sum()
+    bias2 = (G.mean(0) - g).square().sum() / scale2
+    variance = G.var(0).sum() / scale2
     cosine = torch.cosine_similarity(G, g.expand_as(G), dim=-1).mean()
-    signal = (G.mean(0).square().sum(-1) / scale2).mean()
+    signal = G.mean(0).square().sum() / scale2
     assert quality.bias == pytest.approx(bias2.sqrt().item(), abs=6 * quality.bias_error)
     assert quality.variance == pytest.approx(variance.item(), abs=6 * quality.variance_error)
     assert quality.mse == pytest.approx((bias2 + variance).item(), abs=6 * quality.mse_error)
@@ -99,7 +99,7 @@ def test_bad_draws_get_a_sentence(draws, sentence, problem):
 
 def test_a_constant_f_gets_a_sentence(problem):
     _, logits = problem
-    with pytest.raises(ValueError, match="the exact gradient is zero for some row"):
+    with pytest.raises(ValueError, match="the exact gradient is zero"):
         probe(ReinMax(), lambda z: z.sum((-2, -1)), logits, torch.zeros_like(logits))
 
 

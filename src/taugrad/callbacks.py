@@ -158,7 +158,7 @@ class GradientProbe(Callback):
 
     Args:
         every: training steps between two probes.
-        images: of the batch at hand, to average over.
+        images: of the batch at hand, taken together.
         draws: gradients a probe, a multiple of ten.
         reference_samples: behind the reference gradient where enumeration is too large.
     """

@@ -1,13 +1,16 @@
 r"""How good a gradient an estimator gives: bias, variance, mean squared error and cosine against a reference.
 
-For one row of logits (N, K) let G be an estimator's gradient of E f(z) from one draw, and g the exact one. Then
+Let g be the exact gradient of E f(z), summed over rows, with respect to all logits (..., N, K) together, and G an
+estimator's from one draw for each row. Then
 
     bias^2   = |E G - g|^2 / |g|^2          variance = E |G - E G|^2 / |g|^2
     mse      = bias^2 + variance             cosine   = E <G, g> / (|G| |g|)
     snr      = |E G|^2 / E |G - E G|^2
 
-all relative to |g|, averaged over rows. The estimates of bias^2 and of |E G|^2 from n draws are themselves unbiased:
-the variance of the mean, variance / n, is taken off. Standard errors come from ten groups of draws.
+Rows are taken together, not one by one, because the exact gradient of a row whose choice is nearly certain is nearly
+zero: relative errors of such rows would drown the rest, as they do not in training. The estimates of bias^2 and of
+|E G|^2 from n draws are themselves unbiased: the variance of the mean, variance / n, is taken off. Standard errors come
+from ten groups of draws.
 """
 
 import math
@@ -107,7 +110,7 @@ def probe(
     Args:
         estimator: any estimator.
         f: from one-hot (*more, ..., N, K) to (*more, ...).
-        logits: (..., N, K): the rows to average over.
+        logits: (..., N, K): the rows to take together.
         exact: the gradient of E f(z), (..., N, K), as from `reference`.
         tau: the temperature.
         draws: how many, a multiple of ten.
@@ -117,25 +120,22 @@ def probe(
         Its quality.
 
     Raises:
-        ValueError: `draws` is no positive multiple of ten, or the exact gradient of a row is zero.
+        ValueError: `draws` is below 20 or no multiple of ten, or the exact gradient is zero.
     """
     check_count("draws", draws, smallest=2 * _GROUPS)
     if draws % _GROUPS:
         raise ValueError(f"draws must be a multiple of {_GROUPS}, got {draws}")
-    g = exact.flatten(-2)
-    scale = g.norm(dim=-1)
-    if not (scale > 0).all():
-        raise ValueError("the exact gradient is zero for some row: nothing can be compared with it")
-    G = gradients(estimator, f, logits, tau, draws).flatten(-2).unflatten(0, (_GROUPS, -1)) / scale.unsqueeze(-1)
+    scale = exact.norm()
+    if not scale > 0:
+        raise ValueError("the exact gradient is zero: nothing can be compared with it")
+    g = exact.flatten() / scale
+    G = gradients(estimator, f, logits, tau, draws).view(_GROUPS, -1, len(g)) / scale  # (groups, draws a group, ...)
     n = G.shape[1]
     mean = G.mean(1)
     variance = (G - mean.unsqueeze(1)).square().sum((1, -1)) / (n - 1)
-    bias2 = (mean - g / scale.unsqueeze(-1)).square().sum(-1) - variance / n
+    bias2 = (mean - g).square().sum(-1) - variance / n
     cosine = torch.cosine_similarity(G, g.expand_as(G), dim=-1).mean(1)
     signal = mean.square().sum(-1) - variance / n
-    bias2, signal, variance, cosine = (
-        x.flatten(1).mean(1) for x in (bias2, signal, variance, cosine)
-    )  # over rows: one a group
     bias = bias2.mean().clamp_min(0).sqrt()
     return Quality(
         estimator=name or repr(estimator),
