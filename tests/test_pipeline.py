@@ -139,6 +139,19 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(trained, tmp_path):
         assert torch.equal(value, states[1][name]), name
 
 
+def test_a_multirun_gives_a_directory_a_job_with_the_probe_in_its_events(tmp_path):
+    probe = ["callbacks=probe", "callbacks.probe.every=2", "callbacks.probe.draws=20"]
+    few = [*SMALL, *probe, "callbacks.probe.reference_samples=200", "trainer.max_steps=30"]
+    result = run("train.py", "-m", *few, "estimator=reinmax,rloo", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    for job in ("0", "1"):
+        assert (sweep / job / "metrics.json").is_file()
+        events = EventAccumulator(str(sweep / job / "tensorboard"))
+        events.Reload()
+        assert [event.step for event in events.Scalars("probe/cosine")] == [20]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -120,7 +120,7 @@ class CatVAE(LightningModule):
             if self.global_step == self.trainer.max_steps:
                 break
             terms = self.optimization_step(x)
-        if is_kept(self.trainer):
+        if terms and is_kept(self.trainer):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             terms["train/grad_norm"] = torch.nn.utils.get_total_norm(gradients)
             self.log_dict(terms, logger=False)
