@@ -23,7 +23,7 @@ class Progress(ProgressBar):
     """One bar over all optimizer steps of a training with loss, tau and the time left, and one over each evaluation.
 
     Args:
-        every: steps between two refreshes; drawing costs more than a small model's step.
+        every: training steps between two refreshes; drawing costs more than a small model's step.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -47,7 +47,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Move the training's bar."""
         shown = "  ".join(f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items())
-        self._move(trainer.global_step, shown)
+        self._move(trainer.global_step, shown, self.every)
 
     def on_train_end(self, *_: Any) -> None:
         """End the training's bar."""
@@ -85,8 +85,8 @@ class Progress(ProgressBar):
             self._bar.add_task(name, total=total, completed=done, shown="")
             self._drawn = done
 
-    def _move(self, done: int, shown: str = "") -> None:
-        if self._bar is not None and (done - self._drawn >= self.every or done == self._bar.tasks[0].total):
+    def _move(self, done: int, shown: str = "", every: int = 1) -> None:
+        if self._bar is not None and (done - self._drawn >= every or done == self._bar.tasks[0].total):
             self._bar.update(TaskID(0), completed=done, shown=shown, refresh=True)
             self._drawn = done
 

@@ -107,7 +107,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     arguments = EvaluateConfig(**fit_to_signature(EvaluateConfig, resolve(config)))
     model, data, saved = load_run(Path(arguments.run), arguments.checkpoint, nll_samples=arguments.num_samples)
     seed_everything(saved["seed"], workers=True, verbose=False)
-    trainer = _trainer(arguments.trainer, arguments.run, [Progress(every=1)], [])
+    trainer = _trainer(arguments.trainer, arguments.run, [Progress()], [])
     metrics = dict(trainer.test(model, data, verbose=False)[0])
     _write_json(Path(arguments.run) / "evaluation.json", metrics)
     _print_metrics(Console(), metrics)
