@@ -66,7 +66,7 @@ def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator |
     tensor([0, 1])
     """
     check_logits(logits, dim)
-    top, index = _perturb(logits.detach(), generator).max(dim, keepdim=True)
+    top, index = perturbed(logits.detach(), generator=generator).max(dim, keepdim=True)
     check_rows(top * 0, dim)  # NaN where the maximum is not finite
     return index.squeeze(dim)
 
@@ -155,7 +155,7 @@ def gumbel_softmax(
     check_logits(logits, dim)
     if eps != _UNUSED_EPS:
         warnings.warn("eps has no effect: the noise is finite without it", FutureWarning, stacklevel=2)
-    s = _perturb(logits, generator)
+    s = perturbed(logits, generator=generator)
     y = softmax(s, tau, dim).to(logits.dtype)
     check_rows(y, dim, tau)
     return straight_through(one_hot(s.argmax(dim), y, dim), y) if hard else y
@@ -198,6 +198,11 @@ def one_hot(index: Tensor, like: Tensor, dim: int = -1) -> Tensor:
     return torch.zeros_like(like).scatter(dim, index.unsqueeze(dim), 1.0)
 
 
-def _perturb(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+def perturbed(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Logits + g, differentiable, in the dtype of the noise: what every sample here starts from.
+
+    >>> perturbed(torch.tensor([0.0, -torch.inf], dtype=torch.float16)).dtype
+    torch.float32
+    """
     g = gumbel_noise(logits, generator=generator)
     return logits.to(g.dtype) + g

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taugrad._arguments import check_count, check_tau
 from taugrad.errors import ConfigError
-from taugrad.gumbel import gumbel_noise, straight_through
+from taugrad.gumbel import perturbed, straight_through
 
 
 def sinkhorn(x: Tensor, iterations: int = 20) -> Tensor:
@@ -71,8 +71,7 @@ def gumbel_sinkhorn(
         )
     if not torch.isfinite(scores).all():
         raise ValueError("scores must be finite: a forbidden pair is a large negative score, not -inf")
-    g = gumbel_noise(scores, generator=generator)
-    x = scores.to(g.dtype) + g
+    x = perturbed(scores, generator=generator)
     return straight_through(_assignment(x), sinkhorn(x / check_tau(tau), iterations)).to(scores.dtype)
 
 

@@ -48,6 +48,7 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
     Raises:
         ConfigError: something in the config does not fit.
     """
+    _require_matplotlib()
     arguments = ProbeConfig(**fit_to_signature(ProbeConfig, resolve(config)))
     try:
         for tau in arguments.taus:
@@ -92,11 +93,9 @@ def problem(arguments: ProbeConfig) -> tuple[Function, Tensor]:
 
 def draw(qualities: list[Quality], path: Path) -> None:
     """Bias and variance against tau, a line for each estimator, with standard errors."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import NullLocator
-    except ImportError as error:
-        raise ConfigError("the probe's picture needs matplotlib: pip install 'taugrad[plot]'") from error
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
     lines: dict[str, list[Quality]] = defaultdict(list)
     for quality in qualities:
         lines[quality.estimator].append(quality)
@@ -116,6 +115,14 @@ def draw(qualities: list[Quality], path: Path) -> None:
     variance.set(ylabel="variance / |exact gradient|²", yscale="log")
     figure.axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=130)
+
+
+def _require_matplotlib() -> None:
+    """Raise before anything is computed, not when the picture is due."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("the probe's picture needs matplotlib: pip install 'taugrad[plot]'") from error
 
 
 def _estimator(directory: Path, name: str) -> Estimator:

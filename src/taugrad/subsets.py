@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from taugrad._arguments import check_count, check_logits
-from taugrad.gumbel import gumbel_noise, straight_through
+from taugrad.gumbel import perturbed, straight_through
 from taugrad.softmax import softmax
 
 
@@ -78,8 +78,7 @@ def _perturbed_top_k(logits: Tensor, k: int, dim: int, generator: torch.Generato
     check_count("k", k)
     if k > logits.shape[dim]:
         raise ValueError(f"k must be at most {logits.shape[dim]}, the number of classes, got {k}")
-    g = gumbel_noise(logits, generator=generator)
-    s = logits.to(g.dtype) + g
+    s = perturbed(logits, generator=generator)
     top, index = s.topk(k, dim)
     if not torch.isfinite(top).all():
         raise ValueError(f"logits must have {k} finite entries in every row and no NaN or +inf, as k = {k}")
