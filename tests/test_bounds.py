@@ -9,6 +9,8 @@ from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
 from taugrad.categorical import kl, log_prob
 from taugrad.estimators import Enumeration, configurations
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 N, K, D = 2, 3, 4
 
 

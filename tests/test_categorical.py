@@ -7,6 +7,8 @@ from torch.distributions import Categorical, kl_divergence
 
 from taugrad.categorical import bernoulli_log_prob, entropy, kl, kl_to_uniform, log_prob
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 SHAPES = [(5,), (7, 5), (2, 3, 5)]
 
 

@@ -4,6 +4,8 @@ import torch
 from taugrad.estimators import Enumeration, GumbelSoftmax, STGumbelSoftmax
 from taugrad.layers import OneHotSample
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def test_training_samples_by_the_estimator_with_its_gradient():
     logits = torch.randn(4, 3, requires_grad=True)

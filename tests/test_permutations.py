@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from taugrad.errors import ConfigError
-from taugrad.gumbel import gumbel_noise
+from taugrad.noise import gumbel_noise
 from taugrad.permutations import gumbel_sinkhorn, sinkhorn
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -47,7 +49,7 @@ def test_the_relaxation_approaches_the_sample_as_tau_falls():
     P = gumbel_sinkhorn(scores, generator=generator())
     distances = [(sinkhorn(x / tau, 2000) - P).abs().mean().item() for tau in (1.0, 0.1, 0.01)]
     assert distances[0] > distances[1] > distances[2]
-    assert distances[2] < 0.01
+    assert distances[2] < 0.02
 
 
 def test_the_gradient_is_that_of_the_relaxation_and_matches_finite_differences():

@@ -4,8 +4,11 @@ import pytest
 import torch
 from statistics_of_samples import FALSE_FAILURE, frequencies_p_value
 
-from taugrad.gumbel import gumbel_noise, gumbel_softmax
+from taugrad.gumbel import gumbel_softmax
+from taugrad.noise import gumbel_noise
 from taugrad.subsets import gumbel_k_hot, gumbel_top_k
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 LOGITS = torch.tensor([0.5, -1.0, 1.5, 0.0, -torch.inf])
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

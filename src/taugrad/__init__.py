@@ -17,8 +17,10 @@ from taugrad.estimators import (
     STGumbelSoftmax,
     StraightThrough,
 )
-from taugrad.gumbel import gumbel_argmax, gumbel_max, gumbel_noise, gumbel_softmax, straight_through
+from taugrad.gumbel import gumbel_argmax, gumbel_max, gumbel_softmax
 from taugrad.layers import OneHotSample
+from taugrad.noise import gumbel_noise
+from taugrad.sampling import straight_through
 from taugrad.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Schedule
 
 __all__ = [

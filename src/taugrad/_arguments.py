@@ -2,6 +2,7 @@
 
 import math
 from numbers import Real
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -89,12 +90,16 @@ def check_rows(y: Tensor, dim: int, tau: float | Tensor = 1.0) -> None:
         return
     bad = y.detach().select(dim, 0).isnan()
     if bad.any():
-        if isinstance(tau, Tensor) and not tau > 0:
-            raise ValueError(f"tau must be a positive finite number, got a tensor of {tau.item()}")
-        raise ValueError(
-            f"logits must have a finite entry in every row and no NaN or +inf, got {int(bad.sum())} of {bad.numel()} "
-            f"rows without (shape {tuple(y.shape)}, dim {dim})"
-        )
+        raise_bad_rows(int(bad.sum()), bad.numel(), tau)
+
+
+def raise_bad_rows(bad: int, rows: int, tau: float | Tensor = 1.0) -> NoReturn:
+    """Raise for `bad` of `rows` rows of logits that nothing can be drawn from, or for the tau that is the reason."""
+    if isinstance(tau, Tensor) and not tau > 0:
+        raise ValueError(f"tau must be a positive finite number, got a tensor of {tau.item()}")
+    raise ValueError(
+        f"logits must have a finite entry in every row and no NaN or +inf, got {bad} of {rows} rows without"
+    )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -14,8 +14,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from taugrad.gumbel import one_hot
 from taugrad.probe import probe, reference
+from taugrad.sampling import one_hot
 from taugrad.tasks.cat_vae import CatVAE, is_kept
 
 

@@ -10,9 +10,6 @@ drawn and added in float32 for half precision, in the logits' own dtype otherwis
 logit is -inf is never drawn and gets zero gradient. A row without a finite logit, or with NaN or +inf, raises; while
 compiling and under `torch.func` transforms, where no value may be looked at, its sample is NaN instead (an index,
 which cannot be NaN, is then arbitrary).
-
-Deviation: the uniform numbers have the resolution of `torch.rand`, 2^-24 in float32, so that a float32 draw of noise
-lies in [-2.86, 16.64]. A class more than 19.5 nats behind, of probability below 4e-9, is never drawn in float32.
 """
 
 import warnings
@@ -20,31 +17,13 @@ import warnings
 import torch
 from torch import Tensor
 
-from taugrad._arguments import check_logits, check_rows, compute_dtype
-from taugrad.softmax import softmax
+from taugrad._arguments import check_logits, check_rows, compute_dtype, raise_bad_rows
+from taugrad.native import kernels
+from taugrad.native.kernels import Relaxation
+from taugrad.noise import draw_seed, perturbed
+from taugrad.sampling import one_hot, sample
 
 _UNUSED_EPS = 1e-10  # torch's default, which torch ignores too
-
-
-def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    r"""Gumbel(0,1) noise, $g = -\log(-\log u)$ with $u \sim U(0,1)$: always finite.
-
-    Args:
-        like: gives shape and device; float64 gives float64 noise, every other dtype float32.
-        generator: a source of randomness on the same device; default torch's own.
-
-    Returns:
-        Noise in the shape of `like`, without gradient.
-
-    >>> g = gumbel_noise(torch.zeros(100_000), generator=torch.Generator().manual_seed(0))
-    >>> round(g.mean().item(), 1), round(g.var().item(), 1)  # Euler's constant and pi^2 / 6
-    (0.6, 1.6)
-    """
-    dtype = compute_dtype(like.dtype)
-    u = torch.rand(like.shape, generator=generator, dtype=dtype, device=like.device)
-    # u is a multiple of 2^-24 (2^-53 in float64) below 1. Zero would give -inf: it becomes half the smallest step.
-    smallest = torch.finfo(dtype).eps / 4
-    return -(-(u.clamp(smallest, 1 - 2 * smallest).log())).log()
 
 
 def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator | None = None) -> Tensor:
@@ -66,9 +45,16 @@ def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator |
     tensor([0, 1])
     """
     check_logits(logits, dim)
-    top, index = perturbed(logits.detach(), generator=generator).max(dim, keepdim=True)
-    check_rows(top * 0, dim)  # NaN where the maximum is not finite
-    return index.squeeze(dim)
+    x = logits.detach().movedim(dim, -1)
+    x = x.to(compute_dtype(x.dtype))
+    if kernels.takes(x):
+        index, failures = kernels.argmax(x.contiguous(), draw_seed(generator))
+        if failures:
+            raise_bad_rows(failures, index.numel())
+        return index
+    top, index = perturbed(x, generator=generator).max(-1)
+    check_rows((top * 0).unsqueeze(-1), -1)  # NaN where the maximum is not finite
+    return index
 
 
 def gumbel_max(logits: Tensor, dim: int = -1, *, generator: torch.Generator | None = None) -> Tensor:
@@ -89,31 +75,14 @@ def gumbel_max(logits: Tensor, dim: int = -1, *, generator: torch.Generator | No
     tensor([[1., 0.],
             [0., 1.]])
     """
-    return one_hot(gumbel_argmax(logits, dim, generator=generator), logits.detach(), dim)
-
-
-def conditional_perturbed(logits: Tensor, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    r"""Perturbed log-probabilities $s = \log\pi + g$ given that their argmax is z (2010.04838).
-
-    The largest is Gumbel(0) whatever the class, $s_i = g_i$; another is cut off at it,
-    $s_j = -\log(e^{-(\log\pi_j + g_j)} + e^{-s_i})$, with fresh noise g.
-
-    Args:
-        logits: (..., K), floating point; -inf masks a class.
-        z: one-hot, (..., K), of no masked class.
-        generator: a source of randomness; default torch's own.
-
-    Returns:
-        s, (..., K), in the dtype of the noise, without gradient.
-
-    >>> s = conditional_perturbed(torch.tensor([0.0, 0.0, -torch.inf]), torch.tensor([0.0, 1.0, 0.0]))
-    >>> s.argmax(), s[2]
-    (tensor(1), tensor(-inf))
-    """
-    g = gumbel_noise(logits, generator=generator)
-    top = (g * z).sum(-1, keepdim=True)
-    others = -torch.logaddexp(-(torch.log_softmax(logits.detach().to(g.dtype), -1) + g), -top)
-    return torch.where(z > 0, top, others)
+    check_logits(logits, dim)
+    x = logits.detach()
+    if dim in (-1, x.ndim - 1) and kernels.takes(x):
+        z, _, failures = kernels.sample(x.contiguous(), draw_seed(generator), Relaxation.NONE, 1.0)
+        if failures:
+            raise_bad_rows(failures, x.numel() // x.shape[-1])
+        return z
+    return one_hot(gumbel_argmax(x, dim, generator=generator), x, dim)
 
 
 def gumbel_softmax(
@@ -152,57 +121,6 @@ def gumbel_softmax(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    check_logits(logits, dim)
     if eps != _UNUSED_EPS:
         warnings.warn("eps has no effect: the noise is finite without it", FutureWarning, stacklevel=2)
-    s = perturbed(logits, generator=generator)
-    y = softmax(s, tau, dim).to(logits.dtype)
-    check_rows(y, dim, tau)
-    return straight_through(one_hot(s.argmax(dim), y, dim), y) if hard else y
-
-
-def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of `hard`, to the bit, with the gradient of `soft`.
-
-    The difference of `soft` to itself is exactly zero, and NaN where `soft` is.
-
-    Args:
-        hard: the value, any shape.
-        soft: the same shape and dtype, differentiable.
-
-    Returns:
-        `hard` in value, `soft` in gradient.
-
-    >>> pi = torch.tensor([0.3, 0.7], requires_grad=True)
-    >>> z = straight_through(torch.tensor([0.0, 1.0]), pi)
-    >>> z.tolist(), torch.autograd.grad(z[0], pi)
-    ([0.0, 1.0], (tensor([1., 0.]),))
-    """
-    return hard + (soft - soft.detach())
-
-
-def one_hot(index: Tensor, like: Tensor, dim: int = -1) -> Tensor:
-    """One-hot vectors along `dim` in the shape and dtype of `like`, without gradient.
-
-    Args:
-        index: class indices, int64, the shape of `like` without `dim`.
-        like: (..., K, ...), gives shape, dtype and device.
-        dim: the dimension of the K classes.
-
-    Returns:
-        0.0 and 1.0 in the shape of `like`.
-
-    >>> one_hot(torch.tensor(1), torch.zeros(3))
-    tensor([0., 1., 0.])
-    """
-    return torch.zeros_like(like).scatter(dim, index.unsqueeze(dim), 1.0)
-
-
-def perturbed(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Logits + g, differentiable, in the dtype of the noise: what every sample here starts from.
-
-    >>> perturbed(torch.tensor([0.0, -torch.inf], dtype=torch.float16)).dtype
-    torch.float32
-    """
-    g = gumbel_noise(logits, generator=generator)
-    return logits.to(g.dtype) + g
+    return sample(logits, tau, dim, hard=hard, generator=generator)

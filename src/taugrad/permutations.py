@@ -9,7 +9,8 @@ from torch import Tensor
 
 from taugrad._arguments import check_count, check_tau
 from taugrad.errors import ConfigError
-from taugrad.gumbel import perturbed, straight_through
+from taugrad.noise import perturbed
+from taugrad.sampling import straight_through
 
 
 def sinkhorn(x: Tensor, iterations: int = 20) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from taugrad._arguments import check_logits, check_tau, compute_dtype
+from taugrad.native import kernels
 
 
 def softmax(x: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -68,6 +69,9 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor = 1.0, dim: in
     >>> softmax_backward(torch.tensor([1.0, 0.0]), y)
     tensor([ 0.1875, -0.1875])
     """
+    tracked = torch.is_grad_enabled() and (grad.requires_grad or y.requires_grad)
+    if not tracked and dim in (-1, y.ndim - 1) and grad.dtype is y.dtype and kernels.takes(grad, y):
+        return kernels.softmax_backward(grad.contiguous(), y.contiguous(), float(tau))
     return (grad - (grad * y).sum(dim, keepdim=True)) * (y / tau)
 
 
@@ -111,6 +115,9 @@ def softmax_backward_by_jacobian(grad: Tensor, y: Tensor, tau: float | Tensor = 
 
 
 def _tempered_softmax(x: Tensor, tau: float | Tensor, dim: int) -> Tensor:
+    tracked = torch.is_grad_enabled() and x.requires_grad
+    if not tracked and dim in (-1, x.ndim - 1) and kernels.takes(x):
+        return kernels.softmax(x.contiguous(), float(tau))
     return torch.softmax(x.to(compute_dtype(x.dtype)) / tau, dim).to(x.dtype)
 
 
@@ -136,7 +143,7 @@ class _TemperedSoftmax(torch.autograd.Function):
         dx = softmax_backward(grad.to(wide), y.to(wide), tau, ctx.dim)
         dtau = None
         if ctx.needs_input_grad[1]:
-            dtau = -(dx * _log(y.to(wide))).sum().to(tau.dtype)
+            dtau = -(dx * log_where_positive(y.to(wide))).sum().to(tau.dtype)
         return dx.to(y.dtype), dtau, None
 
     @staticmethod
@@ -146,7 +153,7 @@ class _TemperedSoftmax(torch.autograd.Function):
         wide = compute_dtype(y.dtype)
         u_t = torch.zeros_like(y, dtype=wide) if x_t is None else x_t.to(wide)
         if tau_t is not None:
-            u_t = u_t - _log(y.to(wide)) * tau_t
+            u_t = u_t - log_where_positive(y.to(wide)) * tau_t
         return softmax_backward(u_t, y.to(wide), tau, ctx.dim).to(y.dtype)
 
 
@@ -155,6 +162,10 @@ def _saved(ctx: Any) -> tuple[Tensor, Any]:
     return y, tau[0] if tau else ctx.tau
 
 
-def _log(y: Tensor) -> Tensor:
-    """Log y where it multiplies something that is zero wherever y is: finite there, so that 0 * log 0 is 0."""
+def log_where_positive(y: Tensor) -> Tensor:
+    """Log y where it multiplies something that is zero wherever y is: finite there, so that 0 * log 0 is 0.
+
+    >>> log_where_positive(torch.tensor([1.0, 0.0])).isfinite()
+    tensor([True, True])
+    """
     return y.clamp_min(torch.finfo(y.dtype).tiny).log()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from taugrad._arguments import check_count, check_logits
-from taugrad.gumbel import perturbed, straight_through
+from taugrad.noise import perturbed
+from taugrad.sampling import straight_through
 from taugrad.softmax import softmax
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from taugrad._arguments import compute_dtype
-
 
 class Estimator(ABC):
     """An estimator of E f(z) with a gradient."""
@@ -43,13 +41,3 @@ class Pathwise(Estimator):
     ) -> Tensor:
         """The one-sample estimate f(z), (...), for `f` from (..., N, K) to (...) and logits (..., N, K)."""
         return f(self.sample(logits, tau, generator=generator))
-
-
-def tangent(logits: Tensor) -> Tensor:
-    """Zero in value, the identity in gradient: what a Jacobian is applied to, to be the gradient of a sample.
-
-    The Jacobian J of a softmax is symmetric, so `J @ tangent(logits)` has the value 0 and the backward J g. It is
-    calculated in float32 for half precision; a masked class gets no gradient.
-    """
-    x = logits.to(compute_dtype(logits.dtype))
-    return torch.where(torch.isinf(x), 0.0, x - x.detach())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taugrad.categorical import log_prob
 from taugrad.estimators.base import Estimator
-from taugrad.gumbel import one_hot
+from taugrad.sampling import one_hot
 
 _MOST_CONFIGURATIONS = 2**20  # of z: what enumeration takes before it says that it is the wrong tool
 

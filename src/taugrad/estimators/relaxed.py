@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from taugrad._arguments import check_count, check_positive, check_tau
-from taugrad.estimators.base import Pathwise, tangent
-from taugrad.gumbel import conditional_perturbed, gumbel_max, gumbel_softmax, straight_through
+from taugrad.estimators.base import Pathwise
+from taugrad.gumbel import gumbel_max, gumbel_softmax
+from taugrad.noise import conditional_perturbed
+from taugrad.sampling import straight_through, tangent
 from taugrad.softmax import softmax, softmax_jacobian
 
 

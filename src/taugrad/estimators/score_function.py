@@ -9,7 +9,9 @@ from torch import Tensor
 from taugrad._arguments import check_count, check_positive, check_rows
 from taugrad.categorical import log_prob
 from taugrad.estimators.base import Estimator
-from taugrad.gumbel import gumbel_max, gumbel_noise, one_hot
+from taugrad.gumbel import gumbel_max
+from taugrad.noise import gumbel_noise
+from taugrad.sampling import one_hot
 from taugrad.softmax import softmax
 
 

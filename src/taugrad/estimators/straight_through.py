@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from taugrad._arguments import check_positive
-from taugrad.estimators.base import Pathwise, tangent
-from taugrad.gumbel import gumbel_max, straight_through
-from taugrad.softmax import softmax, softmax_backward
+from taugrad.estimators.base import Pathwise
+from taugrad.native.kernels import Relaxation
+from taugrad.sampling import sample
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class StraightThrough(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """z, exactly one-hot."""
-        z = gumbel_max(logits, dim, generator=generator)
-        return straight_through(z, softmax(logits, tau, dim))
+        return sample(logits, tau, dim, Relaxation.PLAIN, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,7 @@ class GappedStraightThrough(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """z, exactly one-hot."""
-        z = gumbel_max(logits, dim, generator=generator)
-        theta = logits.detach()
-        behind = theta - theta.amax(dim, keepdim=True)
-        m = torch.where(z > 0, -behind, -(behind + self.gap).relu())
-        return straight_through(z, softmax(logits + m, tau, dim))
+        return sample(logits, tau, dim, Relaxation.GAPPED, gap=self.gap, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -77,9 +72,4 @@ class ReinMax(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """z, exactly one-hot."""
-        D = gumbel_max(logits, dim, generator=generator)
-        t = tangent(logits)
-        pi = softmax(logits.detach().to(t.dtype), 1.0, dim)
-        pi_D = (softmax(logits.detach().to(t.dtype), tau, dim) + D) / 2
-        dz = 2 * softmax_backward(t, pi_D, dim=dim) - softmax_backward(t, pi, dim=dim) / 2
-        return straight_through(D, dz.to(D.dtype))
+        return sample(logits, tau, dim, Relaxation.MARKED, generator=generator)

@@ -1,0 +1,224 @@
+"""The kernels as functions of tensors without gradient, and when they can be used.
+
+TAUGRAD_BACKEND decides on first use: `auto` (the default) takes the kernels where they can be compiled and torch where
+not, `native` fails where they cannot, `torch` never takes them. One line of the log says which it is. Whatever is
+chosen, `takes` is true only of what the kernels can do: the callers have torch code for the rest.
+
+Every function here takes contiguous tensors (..., K) of one dtype on the CPU, for which `takes` is true.
+"""
+
+import ctypes
+import functools
+import logging
+import os
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from taugrad.native.build import BuildError, load
+
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_PLAIN = (Tensor, torch.nn.Parameter)
+_EMPTY = torch.empty(0)
+_MOST = 2**31  # elements: an index in a lane is as wide as a float
+
+_P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+_ARGUMENTS = {  # of each kernel, before the pool and the number of threads
+    "sample": [_P, _I, _I, _P, _I, _D, _D, _P, _P, _P],
+    "softmax_backward": [_P, _P, _I, _I, _D, _P],
+    "reinmax_backward": [_P, _P, _I, _I, _D, _P],
+    "entropy": [_P, _I, _I, _P],
+    "entropy_backward": [_P, _P, _P, _I, _I, _P],
+    "log_prob": [_P, _P, _I, _I, _I, _P],
+    "noise": [_P, _I, _P],
+}
+
+
+class Relaxation(IntEnum):
+    """What y is, the relaxation whose gradient a hard sample takes."""
+
+    NONE = 0
+    PERTURBED = 1  # softmax((x + g) / tau)
+    PLAIN = 2  # softmax(x / tau)
+    GAPPED = 3  # softmax((x + m) / tau), where m gives the drawn class its lead
+    MARKED = 4  # softmax(x / tau) with the sign bit of the drawn class set
+
+
+def watched() -> bool:
+    """Whether a compiler, tracer, transform or mode is looking on: it would not see a kernel that is no operator."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the kernels can work on these tensors now: plain ones in the CPU's memory, float32 or float64.
+
+    Gradients are the caller's affair. The tensors' dtypes are the same, or it is the caller's mistake.
+    """
+    return not watched() and all(map(holds, tensors))
+
+
+def holds(x: Tensor) -> bool:
+    """What `takes` asks of one tensor."""
+    return (
+        x.dtype in _DTYPES
+        and x.is_cpu
+        and type(x) in _PLAIN
+        and torch._C._has_storage(x)  # no wrapper of a transform
+        and not x.is_neg()
+        and x.numel() < _MOST
+        and available()
+    )
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether there are kernels at all, which is found out once.
+
+    Raises:
+        BuildError: there are none and TAUGRAD_BACKEND is `native`.
+        ValueError: TAUGRAD_BACKEND is none of its values.
+    """
+    return bool(_kernels())
+
+
+def sample(
+    x: Tensor, seed: Tensor, relaxation: Relaxation, tau: float, gap: float = 0.0, *, hard: bool = True
+) -> tuple[Tensor, Tensor, int]:
+    """One-hot z (empty unless `hard`), y (empty for Relaxation.NONE), and the number of rows without a sample."""
+    K = x.shape[-1]
+    z = torch.empty_like(x) if hard else _EMPTY
+    y = torch.empty_like(x) if relaxation else _EMPTY
+    failures = _kernels()["sample", x.dtype](
+        x.data_ptr(),
+        x.numel() // K,
+        K,
+        seed.data_ptr(),
+        relaxation,
+        tau,
+        gap,
+        y.data_ptr(),
+        z.data_ptr(),
+        None,
+        _parallel(),
+        torch.get_num_threads(),
+    )
+    return z, y, failures
+
+
+def argmax(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
+    """The classes drawn, int64 (...), and the number of rows without one."""
+    index = torch.empty(x.shape[:-1], dtype=torch.int64)
+    arguments = (x.data_ptr(), *_rows(x), seed.data_ptr(), Relaxation.NONE, 1.0, 0.0, None, None, index.data_ptr())
+    return index, _kernels()["sample", x.dtype](*arguments, *_pool())
+
+
+def softmax(x: Tensor, tau: float) -> Tensor:
+    """Softmax(x / tau)."""
+    y = torch.empty_like(x)
+    arguments = (x.data_ptr(), *_rows(x), None, Relaxation.PLAIN, tau, 0.0, y.data_ptr(), None, None)
+    _kernels()["sample", x.dtype](*arguments, *_pool())
+    return y
+
+
+def softmax_backward(grad: Tensor, y: Tensor, tau: float, out: Tensor | None = None) -> Tensor:
+    """(grad - <grad, y>) y / tau, written to `out`, which may be y."""
+    return _backward("softmax_backward", grad, y, tau, out)
+
+
+def reinmax_backward(grad: Tensor, marked: Tensor, tau: float, out: Tensor | None = None) -> Tensor:
+    """ReinMax's gradient from the y of Relaxation.MARKED, written to `out`, which may be `marked`."""
+    return _backward("reinmax_backward", grad, marked, tau, out)
+
+
+def _backward(name: str, grad: Tensor, y: Tensor, tau: float, out: Tensor | None) -> Tensor:
+    K = y.shape[-1]
+    dx = torch.empty_like(y) if out is None else out
+    _kernels()[name, y.dtype](
+        grad.data_ptr(), y.data_ptr(), y.numel() // K, K, tau, dx.data_ptr(), _parallel(), torch.get_num_threads()
+    )
+    return dx
+
+
+def entropy(x: Tensor) -> Tensor:
+    """H of logits x, (...)."""
+    value = x.new_empty(x.shape[:-1])
+    _kernels()["entropy", x.dtype](x.data_ptr(), *_rows(x), value.data_ptr(), *_pool())
+    return value
+
+
+def entropy_backward(grad: Tensor, x: Tensor, value: Tensor) -> Tensor:
+    """The gradient to x of the entropy `value` of x; grad (...)."""
+    dx = torch.empty_like(x)
+    arguments = (grad.data_ptr(), x.data_ptr(), value.data_ptr(), *_rows(x), dx.data_ptr())
+    _kernels()["entropy_backward", x.dtype](*arguments, *_pool())
+    return dx
+
+
+def log_prob(x: Tensor, z: Tensor) -> Tensor:
+    """Log p(z), (*more, ...), of z (*more, ..., K) for logits x (..., K)."""
+    value = z.new_empty(z.shape[:-1])
+    rows, K = _rows(x)
+    times = z.numel() // x.numel() if rows else 0
+    arguments = (x.data_ptr(), z.data_ptr(), rows, times, K, value.data_ptr())
+    _kernels()["log_prob", x.dtype](*arguments, *_pool())
+    return value
+
+
+def noise(g: Tensor, seed: Tensor) -> Tensor:
+    """`g` filled with Gumbel(0,1) noise: what `sample` adds to logits of its shape."""
+    _kernels()["noise", g.dtype](g.data_ptr(), g.numel(), seed.data_ptr(), *_pool())
+    return g
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    K = x.shape[-1]
+    return x.numel() // K, K
+
+
+def _pool() -> tuple[int | None, int]:
+    """The thread pool that torch itself uses, so that there is no second one, and its size."""
+    return _parallel(), torch.get_num_threads()
+
+
+@functools.cache
+def _parallel() -> int | None:
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except AttributeError:  # another OpenMP: one thread
+        return None
+
+
+@functools.cache
+def _kernels() -> dict[tuple[str, torch.dtype], Any]:
+    choice = os.environ.get("TAUGRAD_BACKEND", "auto")
+    if choice not in ("auto", "native", "torch"):
+        raise ValueError(f"TAUGRAD_BACKEND must be auto, native or torch, got {choice}")
+    log = logging.getLogger("taugrad")
+    if choice == "torch":
+        log.info("discrete samples by torch, as TAUGRAD_BACKEND says")
+        return {}
+    try:
+        library = load()
+    except BuildError as error:
+        if choice == "native":
+            raise
+        log.info("discrete samples by torch: %s", error)
+        return {}
+    log.info("discrete samples by the native kernels")
+    kernels = {}
+    for name, arguments in _ARGUMENTS.items():
+        for dtype, suffix in _DTYPES.items():
+            function = library[f"taugrad_{name}_{suffix}"]
+            function.argtypes = [*arguments, _P, _I]
+            function.restype = _I if name == "sample" else None
+            kernels[name, dtype] = function
+    return kernels

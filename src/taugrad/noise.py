@@ -1,0 +1,89 @@
+r"""Gumbel(0,1) noise, the randomness of every sample here.
+
+    g = -log(-log u),  u ~ U(0,1)
+
+The contract: noise is finite always, float64 for float64 and float32 for every other dtype, and reproducible under
+`torch.manual_seed` or by `generator=`. On a CPU it comes from the native kernels where there are some, as a function of
+a seed drawn from torch's generator and of the element's place, whatever the number of threads; from `torch.rand`
+elsewhere.
+
+Deviation: float32 noise has a limited range: [-3.13, 22.9] from the kernels, whose uniform numbers have 32 bits, and
+[-2.86, 16.64] from torch, whose numbers have 24. So a class more than 26 or 19.5 nats behind, of probability below
+5e-12 or 4e-9, is never drawn.
+"""
+
+import torch
+from torch import Tensor
+
+from taugrad._arguments import compute_dtype
+from taugrad.native import kernels
+
+_SEEDS = 2**63 - 1
+_SCALAR = ()
+
+
+def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    r"""Gumbel(0,1) noise, $g = -\log(-\log u)$ with $u \sim U(0,1)$: always finite.
+
+    Args:
+        like: gives shape and device; float64 gives float64 noise, every other dtype float32.
+        generator: a source of randomness on the same device; default torch's own.
+
+    Returns:
+        Noise in the shape of `like`, without gradient.
+
+    >>> g = gumbel_noise(torch.zeros(100_000), generator=torch.Generator().manual_seed(0))
+    >>> round(g.mean().item(), 1), round(g.std().item(), 1)  # Euler's constant and pi / sqrt 6
+    (0.6, 1.3)
+    """
+    dtype = compute_dtype(like.dtype)
+    g = torch.empty(like.shape, dtype=dtype, device=like.device)
+    if kernels.takes(g):
+        return kernels.noise(g, draw_seed(generator))
+    u = torch.rand(like.shape, generator=generator, dtype=dtype, device=like.device)
+    # u is a multiple of 2^-24 (2^-53 in float64) below 1. Zero would give -inf: it becomes half the smallest step.
+    smallest = torch.finfo(dtype).eps / 4
+    return -(-(u.clamp(smallest, 1 - 2 * smallest).log())).log()
+
+
+def perturbed(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Logits + g, differentiable, in the dtype of the noise: what every sample here starts from.
+
+    >>> perturbed(torch.tensor([0.0, -torch.inf], dtype=torch.float16)).dtype
+    torch.float32
+    """
+    g = gumbel_noise(logits, generator=generator)
+    return logits.to(g.dtype) + g
+
+
+def conditional_perturbed(logits: Tensor, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    r"""Perturbed log-probabilities $s = \log\pi + g$ given that their argmax is z (2010.04838).
+
+    The largest is Gumbel(0) whatever the class, $s_i = g_i$; another is cut off at it,
+    $s_j = -\log(e^{-(\log\pi_j + g_j)} + e^{-s_i})$, with fresh noise g.
+
+    Args:
+        logits: (..., K), floating point; -inf masks a class.
+        z: one-hot, (..., K), of no masked class.
+        generator: a source of randomness; default torch's own.
+
+    Returns:
+        s, (..., K), in the dtype of the noise, without gradient.
+
+    >>> s = conditional_perturbed(torch.tensor([0.0, 0.0, -torch.inf]), torch.tensor([0.0, 1.0, 0.0]))
+    >>> s.argmax(), s[2]
+    (tensor(1), tensor(-inf))
+    """
+    g = gumbel_noise(logits, generator=generator)
+    top = (g * z).sum(-1, keepdim=True)
+    others = -torch.logaddexp(-(torch.log_softmax(logits.detach().to(g.dtype), -1) + g), -top)
+    return torch.where(z > 0, top, others)
+
+
+def draw_seed(generator: torch.Generator | None) -> Tensor:
+    """A seed for the kernels, 63 random bits of torch's generator.
+
+    >>> draw_seed(torch.Generator().manual_seed(0)).dtype
+    torch.int64
+    """
+    return torch.randint(_SEEDS, _SCALAR, generator=generator) if generator else torch.randint(_SEEDS, _SCALAR)

@@ -1,0 +1,311 @@
+r"""A hard sample, and the relaxation whose gradient it takes: what the pathwise estimators have in common.
+
+    z  = onehot(argmax(x + g)),   dz := dy                      g Gumbel(0,1) noise
+    y  = softmax((x + g) / tau)                                 PERTURBED     (1611.01144)
+         softmax(x / tau)                                       PLAIN         (1308.3432)
+         softmax((x + m) / tau)                                 GAPPED        (2206.07235)
+    dz := (2 J(pi_D) - J(pi) / 2) dx                            MARKED        ReinMax (2304.08612)
+          pi = softmax(x),  pi_D = (softmax(x / tau) + z) / 2,  J(p) = diag(p) - p p^T
+
+One tensor of the size of the logits is saved for the backward, in their dtype: y. For ReinMax it is softmax(x / tau)
+with the sign bit of the drawn class set, from which pi comes back as y^tau, normalized.
+
+The contract is that of `taugrad.gumbel`. Tensors in the CPU's memory go through the native kernels where there are
+some, one pass over the logits for noise, argmax and softmax; all others, and whatever a transform of `torch.func` looks
+at, go through the torch code beside them. The two draw different noise from the same generator, of the same
+distribution.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taugrad._arguments import check_logits, check_rows, check_tau, compute_dtype, raise_bad_rows
+from taugrad.native import kernels
+from taugrad.native.kernels import Relaxation
+from taugrad.noise import draw_seed, gumbel_noise
+from taugrad.softmax import log_where_positive, softmax, softmax_backward
+
+_autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def sample(
+    logits: Tensor,
+    tau: float | Tensor,
+    dim: int = -1,
+    relaxation: Relaxation = Relaxation.PERTURBED,
+    *,
+    gap: float = 0.0,
+    hard: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The hard sample z with the gradient of its relaxation, or, unless `hard`, the relaxation y itself.
+
+    Args:
+        logits: (..., K, ...), floating point; -inf masks a class.
+        tau: temperature, a positive number or a 0-d tensor.
+        dim: the dimension of the K classes.
+        relaxation: whose gradient a hard sample takes.
+        gap: by how much the drawn class leads, for Relaxation.GAPPED.
+        hard: return z in place of y.
+        generator: a source of randomness; default torch's own.
+
+    Returns:
+        The shape and dtype of `logits`.
+
+    Raises:
+        ValueError: `tau` is not positive, or a row has no finite logit, or NaN or +inf.
+        TypeError, IndexError: `logits` is not floating point, `dim` is out of range.
+
+    >>> sample(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]), tau=0.5, relaxation=Relaxation.PLAIN)
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    check_logits(logits, dim)
+    tau = check_tau(tau)
+    last = dim in (-1, logits.ndim - 1)
+    x = logits if last else logits.movedim(dim, -1)
+    if not kernels.watched():
+        z, y = _Sample.apply(x, tau, relaxation, gap, hard, generator)
+    elif torch.compiler.is_compiling() and x.device.type == "cpu" and generator is None and kernels.available():
+        seed = torch.randint(2**63 - 1, ())
+        tau = tau if isinstance(tau, Tensor) else torch.full((), tau, dtype=torch.float64)
+        z, y = torch.ops.taugrad.sample(x, seed, tau, int(relaxation), gap)
+    else:
+        z, y = _traced_sample(x, tau, relaxation, gap, generator)
+    out = z if hard else y
+    return out if last else out.movedim(-1, dim)
+
+
+def _drawn(
+    x: Tensor, tau: float | Tensor, relaxation: Relaxation, gap: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Z without gradient and y with, by torch."""
+    g = gumbel_noise(x, generator=generator)
+    x = x.to(g.dtype)
+    s = x + g
+    z = one_hot(s.detach().argmax(-1), s)
+    if relaxation is Relaxation.PERTURBED:
+        y = softmax(s, tau)
+    elif relaxation is Relaxation.GAPPED:
+        behind = (x - x.amax(-1, keepdim=True)).detach()
+        y = softmax(x + torch.where(z > 0, -behind, -(behind + gap).relu()), tau)
+    else:
+        y = softmax(x, tau)
+    check_rows(y, -1, tau)
+    return z, y
+
+
+def _traced_sample(
+    x: Tensor, tau: float | Tensor, relaxation: Relaxation, gap: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Z and y, both with their gradient, in operators of torch that a transform or a compiler can follow."""
+    z, y = _drawn(x, tau, relaxation, gap, generator)
+    if relaxation is not Relaxation.MARKED:
+        y = y.to(x.dtype)
+        return straight_through(z.to(x.dtype), y), y
+    t = tangent(x)
+    pi = softmax(x.detach().to(t.dtype))
+    dz = 2 * softmax_backward(t, (y.detach() + z) / 2) - softmax_backward(t, pi) / 2
+    return straight_through(z, dz).to(x.dtype), y
+
+
+def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor) -> Tensor:
+    """ReinMax's gradient, from softmax(x / tau) with the sign bit of the drawn class set.
+
+    >>> marked = torch.tensor([-0.25, 0.75])
+    >>> reinmax_backward(torch.tensor([1.0, 0.0]), marked, 1.0)
+    tensor([ 0.3750, -0.3750])
+    """
+    if kernels.takes(grad, marked) and not torch.is_grad_enabled():
+        return kernels.reinmax_backward(grad.contiguous(), marked, float(tau))
+    q, z = marked.abs(), marked.signbit()
+    pi = (q / q.amax(-1, keepdim=True)) ** tau
+    pi = pi / pi.sum(-1, keepdim=True)
+    return 2 * softmax_backward(grad, (q + z) / 2) - softmax_backward(grad, pi) / 2
+
+
+class _Sample(torch.autograd.Function):
+    """For plain tensors, which `sample` has made sure of; a transform or a compiler never sees it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        tau: float | Tensor,
+        relaxation: Relaxation,
+        gap: float,
+        hard: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor | None, Tensor]:
+        dtype, wide = x.dtype, compute_dtype(x.dtype)
+        x = x.to(wide).contiguous()
+        if kernels.holds(x):
+            z, y, failures = kernels.sample(x, draw_seed(generator), relaxation, float(tau), gap, hard=hard)
+            if failures:
+                raise_bad_rows(failures, x.numel() // x.shape[-1], tau)
+        else:
+            z, y = _drawn(x, tau, relaxation, gap, generator)
+            if relaxation is Relaxation.MARKED:
+                y = torch.where(z > 0, -y, y)
+        if dtype is not wide:
+            z, y = z.to(dtype), y.to(dtype)
+        ctx.set_materialize_grads(False)
+        ctx.relaxation, ctx.tau = relaxation, tau
+        ctx.hooked = _autograd._top_saved_tensors_default_hooks(False) is not None
+        if isinstance(tau, Tensor):
+            ctx.tau = None
+            ctx.save_for_backward(y, tau)
+        else:
+            ctx.save_for_backward(y)
+        if relaxation is Relaxation.MARKED:
+            ctx.mark_non_differentiable(y)
+        return z if hard else None, y
+
+    @staticmethod
+    def backward(ctx: Any, z_grad: Tensor | None, y_grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        y, tau = ctx.saved_tensors if ctx.tau is None else (*ctx.saved_tensors, ctx.tau)
+        if (
+            z_grad is not None
+            and y_grad is None
+            and not (ctx.hooked or ctx.needs_input_grad[1] or torch.is_grad_enabled())
+            and kernels.takes(z_grad, y)
+            and _is_expendable(y)
+        ):
+            backward = kernels.reinmax_backward if ctx.relaxation is Relaxation.MARKED else kernels.softmax_backward
+            dx = backward(z_grad.contiguous(), y, float(tau), out=y.detach())
+            return dx, None, None, None, None, None
+        dx, dtau = _sample_backward(z_grad, y_grad, y, tau, ctx.relaxation, ctx.needs_input_grad[1])
+        return dx, dtau, None, None, None, None
+
+
+def _is_expendable(y: Tensor) -> bool:
+    """Whether a saved tensor's memory can take the gradient: autograd frees it next, and nobody else holds it.
+
+    The gradient then costs no memory of its own, whose first touch is dearer than the arithmetic. Two holders are the
+    saved variable and the tensor unpacked from it; the third is the storage object made here to ask.
+    """
+    return not _autograd._get_current_graph_task_keep_graph() and (
+        torch._C._storage_Use_Count(y.untyped_storage()._cdata) <= 3  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
+def _sample_backward(
+    z_grad: Tensor | None,
+    y_grad: Tensor | None,
+    y: Tensor,
+    tau: float | Tensor,
+    relaxation: int,
+    tau_has_grad: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    grads = [grad for grad in (z_grad, y_grad) if grad is not None]
+    if not grads:
+        return None, None
+    grad = grads[0] if len(grads) == 1 else grads[0] + grads[1]
+    dtype, wide = y.dtype, compute_dtype(y.dtype)
+    if dtype is not wide:
+        grad, y = grad.to(wide), y.to(wide)
+    if relaxation == Relaxation.MARKED:
+        return reinmax_backward(grad, y, tau).to(dtype), None
+    dx = softmax_backward(grad, y, tau)
+    dtau = None
+    if isinstance(tau, Tensor) and tau_has_grad:  # (x + g) / tau = log y + const, and dx sums to zero over a row
+        dtau = -(dx * log_where_positive(y)).sum().to(tau.dtype)
+    return dx.to(dtype), dtau
+
+
+# The same as an operator, for compiled programs. Nothing may depend on a value there: a row without a sample is NaN.
+torch.library.define(
+    "taugrad::sample", "(Tensor x, Tensor seed, Tensor tau, int relaxation, float gap) -> (Tensor z, Tensor y)"
+)
+
+
+@torch.library.impl("taugrad::sample", "CPU")  # pyright: ignore[reportOptionalCall]
+def _sample_on_cpu(x: Tensor, seed: Tensor, tau: Tensor, relaxation: int, gap: float) -> tuple[Tensor, Tensor]:
+    wide = x.to(compute_dtype(x.dtype)).contiguous()
+    z, y, _ = kernels.sample(wide, seed, Relaxation(relaxation), tau.item(), gap)
+    return z.to(x.dtype), y.to(x.dtype)
+
+
+@torch.library.register_fake("taugrad::sample")
+def _sample_shapes(x: Tensor, seed: Tensor, tau: Tensor, relaxation: int, gap: float) -> tuple[Tensor, Tensor]:
+    like = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return like, torch.empty_like(like)
+
+
+def _sample_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, _, tau, ctx.relaxation, _ = inputs
+    ctx.save_for_backward(output[1], tau)
+
+
+def _sample_op_backward(ctx: Any, z_grad: Tensor | None, y_grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    y, tau = ctx.saved_tensors
+    dx, dtau = _sample_backward(z_grad, y_grad, y, tau, ctx.relaxation, ctx.needs_input_grad[2])
+    return dx, None, dtau, None, None
+
+
+torch.library.register_autograd("taugrad::sample", _sample_op_backward, setup_context=_sample_setup)
+
+
+@torch.library.register_vmap("taugrad::sample")  # pyright: ignore[reportOptionalCall]
+def _sample_of_batch(
+    info: Any, in_dims: tuple[int | None, ...], *inputs: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    # A function of its seed: every example of the batch takes the noise that it would take alone.
+    examples = [
+        torch.ops.taugrad.sample(*(x if d is None else x.select(d, i) for x, d in zip(inputs, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    z, y = zip(*examples, strict=True)
+    return (torch.stack(z), torch.stack(y)), (0, 0)
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard`, to the bit, with the gradient of `soft`.
+
+    The difference of `soft` to itself is exactly zero, and NaN where `soft` is.
+
+    Args:
+        hard: the value, any shape.
+        soft: the same shape and dtype, differentiable.
+
+    Returns:
+        `hard` in value, `soft` in gradient.
+
+    >>> pi = torch.tensor([0.3, 0.7], requires_grad=True)
+    >>> z = straight_through(torch.tensor([0.0, 1.0]), pi)
+    >>> z.tolist(), torch.autograd.grad(z[0], pi)
+    ([0.0, 1.0], (tensor([1., 0.]),))
+    """
+    return hard + (soft - soft.detach())
+
+
+def one_hot(index: Tensor, like: Tensor, dim: int = -1) -> Tensor:
+    """One-hot vectors along `dim` in the shape and dtype of `like`, without gradient.
+
+    Args:
+        index: class indices, int64, the shape of `like` without `dim`.
+        like: (..., K, ...), gives shape, dtype and device.
+        dim: the dimension of the K classes.
+
+    Returns:
+        0.0 and 1.0 in the shape of `like`.
+
+    >>> one_hot(torch.tensor(1), torch.zeros(3))
+    tensor([0., 1., 0.])
+    """
+    return torch.zeros_like(like).scatter(dim, index.unsqueeze(dim), 1.0)
+
+
+def tangent(logits: Tensor) -> Tensor:
+    """Zero in value, the identity in gradient: what a Jacobian is applied to, to be the gradient of a sample.
+
+    The Jacobian J of a softmax is symmetric, so `J @ tangent(logits)` has the value 0 and the backward J g. It is
+    calculated in float32 for half precision; a masked class gets no gradient.
+
+    >>> tangent(torch.tensor([1.0, -torch.inf]))
+    tensor([0., 0.])
+    """
+    x = logits.to(compute_dtype(logits.dtype))
+    return torch.where(torch.isinf(x), 0.0, x - x.detach())
