@@ -9,12 +9,14 @@ The contract: logits (..., K) along `dim`, results without `dim`, natural logari
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from taugrad._arguments import check_logits
+from taugrad.native import kernels
 
 
 def log_prob(logits: Tensor, z: Tensor, dim: int = -1) -> Tensor:
@@ -32,6 +34,8 @@ def log_prob(logits: Tensor, z: Tensor, dim: int = -1) -> Tensor:
     tensor([-0.6931, -0.6931,    -inf])
     """
     check_logits(logits, dim)
+    if _kernels_take_log_prob(logits, z, dim):
+        return kernels.log_prob(logits.contiguous(), z.contiguous())
     log_p = torch.log_softmax(logits, dim)
     # Where z is zero its product counts as zero, also for a log_p of -inf.
     return (z * log_p.masked_fill((z == 0) & (log_p == -math.inf), 0.0)).sum(dim)
@@ -67,6 +71,8 @@ def entropy(logits: Tensor, dim: int = -1) -> Tensor:
     tensor(0.6931)
     """
     check_logits(logits, dim)
+    if dim in (-1, logits.ndim - 1) and kernels.takes(logits):
+        return _Entropy.apply(logits)
     log_p = torch.log_softmax(logits, dim)
     return -_expectation(log_p, log_p, dim)
 
@@ -111,3 +117,33 @@ def kl(logits_p: Tensor, logits_q: Tensor, dim: int = -1) -> Tensor:
 def _expectation(log_p: Tensor, values: Tensor, dim: int) -> Tensor:
     """sum_k p_k values_k, where a class of probability zero counts nothing, whatever its value."""
     return (log_p.exp() * values.masked_fill(log_p == -math.inf, 0.0)).sum(dim)
+
+
+def _kernels_take_log_prob(logits: Tensor, z: Tensor, dim: int) -> bool:
+    """Without gradient, and for z of the shape of the logits or with leading dimensions more."""
+    return (
+        not (torch.is_grad_enabled() and (logits.requires_grad or z.requires_grad))
+        and dim in (-1, logits.ndim - 1)
+        and z.dtype is logits.dtype
+        and z.shape[-logits.ndim :] == logits.shape
+        and kernels.takes(logits, z)
+    )
+
+
+class _Entropy(torch.autograd.Function):
+    """By the kernels: x and H are saved, dH/dx_k = -p_k (log p_k + H)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        H = kernels.entropy(x.contiguous())
+        ctx.save_for_backward(x, H)
+        return H
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, H = ctx.saved_tensors
+        if not torch.is_grad_enabled() and kernels.takes(grad, x):
+            return kernels.entropy_backward(grad.contiguous(), x.contiguous(), H)
+        log_p = torch.log_softmax(x, -1)
+        p = log_p.exp()
+        return -grad.unsqueeze(-1) * p * (log_p.masked_fill(log_p == -math.inf, 0.0) + H.unsqueeze(-1))

@@ -1,14 +1,17 @@
 """Estimators whose gradient is that of a Gumbel-Softmax relaxation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from taugrad._arguments import check_count, check_positive, check_tau
+from taugrad._arguments import check_count, check_logits, check_positive, check_tau, raise_bad_rows
 from taugrad.estimators.base import Pathwise
 from taugrad.gumbel import gumbel_max, gumbel_softmax
-from taugrad.noise import conditional_perturbed
+from taugrad.native import kernels
+from taugrad.native.kernels import Relaxation
+from taugrad.noise import conditional_perturbed, draw_seed
 from taugrad.sampling import straight_through, tangent
 from taugrad.softmax import softmax, softmax_jacobian
 
@@ -87,7 +90,9 @@ class GumbelRao(Pathwise):
     $y_i = \mathrm{softmax}((\mathrm{logits} + g_i) / \tau)$, $g_i \sim p(g \mid z)$.
 
     With one draw it is straight-through Gumbel-Softmax in distribution; with more, its variance is never larger and
-    its expectation the same. The average Jacobian is kept, K numbers a logit, whatever the number of draws.
+    its expectation the same. The memory does not depend on the number of draws. The native kernels draw the noise in
+    the backward, from the seed, so that nothing but the logits is kept; by torch the average Jacobian is, K numbers a
+    logit.
 
     Bias: as straight-through Gumbel-Softmax's. Source: 2010.04838.
 
@@ -104,6 +109,10 @@ class GumbelRao(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """z, exactly one-hot."""
+        check_logits(logits, dim)
+        if kernels.takes(logits) and not isinstance(tau, Tensor):
+            z = _GumbelRao.apply(logits.movedim(dim, -1), check_tau(tau), self.draws, draw_seed(generator))
+            return z.movedim(-1, dim)
         z = gumbel_max(logits, dim, generator=generator)
         x = logits.detach().movedim(dim, -1)
         one_hot = z.movedim(dim, -1)
@@ -113,3 +122,36 @@ class GumbelRao(Pathwise):
             jacobian = jacobian + softmax_jacobian(softmax(s, tau), check_tau(tau)) / self.draws
         dy = torch.einsum("...ij,...j->...i", jacobian, tangent(logits).movedim(dim, -1))
         return straight_through(z, dy.movedim(-1, dim).to(z.dtype))
+
+
+class _GumbelRao(torch.autograd.Function):
+    """By the kernels: x and the seed are saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tau: float, draws: int, seed: Tensor) -> Tensor:
+        z, _, failures = kernels.sample(x.contiguous(), seed, Relaxation.NONE, tau)
+        if failures:
+            raise_bad_rows(failures, x.numel() // x.shape[-1])
+        ctx.tau, ctx.draws = tau, draws
+        ctx.save_for_backward(x, seed)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, seed = ctx.saved_tensors
+        return _MeanJacobian.apply(grad, x.detach(), ctx.tau, ctx.draws, seed), None, None, None
+
+
+class _MeanJacobian(torch.autograd.Function):
+    """J g of Gumbel-Rao. J is symmetric, hence its own backward; its derivative to the logits is not estimated."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, tau: float, draws: int, seed: Tensor) -> Tensor:
+        ctx.tau, ctx.draws = tau, draws
+        ctx.save_for_backward(x, seed)
+        return kernels.gumbel_rao(grad.contiguous(), x.contiguous(), seed, draws, tau)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, seed = ctx.saved_tensors
+        return _MeanJacobian.apply(grad, x, ctx.tau, ctx.draws, seed), None, None, None, None

@@ -3,6 +3,7 @@
 //     sample             s = x + g, i = argmax s, z = onehot(i), and the relaxation y whose gradient z takes
 //     softmax_backward   dx = (dy - <dy, y>) y / tau
 //     reinmax_backward   dx = 2 J(pi_D) dz - J(pi) dz / 2
+//     gumbel_rao         dx = 1/n sum_i J(y_i) dz / tau, y_i = softmax(s_i / tau), s_i ~ p(x + g | z)
 //     entropy            H = -<p, log p>,        entropy_backward    dx = -dH p (log p + H)
 //     log_prob           l = <z, log p>
 //     noise              g
@@ -247,6 +248,68 @@ template <class T, class L, class In> inline V<T> log_sum(L l, const In* x, V<T>
   return log2_positive(l.sum(sum)) * kLn2<T>;
 }
 
+// The noise that z was drawn with is stream 0 of the seed, drawn again here to find z; draw i of the noise that fits z is
+// stream i. Nothing depends on n but time.
+template <class T>
+void gumbel_rao(const T* dz, const T* x, const uint64_t* seed, int64_t rows, int64_t K, int64_t draws, double tau, T* dx,
+                const Pool& pool) {
+  constexpr int64_t kElements = 2048;
+  const T scale = T(kLog2e<double> / tau), weight = T(1 / (tau * double(draws)));
+  split(pool, rows, double(K * draws) * (sizeof(T) == 4 ? 1.5 : 40), [&](int64_t first, int64_t last) {
+    const int64_t tile = std::max<int64_t>(1, std::min(last - first, kElements / K));
+    const std::unique_ptr<T[]> room(new T[tile * K + 2 * kBlock<T> + Bundles<T>::kRoom]);
+    const std::unique_ptr<T[]> log_pi(new T[tile * K]);
+    const std::unique_ptr<int64_t[]> drawn(new int64_t[tile]);
+    for (int64_t r = first; r < last; r += tile) {
+      const int64_t end = std::min(last, r + tile), n = (end - r) * K, offset = r * K;
+      const Across<T> flat{n};
+      for (int64_t i = 0; i <= draws; ++i) {
+        T* g = words(room.get(), offset, offset + n, Threefry(*seed, uint32_t(i)));
+        flat.each([&](auto at) { flat.put(g, at, gumbel(flat.get(g, at, T(0)))); });
+        if (i == 0) {
+          flat.each([&](auto at) { flat.put(g, at, flat.get(g, at, T(0)) + flat.get(x + offset, at, T(0))); });
+          const T* const in[2] = {g, x + offset};
+          over_rows(K, r, end, in, log_pi.get(), [&](auto l, Rows at_rows, auto& row, auto* out) {
+            const I<T> index = argmax_row<T>(l, row[0], highest<T>(l, row[0]));
+            each_row(at_rows, [&](int64_t lane, int64_t to) { drawn[to - r] = index[lane]; });
+            const V<T> top = highest<T>(l, row[1]), log_Z = log_sum<T>(l, row[1], top);
+            l.each([&](auto at) { l.put(out, at, l.get(row[1], at, -kInf<T>) - top - log_Z); });
+          });
+          std::memset(dx + offset, 0, n * sizeof(T));
+          continue;
+        }
+        const T* const in[4] = {g, log_pi.get(), dz + offset, dx + offset};
+        over_rows(K, r, end, in, dx + offset, [&](auto l, Rows at_rows, auto& row, auto* out) {
+          I<T> index = {};
+          each_row(at_rows, [&](int64_t lane, int64_t from) { index[lane] = drawn[from - r]; });
+          index = l.spread(index);
+          V<T> top = {};  // s of the drawn class is its fresh noise; another s is cut off at it
+          l.each([&](auto at) { top += l.index(at) == index ? l.get(row[0], at, T(0)) : V<T>{}; });
+          top = l.sum(top);
+          const auto y = [&](auto at) {
+            const V<T> ahead = l.get(row[1], at, -kInf<T>) + l.get(row[0], at, T(0)) - top;
+            const V<T> behind = vmin(ahead, V<T>{}) - log2_positive(T(1) + exp2_nonpositive(-absolute<T>(ahead) *
+                                                                                            kLog2e<T>)) * kLn2<T>;
+            return l.index(at) == index ? all<V<T>>(T(1)) : exp2_nonpositive(behind * scale);
+          };
+          V<T> sum = {}, dot = {};
+          l.each([&](auto at) {
+            const V<T> w = y(at);
+            sum += w;
+            dot += w * l.get(row[2], at, T(0));
+          });
+          sum = l.sum(sum), dot = l.sum(dot) / sum;
+          const V<T> share = weight / sum;
+          l.each([&](auto at) {
+            l.put(out, at, l.get(row[3], at, T(0)) + (l.get(row[2], at, T(0)) - dot) * y(at) * share);
+          });
+        });
+      }
+    }
+    return int64_t(0);
+  });
+}
+
 template <class T> void entropy(const T* x, int64_t rows, int64_t K, T* H, const Pool& pool) {
   split(pool, rows, double(K) * 0.4, [&](int64_t first, int64_t last) {
     const T* const in[1] = {x + first * K};
@@ -339,6 +402,10 @@ using taugrad::Parallel;
   void taugrad_reinmax_backward_##name(const T* dz, const T* y, int64_t rows, int64_t K, double tau, T* dx,             \
                                        Parallel parallel, int64_t threads) {                                            \
     taugrad::reinmax_backward<T>(dz, y, rows, K, tau, dx, {parallel, threads});                                         \
+  }                                                                                                                     \
+  void taugrad_gumbel_rao_##name(const T* dz, const T* x, const uint64_t* seed, int64_t rows, int64_t K, int64_t draws, \
+                                 double tau, T* dx, Parallel parallel, int64_t threads) {                               \
+    taugrad::gumbel_rao<T>(dz, x, seed, rows, K, draws, tau, dx, {parallel, threads});                                  \
   }                                                                                                                     \
   void taugrad_entropy_##name(const T* x, int64_t rows, int64_t K, T* H, Parallel parallel, int64_t threads) {          \
     taugrad::entropy<T>(x, rows, K, H, {parallel, threads});                                                            \

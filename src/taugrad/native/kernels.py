@@ -30,6 +30,7 @@ _ARGUMENTS = {  # of each kernel, before the pool and the number of threads
     "sample": [_P, _I, _I, _P, _I, _D, _D, _P, _P, _P],
     "softmax_backward": [_P, _P, _I, _I, _D, _P],
     "reinmax_backward": [_P, _P, _I, _I, _D, _P],
+    "gumbel_rao": [_P, _P, _P, _I, _I, _I, _D, _P],
     "entropy": [_P, _I, _I, _P],
     "entropy_backward": [_P, _P, _P, _I, _I, _P],
     "log_prob": [_P, _P, _I, _I, _I, _P],
@@ -145,6 +146,14 @@ def _backward(name: str, grad: Tensor, y: Tensor, tau: float, out: Tensor | None
     _kernels()[name, y.dtype](
         grad.data_ptr(), y.data_ptr(), y.numel() // K, K, tau, dx.data_ptr(), _parallel(), torch.get_num_threads()
     )
+    return dx
+
+
+def gumbel_rao(grad: Tensor, x: Tensor, seed: Tensor, draws: int, tau: float) -> Tensor:
+    """Gumbel-Rao's gradient for the z that `sample` drew from x with this seed, over `draws` draws of the noise."""
+    dx = torch.empty_like(x)
+    arguments = (grad.data_ptr(), x.data_ptr(), seed.data_ptr(), *_rows(x), draws, tau, dx.data_ptr())
+    _kernels()["gumbel_rao", x.dtype](*arguments, *_pool())
     return dx
 
 

@@ -62,7 +62,7 @@ template <class T> struct Across {
   static inline V<T> sum(V<T> v) { return all<V<T>>(hsum<T>(v)); }
   static inline V<T> max(V<T> v) { return all<V<T>>(hmax<T>(v)); }
   static inline I<T> first(I<T> v) { return all<I<T>>(hmin<T>(v)); }
-  static inline V<T> spread(V<T> v) { return all<V<T>>(v[0]); }
+  template <class X> static inline X spread(X v) { return all<X>(v[0]); }
 };
 
 template <class T> struct Down {
@@ -77,7 +77,7 @@ template <class T> struct Down {
   static inline V<T> sum(V<T> v) { return v; }
   static inline V<T> max(V<T> v) { return v; }
   static inline I<T> first(I<T> v) { return v; }
-  static inline V<T> spread(V<T> v) { return v; }
+  template <class X> static inline X spread(X v) { return v; }
 };
 
 // Rows for Down: W bundles of as many rows as fit a vector (one, when a row takes two), so that no lane stays empty.

@@ -1,7 +1,7 @@
 // Gumbel(0,1) noise as a function of (seed, element): counter-based, hence the same for any number of threads.
 //
 // The random words are Threefry-4x32 with 12 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3",
-// the fewest that passed their tests for this size), keyed by the 64-bit seed. Counter c gives four words. A block of 16
+// the fewest that passed their tests for this size), keyed by the 64-bit seed and a stream. Counter c gives four words. A block of 16
 // consecutive counters gives 64 floats, element 64 b + 16 w + j from word w of counter 16 b + j, or 32 doubles of two
 // words each: so neighbouring lanes take neighbouring counters, whatever the vectors' width.
 //
@@ -21,9 +21,10 @@ inline U rotated(U x, int n) { return (x << n) | (x >> (32 - n)); }
 
 class Threefry {
  public:
-  explicit Threefry(uint64_t seed) {
+  // Streams of one seed are as independent as seeds.
+  explicit Threefry(uint64_t seed, uint32_t stream = 0) {
     const uint32_t low = uint32_t(seed), high = uint32_t(seed >> 32);
-    const uint32_t words[5] = {low, high, 0, 0, 0x1BD11BDAu ^ low ^ high};
+    const uint32_t words[5] = {low, high, stream, 0, 0x1BD11BDAu ^ low ^ high ^ stream};
     for (int i = 0; i < 5; ++i) key_[i] = all<U>(words[i]);
   }
 
