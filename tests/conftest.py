@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from taugrad.native import kernels
+from taugrad.native.build import build_binding
+
+build_binding()  # before the first use of the kernels, so that they are found with it
 
 
 @pytest.fixture(autouse=True)
@@ -14,10 +17,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["native", "torch"])
+@pytest.fixture(params=["bound", "native", "torch"])
 def backend(request, monkeypatch) -> str:
-    """Runs a test on both backends: with the native kernels, which must be there, and by torch alone."""
-    assert kernels.available()
+    """Runs a test with the kernels, bound to torch's autograd in C++ and in Python, and by torch alone."""
+    assert kernels.bound()
+    if request.param == "native":
+        monkeypatch.setattr(kernels, "bound", lambda: False)
     if request.param == "torch":
         monkeypatch.setattr(kernels, "available", lambda: False)
     return request.param

@@ -41,6 +41,8 @@ def check_tau(tau: float | Tensor) -> float | Tensor:
     >>> check_tau(torch.tensor(-1.0))
     tensor(nan)
     """
+    if type(tau) is float and 0 < tau < math.inf:  # the usual case, which a call's few microseconds are worth
+        return tau
     if isinstance(tau, Tensor):
         if tau.ndim != 0 or not tau.is_floating_point():
             raise ValueError(

@@ -4,6 +4,8 @@ The contract: the cache, `taugrad` in $XDG_CACHE_HOME or ~/.cache, is a director
 is not used. A library is compiled under a temporary name, synced and renamed, so that what is found under the final
 name is whole, however many processes start at once. Where no cache can be had, the library lives in a temporary
 directory that is gone once it is loaded.
+
+`python -m taugrad.native` adds the binding to torch's C++ autograd, which is used from then on wherever it is found.
 """
 
 import ctypes
@@ -17,9 +19,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCE = Path(__file__).parent / "kernels.cpp"
+import torch
+
+_KERNELS = Path(__file__).parent / "kernels.cpp"
+_BINDING = Path(__file__).parent / "binding.cpp"  # the kernels and their binding
 # No -ffast-math: it would drop NaN and infinity, and linking with it changes the rounding mode of the whole process.
-_FLAGS = ["-O2", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
+_STANDARD = "-std=c++17"
+_FLAGS = ["-O2", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
 _TIMEOUT = 300  # seconds
 
 
@@ -27,21 +33,38 @@ class BuildError(RuntimeError):
     """The kernels cannot be compiled or loaded here; the message says why."""
 
 
-def load() -> ctypes.CDLL:
-    """The kernels' library, compiled if it is not in the cache.
+def load() -> tuple[ctypes.CDLL, bool]:
+    """The kernels' library, compiled if it is not in the cache, and whether it has the binding.
 
     Raises:
         BuildError: there is no compiler, or it fails.
     """
     compiler = _compiler()
-    name = f"kernels-{_key(compiler)}.so"
     try:
         directory = _private(_cache())
     except OSError:  # nowhere to keep it, or others can write there
         with tempfile.TemporaryDirectory() as directory:
-            return _open(_compile(compiler, Path(directory) / name))
-    library = directory / name
-    return _open(library if library.exists() else _compile(compiler, library))
+            return _open(_compile(compiler, _KERNELS, Path(directory))), False
+    binding = directory / _name(compiler, _BINDING)
+    if binding.exists():
+        library = _open(binding)
+        torch.ops.load_library(str(binding))
+        return library, True
+    kernels = directory / _name(compiler, _KERNELS)
+    return _open(kernels if kernels.exists() else _compile(compiler, _KERNELS, directory)), False
+
+
+def build_binding() -> Path:
+    """Compile the binding into the cache, and return where it is.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
+        PermissionError: the cache is not a directory that only its owner can write.
+    """
+    compiler = _compiler()
+    directory = _private(_cache())
+    binding = directory / _name(compiler, _BINDING)
+    return binding if binding.exists() else _compile(compiler, _BINDING, directory)
 
 
 def _cache() -> Path:
@@ -73,14 +96,17 @@ def _compiler() -> list[str]:
     return command
 
 
-def _key(compiler: list[str]) -> str:
+def _name(compiler: list[str], source: Path) -> str:
+    """The library's file name, by everything that its contents depend on."""
     digest = hashlib.sha256()
-    for source in (_SOURCE, *sorted(_SOURCE.parent.glob("*.h"))):
-        digest.update(source.read_bytes())
+    for file in sorted(source.parent.glob("*.[ch]*")):
+        digest.update(file.read_bytes())
     digest.update(repr((compiler, _FLAGS)).encode())
     digest.update(_run([*compiler, "--version"]).encode())
     digest.update(_cpu().encode())
-    return digest.hexdigest()[:32]
+    if source is _BINDING:
+        digest.update(torch.__version__.encode())
+    return f"{source.stem}-{digest.hexdigest()[:32]}.so"
 
 
 def _cpu() -> str:
@@ -93,21 +119,41 @@ def _cpu() -> str:
     return "\n".join([platform.machine(), *told])
 
 
-def _compile(compiler: list[str], library: Path) -> Path:
-    descriptor, name = tempfile.mkstemp(dir=library.parent, suffix=".part")
+def _compile(compiler: list[str], source: Path, directory: Path) -> Path:
+    descriptor, name = tempfile.mkstemp(dir=directory, suffix=".part")
     os.close(descriptor)
     try:
-        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", name]
+        command = [
+            *compiler,
+            *_FLAGS,
+            str(source),
+            "-o",
+            name,
+            *(_torch_flags() if source is _BINDING else [_STANDARD]),
+        ]
         try:
             _run([*command, "-march=native"])
         except BuildError:  # some compilers do not know it for some CPUs
             _run(command)
         with Path(name).open("rb") as file:
             os.fsync(file.fileno())
-        return Path(name).replace(library)
+        return Path(name).replace(directory / _name(compiler, source))
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _torch_flags() -> list[str]:
+    root = Path(torch.__file__).parent
+    return [
+        "-std=c++20",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        f"-I{root / 'include'}",
+        f"-I{root / 'include' / 'torch' / 'csrc' / 'api' / 'include'}",
+        f"-L{root / 'lib'}",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
 
 
 def _run(command: list[str]) -> str:
@@ -116,8 +162,8 @@ def _run(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} could not be run: {error}") from error
     if done.returncode:
-        told = done.stderr.strip().splitlines()
-        raise BuildError(f"{command[0]} failed: {told[0] if told else f'exit code {done.returncode}'}")
+        told = [line for line in done.stderr.splitlines() if "error" in line]
+        raise BuildError(f"{command[0]} failed: {told[0].strip() if told else f'exit code {done.returncode}'}")
     return done.stdout
 
 

@@ -115,6 +115,21 @@ def sample(
     return z, y, failures
 
 
+def bound_sample(x: Tensor, seed: Tensor, relaxation: Relaxation, tau: float, gap: float, hard: bool) -> Tensor:
+    """Z, or y unless `hard`, with the gradient of y: `sample` by torch's C++ autograd.
+
+    Raises:
+        ValueError: a row has no sample.
+    """
+    arguments = (int(relaxation), gap, hard, _parallel() or 0, torch.get_num_threads())  # an enum takes a microsecond
+    return _bound_operator()(x, seed, tau, *arguments)
+
+
+@functools.cache
+def _bound_operator() -> Any:
+    return torch.ops.taugrad.bound_sample.default
+
+
 def argmax(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
     """The classes drawn, int64 (...), and the number of rows without one."""
     index = torch.empty(x.shape[:-1], dtype=torch.int64)
@@ -207,7 +222,13 @@ def _parallel() -> int | None:
 
 
 @functools.cache
-def _kernels() -> dict[tuple[str, torch.dtype], Any]:
+def bound() -> bool:
+    """Whether the kernels have the binding too."""
+    return bool(_kernels()) and _kernels()["bound"]
+
+
+@functools.cache
+def _kernels() -> dict[Any, Any]:
     choice = os.environ.get("TAUGRAD_BACKEND", "auto")
     if choice not in ("auto", "native", "torch"):
         raise ValueError(f"TAUGRAD_BACKEND must be auto, native or torch, got {choice}")
@@ -216,14 +237,14 @@ def _kernels() -> dict[tuple[str, torch.dtype], Any]:
         log.info("discrete samples by torch, as TAUGRAD_BACKEND says")
         return {}
     try:
-        library = load()
+        library, bound = load()
     except BuildError as error:
         if choice == "native":
             raise
         log.info("discrete samples by torch: %s", error)
         return {}
-    log.info("discrete samples by the native kernels")
-    kernels = {}
+    log.info("discrete samples by the native kernels%s", ", bound to torch's autograd" if bound else "")
+    kernels: dict[Any, Any] = {"bound": bound}
     for name, arguments in _ARGUMENTS.items():
         for dtype, suffix in _DTYPES.items():
             function = library[f"taugrad_{name}_{suffix}"]
