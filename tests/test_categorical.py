@@ -36,7 +36,13 @@ def test_the_classes_may_stand_in_any_dim():
 
 @pytest.mark.parametrize(
     "call",
-    [entropy, kl_to_uniform, lambda x: kl(x, x.flip(0)), lambda x: log_prob(x, torch.eye(3, dtype=torch.float64))],
+    [
+        entropy,
+        kl_to_uniform,
+        lambda x: kl(x, x.flip(0)),
+        lambda x: log_prob(x, torch.eye(3, dtype=torch.float64)),
+        lambda x: bernoulli_log_prob(x, torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64).expand(3, 3)),
+    ],
 )
 def test_gradients_match_finite_differences(call):
     x = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)

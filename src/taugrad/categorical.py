@@ -54,6 +54,9 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     >>> bernoulli_log_prob(torch.zeros(2), torch.tensor([0.0, 1.0]))
     tensor(-1.3863)
     """
+    tracked = torch.is_grad_enabled() and x.requires_grad
+    if not tracked and x.dtype is logits.dtype and _extends(logits, x) and kernels.takes(logits, x):
+        return _BernoulliLogProb.apply(logits, x)
     return -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
 
 
@@ -125,9 +128,14 @@ def _kernels_take_log_prob(logits: Tensor, z: Tensor, dim: int) -> bool:
         not (torch.is_grad_enabled() and (logits.requires_grad or z.requires_grad))
         and dim in (-1, logits.ndim - 1)
         and z.dtype is logits.dtype
-        and z.shape[-logits.ndim :] == logits.shape
+        and _extends(z, logits)
         and kernels.takes(logits, z)
     )
+
+
+def _extends(many: Tensor, few: Tensor) -> bool:
+    """Whether `many` has the shape of `few`, perhaps after leading dimensions more."""
+    return few.ndim > 0 and many.shape[-few.ndim :] == few.shape
 
 
 class _Entropy(torch.autograd.Function):
@@ -147,3 +155,19 @@ class _Entropy(torch.autograd.Function):
         log_p = torch.log_softmax(x, -1)
         p = log_p.exp()
         return -grad.unsqueeze(-1) * p * (log_p.masked_fill(log_p == -math.inf, 0.0) + H.unsqueeze(-1))
+
+
+class _BernoulliLogProb(torch.autograd.Function):
+    """By the kernels: logits l and x are saved, d/dl = x - sigma(l)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, x)
+        return kernels.bernoulli(logits.contiguous(), x.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logits, x = ctx.saved_tensors
+        if not torch.is_grad_enabled() and kernels.takes(grad, logits):
+            return kernels.bernoulli_backward(grad.contiguous(), logits.contiguous(), x.contiguous()), None
+        return grad.unsqueeze(-1) * (x - logits.sigmoid()), None

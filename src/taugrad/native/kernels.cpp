@@ -6,6 +6,7 @@
 //     gumbel_rao         dx = 1/n sum_i J(y_i) dz / tau, y_i = softmax(s_i / tau), s_i ~ p(x + g | z)
 //     entropy            H = -<p, log p>,        entropy_backward    dx = -dH p (log p + H)
 //     log_prob           l = <z, log p>
+//     bernoulli          l = sum_d x_d log sigma(a_d) + (1 - x_d) log sigma(-a_d), and da = dl (x - sigma(a))
 //     noise              g
 //
 // Each splits its rows over the threads of the pool it is handed, where the work is worth waking one.
@@ -368,6 +369,50 @@ void log_prob(const T* x, const T* z, int64_t rows, int64_t times, int64_t K, T*
   });
 }
 
+// x has `rows` rows, the logits a `times` as many: row r belongs to row r mod rows of x.
+template <class T>
+void bernoulli(const T* a, const T* x, int64_t rows, int64_t times, int64_t D, T* value, const Pool& pool) {
+  split(pool, rows, double(D) * 0.5 * double(times), [&](int64_t first, int64_t last) {
+    for (int64_t i = 0; i < times; ++i) {
+      const T* const in[2] = {a + (i * rows + first) * D, x + first * D};
+      over_rows<T>(D, first, last, in, nullptr, [&](auto l, Rows at_rows, auto& row, auto*) {
+        V<T> sum = {};
+        l.each([&](auto at) {  // x a - max(a, 0) - log(1 + exp -|a|); lanes beyond the row are a = -inf, x = 0: nothing
+          const V<T> v = l.get(row[0], at, -kInf<T>), e = exp2_nonpositive(-absolute<T>(v) * kLog2e<T>);
+          const V<T> t = l.get(row[1], at, T(0));
+          const V<T> linear = t == V<T>{} ? V<T>{} : t * v;
+          sum += linear - vmax(v, V<T>{}) + log1p_half(-e / (T(1) + e));
+        });
+        sum = l.sum(sum);
+        each_row(at_rows, [&](int64_t lane, int64_t r) { value[i * rows + r] = sum[lane]; });
+      });
+    }
+    return int64_t(0);
+  });
+}
+
+template <class T>
+void bernoulli_backward(const T* dl, const T* a, const T* x, int64_t rows, int64_t times, int64_t D, T* da,
+                        const Pool& pool) {
+  split(pool, rows, double(D) * 0.4 * double(times), [&](int64_t first, int64_t last) {
+    for (int64_t i = 0; i < times; ++i) {
+      const int64_t start = i * rows + first;
+      const T* const in[2] = {a + start * D, x + first * D};
+      over_rows(D, first, last, in, da + start * D, [&](auto l, Rows at_rows, auto& row, auto* out) {
+        V<T> g = {};
+        each_row(at_rows, [&](int64_t lane, int64_t r) { g[lane] = dl[i * rows + r]; });
+        g = l.spread(g);
+        l.each([&](auto at) {
+          const V<T> v = l.get(row[0], at, T(0)), e = exp2_nonpositive(-absolute<T>(v) * kLog2e<T>);
+          const V<T> sigma = (v < V<T>{} ? e : all<V<T>>(T(1))) / (T(1) + e);
+          l.put(out, at, g * (l.get(row[1], at, T(0)) - sigma));
+        });
+      });
+    }
+    return int64_t(0);
+  });
+}
+
 template <class T> void fill_noise(T* g, int64_t n, uint64_t seed, const Pool& pool) {
   constexpr int64_t kElements = 2048;
   const int64_t blocks = (n + kElements - 1) / kElements;
@@ -417,6 +462,14 @@ using taugrad::Parallel;
   void taugrad_log_prob_##name(const T* x, const T* z, int64_t rows, int64_t times, int64_t K, T* value,                \
                                Parallel parallel, int64_t threads) {                                                    \
     taugrad::log_prob<T>(x, z, rows, times, K, value, {parallel, threads});                                             \
+  }                                                                                                                     \
+  void taugrad_bernoulli_##name(const T* a, const T* x, int64_t rows, int64_t times, int64_t D, T* value,               \
+                                Parallel parallel, int64_t threads) {                                                   \
+    taugrad::bernoulli<T>(a, x, rows, times, D, value, {parallel, threads});                                            \
+  }                                                                                                                     \
+  void taugrad_bernoulli_backward_##name(const T* dl, const T* a, const T* x, int64_t rows, int64_t times, int64_t D,   \
+                                         T* da, Parallel parallel, int64_t threads) {                                   \
+    taugrad::bernoulli_backward<T>(dl, a, x, rows, times, D, da, {parallel, threads});                                  \
   }                                                                                                                     \
   void taugrad_noise_##name(T* g, int64_t n, const uint64_t* seed, Parallel parallel, int64_t threads) {                \
     taugrad::fill_noise<T>(g, n, *seed, {parallel, threads});                                                           \

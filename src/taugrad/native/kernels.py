@@ -34,6 +34,8 @@ _ARGUMENTS = {  # of each kernel, before the pool and the number of threads
     "entropy": [_P, _I, _I, _P],
     "entropy_backward": [_P, _P, _P, _I, _I, _P],
     "log_prob": [_P, _P, _I, _I, _I, _P],
+    "bernoulli": [_P, _P, _I, _I, _I, _P],
+    "bernoulli_backward": [_P, _P, _P, _I, _I, _I, _P],
     "noise": [_P, _I, _P],
 }
 
@@ -190,11 +192,25 @@ def entropy_backward(grad: Tensor, x: Tensor, value: Tensor) -> Tensor:
 def log_prob(x: Tensor, z: Tensor) -> Tensor:
     """Log p(z), (*more, ...), of z (*more, ..., K) for logits x (..., K)."""
     value = z.new_empty(z.shape[:-1])
-    rows, K = _rows(x)
-    times = z.numel() // x.numel() if rows else 0
-    arguments = (x.data_ptr(), z.data_ptr(), rows, times, K, value.data_ptr())
+    arguments = (x.data_ptr(), z.data_ptr(), *_repeated(z, x), value.data_ptr())
     _kernels()["log_prob", x.dtype](*arguments, *_pool())
     return value
+
+
+def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
+    """Log p(x) of independent Bernoullis, (*more, ...), for logits (*more, ..., D) and x (..., D)."""
+    value = logits.new_empty(logits.shape[:-1])
+    arguments = (logits.data_ptr(), x.data_ptr(), *_repeated(logits, x), value.data_ptr())
+    _kernels()["bernoulli", x.dtype](*arguments, *_pool())
+    return value
+
+
+def bernoulli_backward(grad: Tensor, logits: Tensor, x: Tensor) -> Tensor:
+    """The gradient of `bernoulli` to the logits; grad (*more, ...)."""
+    dx = torch.empty_like(logits)
+    arguments = (grad.data_ptr(), logits.data_ptr(), x.data_ptr(), *_repeated(logits, x), dx.data_ptr())
+    _kernels()["bernoulli_backward", x.dtype](*arguments, *_pool())
+    return dx
 
 
 def noise(g: Tensor, seed: Tensor) -> Tensor:
@@ -206,6 +222,12 @@ def noise(g: Tensor, seed: Tensor) -> Tensor:
 def _rows(x: Tensor) -> tuple[int, int]:
     K = x.shape[-1]
     return x.numel() // K, K
+
+
+def _repeated(many: Tensor, few: Tensor) -> tuple[int, int, int]:
+    """The rows of `few`, how many times as many `many` has, and the length of a row."""
+    rows, K = _rows(few)
+    return rows, many.numel() // few.numel() if rows else 0, K
 
 
 def _pool() -> tuple[int | None, int]:

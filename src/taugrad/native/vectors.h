@@ -169,6 +169,7 @@ template <class F> inline V<double> each(V<double> x, F f) {
 }
 inline V<double> exp2_nonpositive(V<double> x) { return each(x, [](double v) { return std::exp2(v); }); }
 
+inline V<double> log1p_half(V<double> x) { return each(x, [](double v) { return std::log1p(v); }); }
 inline V<double> log2_positive(V<double> x) { return each(x, [](double v) { return std::log2(v); }); }
 
 }  // namespace taugrad
