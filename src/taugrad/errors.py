@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -30,6 +28,7 @@ class NonFiniteLossError(TaugradError, RuntimeError):
 
 def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
     """Let a script end on a user's error with its sentence and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException  # seconds, which only scripts wait
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

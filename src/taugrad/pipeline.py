@@ -26,6 +26,7 @@ from rich.table import Table
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import fit_to_signature, instantiate, resolve
 from taugrad.errors import ConfigError
+from taugrad.native import kernels
 from taugrad.runs import load_checkpoint, load_run
 
 Config = dict[str, Any]
@@ -74,6 +75,7 @@ def train(config: DictConfig) -> float:
     """
     start = time.perf_counter()
     run = TrainConfig(**fit_to_signature(TrainConfig, resolve(config)))
+    backend = "native" if kernels.available() else "torch"  # of the samples; found out, and logged, before all else
     console = Console()
     console.print(Syntax(OmegaConf.to_yaml(config, resolve=True), "yaml", background_color="default"))
     model, data = _model_and_data(run)
@@ -91,7 +93,12 @@ def train(config: DictConfig) -> float:
         results |= evaluate_split(model, data, verbose=False)[0]
 
     _log_hyperparameters(loggers, run, results)
-    facts = {"wall_seconds": time.perf_counter() - start, "steps": trainer.global_step, "seed": run.seed}
+    facts = {
+        "wall_seconds": time.perf_counter() - start,
+        "steps": trainer.global_step,
+        "seed": run.seed,
+        "backend": backend,
+    }
     _write_json(Path(run.run_dir) / "metrics.json", results | facts | _versions())
     _print_metrics(console, results)
     console.print(f"{facts['wall_seconds']:.0f} s, {facts['steps']} steps; the run is in {run.run_dir}", soft_wrap=True)

@@ -17,9 +17,12 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from taugrad.errors import TaugradError
 
 _KERNELS = Path(__file__).parent / "kernels.cpp"
 _BINDING = Path(__file__).parent / "binding.cpp"  # the kernels and their binding
@@ -29,7 +32,7 @@ _FLAGS = ["-O2", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
 _TIMEOUT = 300  # seconds
 
 
-class BuildError(RuntimeError):
+class BuildError(TaugradError):
     """The kernels cannot be compiled or loaded here; the message says why."""
 
 
@@ -42,16 +45,19 @@ def load() -> tuple[ctypes.CDLL, bool]:
     compiler = _compiler()
     try:
         directory = _private(_cache())
-    except OSError:  # nowhere to keep it, or others can write there
+    except (OSError, RuntimeError):  # nowhere to keep it, or others can write there
         with tempfile.TemporaryDirectory() as directory:
             return _open(_compile(compiler, _KERNELS, Path(directory))), False
-    binding = directory / _name(compiler, _BINDING)
+    binding, kernels = (directory / _name(compiler, source) for source in (_BINDING, _KERNELS))
     if binding.exists():
-        library = _open(binding)
-        torch.ops.load_library(str(binding))
-        return library, True
-    kernels = directory / _name(compiler, _KERNELS)
-    return _open(kernels if kernels.exists() else _compile(compiler, _KERNELS, directory)), False
+        with suppress(BuildError):  # damaged: the kernels alone do
+            library = _open(binding)
+            torch.ops.load_library(str(binding))
+            return library, True
+    if kernels.exists():
+        with suppress(BuildError):  # damaged: compiled anew
+            return _open(kernels), False
+    return _open(_compile(compiler, _KERNELS, directory)), False
 
 
 def build_binding() -> Path:

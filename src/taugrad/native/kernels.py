@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from taugrad.errors import ConfigError
 from taugrad.native.build import BuildError, load
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -88,7 +89,7 @@ def available() -> bool:
 
     Raises:
         BuildError: there are none and TAUGRAD_BACKEND is `native`.
-        ValueError: TAUGRAD_BACKEND is none of its values.
+        ConfigError: TAUGRAD_BACKEND is none of its values.
     """
     return bool(_kernels())
 
@@ -253,7 +254,7 @@ def bound() -> bool:
 def _kernels() -> dict[Any, Any]:
     choice = os.environ.get("TAUGRAD_BACKEND", "auto")
     if choice not in ("auto", "native", "torch"):
-        raise ValueError(f"TAUGRAD_BACKEND must be auto, native or torch, got {choice}")
+        raise ConfigError(f"TAUGRAD_BACKEND must be auto, native or torch, got {choice}")
     log = logging.getLogger("taugrad")
     if choice == "torch":
         log.info("discrete samples by torch, as TAUGRAD_BACKEND says")
