@@ -1,32 +1,191 @@
-"""Benchmarks, interleaved, as ratios of medians.
+"""Benchmarks. All sides run in turn, once a round; a ratio is that of medians, beside the least and most of any round.
 
-python scripts/bench.py train: a step of the categorical VAE in Lightning, with bar and TensorBoard on, beside the same
-model, data and optimizer in a hand-written loop.
+python scripts/bench.py op: a hard Gumbel-Softmax sample and its gradient beside torch's, torch.compile's and Pyro's,
+ReinMax beside its authors', and a copy of the logits, which is the memory's limit.
 
 python scripts/bench.py backward: the softmax's backward without the Jacobian, with it, and torch's own.
+
+python scripts/bench.py train: a step of the categorical VAE in Lightning, with bar and TensorBoard on, beside the same
+model, data and optimizer in a hand-written loop, and beside the loop that one would write with torch alone.
 """
 
 import argparse
+import gc
+import importlib.util
+import itertools
 import json
+import math
+import platform
+import re
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from lightning import Callback, Trainer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
+from taugrad import GumbelRao, ReinMax, gumbel_softmax
 from taugrad.categorical import kl_to_uniform
 from taugrad.config import instantiate, resolve
+from taugrad.errors import ConfigError, one_sentence
+from taugrad.native import kernels
+from taugrad.nets import mlp
 from taugrad.softmax import softmax_backward, softmax_backward_by_jacobian
 
+Record = dict[str, Any]  # what was measured of one contestant at one shape and number of threads
+
 _CONF = Path(__file__).resolve().parent.parent / "conf"
-_WARM_UP = 20  # steps not counted
+_SLICE = 0.04  # seconds that a contestant runs at a time
+_GRAPHS, _GRAPHS_BYTES = 64, 1e8  # at most so many are built before their backwards are timed, and so large
+_JACOBIAN_BYTES = 2e9  # a larger Jacobian is left out
+_WARM_UP = 20  # optimizer steps not counted
+_TRAIN = ("experiment=deep_cat_vae", "estimator=st_gumbel_softmax", "model.latents=30")  # 784-512-256-(30x10)
+
+TORCH, COMPILED, COPY = "F.gumbel_softmax", "F.gumbel_softmax, compiled", "copy of the logits"
+OURS, OWN, BY_JACOBIAN = "taugrad.softmax_backward", "torch._softmax_backward_data", "Jacobian product"
+
+
+def bench_op(arguments: argparse.Namespace) -> list[Record]:
+    """The samplers at every shape; what Gumbel-Rao saves only where its Jacobians are smallest: it is slow."""
+    smallest = min(arguments.shapes, key=lambda shape: math.prod(shape) * shape[-1])
+    records = []
+    for shape in arguments.shapes:
+        records += op_at(shape, arguments)
+    x = torch.randn(smallest, requires_grad=True)
+    for draws in (1, 100):
+        saved = saved_bytes(GumbelRao(draws).sample, x) / x.nbytes
+        records.append({"shape": written(smallest), "contestant": f"taugrad.GumbelRao({draws})", "saved": saved})
+    return records
+
+
+def op_at(shape: Sequence[int], arguments: argparse.Namespace) -> list[Record]:
+    """Nanoseconds an element, and bytes saved for the backward over bytes of the logits, of every sampler.
+
+    The backward alone runs on graphs that were built before, so that less of its memory is in the cache than when it
+    follows its forward.
+    """
+    x = torch.randn(shape, requires_grad=True)
+    grad, out = torch.randn(shape), torch.empty(shape)
+
+    def backward(z: Tensor) -> None:
+        z.backward(grad)
+        x.grad = None
+
+    logits = partial(list, [x])
+    sides: dict[Any, Callable[[], float]] = {}
+    candidates = samplers(x, compiled=arguments.compile)
+    saved = {name: saved_bytes(f, x) for name, f in candidates.items()}
+    for name, f in candidates.items():
+        both = partial(lambda f, x: backward(f(x)), f)
+        n = max(1, min(_GRAPHS, int(_GRAPHS_BYTES / (saved[name] + x.nbytes))))
+        sides[name, "forward_ns"] = partial(time_call, f, logits)
+        sides[name, "backward_ns"] = partial(time_call, backward, partial(lambda f, n: [f(x) for _ in range(n)], f, n))
+        sides[name, "both_ns"] = partial(time_call, both, logits)
+        for _ in range(3):  # warm up
+            both(x)
+    sides[COPY, "forward_ns"] = partial(time_call, lambda x: out.copy_(x.detach()), logits)
+    measured = interleave(sides, arguments.rounds)
+    records: dict[str, Record] = {name: {"shape": written(shape), "contestant": name} for name in [*candidates, COPY]}
+    for (name, part), seconds in measured.items():
+        records[name][part] = 1e9 * statistics.median(seconds) / x.numel()
+    for name in candidates:
+        records[name] |= ratio("speedup", measured[TORCH, "both_ns"], measured[name, "both_ns"])
+        records[name]["saved"] = saved[name] / x.nbytes
+    return list(records.values())
+
+
+def samplers(x: Tensor, *, compiled: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+    """From logits to a hard sample at tau = 1: by everything that there is on this machine."""
+    found: dict[str, Callable[[Tensor], Tensor]] = {TORCH: lambda x: F.gumbel_softmax(x, 1.0, hard=True)}
+    if compiled:
+        torch.compiler.reset()
+        call = torch.compile(F.gumbel_softmax)
+        try:
+            call(x, 1.0, hard=True).sum().backward()
+            found[COMPILED] = lambda x: call(x, 1.0, hard=True)
+        except RuntimeError as error:  # there may be no working compiler
+            reason = next(iter(str(error).split("\n")))
+            print(f"torch.compile is left out at {written(x.shape)}: {reason}", file=sys.stderr)
+        x.grad = None
+    if importlib.util.find_spec("pyro"):
+        from pyro.distributions import RelaxedOneHotCategoricalStraightThrough as Relaxed
+
+        found["Pyro"] = lambda x: Relaxed(torch.tensor(1.0), logits=x).rsample()
+    found["taugrad.gumbel_softmax"] = lambda x: gumbel_softmax(x, 1.0, hard=True)
+    if importlib.util.find_spec("reinmax"):
+        from reinmax import reinmax
+
+        found["reinmax.reinmax"] = lambda x: reinmax(x, 1.0)[0]
+    found["taugrad.ReinMax"] = lambda x: ReinMax().sample(x, 1.0)
+    return found
+
+
+def saved_bytes(f: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Bytes that autograd keeps for f's backward, the logits too where they are kept: each storage once."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t  # which also keeps another from taking its place
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        f(x)
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def bench_backward(arguments: argparse.Namespace) -> list[Record]:
+    """Microseconds of the three backwards of a softmax over the last dimension, and bytes of what it works on."""
+    records = []
+    for shape in arguments.shapes:
+        y = torch.randn(shape, dtype=getattr(torch, arguments.dtype)).softmax(-1)
+        grad = torch.randn_like(y)
+        calls: dict[str, Callable[..., Any]] = {
+            OURS: softmax_backward,
+            OWN: lambda grad, y: torch._softmax_backward_data(grad, y, -1, y.dtype),  # pyright: ignore
+        }
+        size = {OURS: y.nbytes, OWN: y.nbytes, BY_JACOBIAN: y.nbytes * shape[-1]}
+        if size[BY_JACOBIAN] <= _JACOBIAN_BYTES:
+            calls[BY_JACOBIAN] = softmax_backward_by_jacobian
+        for call in calls.values():  # warm up
+            call(grad, y)
+        sides = {name: partial(time_call, partial(call, grad), partial(list, [y])) for name, call in calls.items()}
+        measured = interleave(sides, arguments.rounds)
+        for name, seconds in measured.items():
+            record: Record = {"shape": written(shape), "dtype": arguments.dtype, "contestant": name}
+            record["microseconds"] = 1e6 * statistics.median(seconds)
+            records.append(record | ratio("over_ours", seconds, measured[OURS]) | {"bytes": size[name]})
+    return records
+
+
+def bench_train(arguments: argparse.Namespace) -> list[Record]:
+    """Steps a second of the three loops."""
+    if arguments.steps < 3 * _WARM_UP:
+        raise ConfigError(f"--steps must be at least {3 * _WARM_UP}, {_WARM_UP} are not counted; got {arguments.steps}")
+    keys = [*_TRAIN, f"trainer.max_steps={arguments.steps}", *arguments.overrides]
+    loops = {
+        "taugrad, hand-written loop": hand_written_loop,
+        "taugrad, Lightning": lightning_loop,
+        "torch alone, hand-written loop": torch_loop,
+    }
+    measured = interleave({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
+    records: list[Record] = []
+    for name, seconds in measured.items():
+        median = statistics.median(seconds)
+        record: Record = {"contestant": name, "steps_per_second": 1 / median, "milliseconds": 1e3 * median}
+        if records:
+            record |= ratio("over_previous", seconds, measured[records[-1]["contestant"]])
+        records.append(record)
+    return records
 
 
 class StepTimes(Callback):
@@ -47,125 +206,234 @@ def seconds_per_step(times: list[tuple[int, float]]) -> float:
     return (end - start) / (last - first)
 
 
-def lightning_loop(steps: int, overrides: list[str]) -> float:
+def lightning_loop(keys: Sequence[str]) -> float:
     """Seconds a step of `scripts/train.py`'s own trainer, everything that it shows and logs switched on."""
-    with tempfile.TemporaryDirectory() as directory, initialize_config_dir(str(_CONF), version_base="1.3"):
-        keys = [f"run_dir={directory}", f"trainer.max_steps={steps}", "+trainer.limit_val_batches=0", *overrides]
-        config = resolve(compose("train", ["model=cat_vae", *keys]))
+    with tempfile.TemporaryDirectory() as directory:
+        config, model, data = parts([f"run_dir={directory}", "+trainer.limit_val_batches=0", *keys])
         clock = StepTimes()
         callbacks = [instantiate(node) for node in config["callbacks"].values()]
         loggers = [instantiate(node) for node in config["logger"].values()]
         trainer: Trainer = instantiate(config["trainer"])(callbacks=[*callbacks, clock], logger=loggers)
-        trainer.fit(*parts(config))
+        trainer.fit(model, data)
         return seconds_per_step(clock.times)
 
 
-def hand_written_loop(steps: int, overrides: list[str]) -> float:
+def hand_written_loop(keys: Sequence[str]) -> float:
     """Seconds a step of the loop that one would write without Lightning."""
-    with initialize_config_dir(str(_CONF), version_base="1.3"):
-        keys = ["run_dir=.", f"trainer.max_steps={steps}", *overrides]
-        model, data = parts(resolve(compose("train", ["model=cat_vae", *keys])))
-    data.setup("fit")
-    batches = data.train_dataloader()
+    config, model, data = parts(["run_dir=.", *keys])
     optimizer = model.configure_optimizers()
+
+    def step(i: int, x: Tensor) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * model.lr_factor(i)
+        logits = model.encode(x)
+        kl = kl_to_uniform(logits).sum(-1).mean()
+        reconstruction = model.log_likelihood(x, model.estimator.sample(logits, model.tau(i))).mean()
+        optimizer.zero_grad()
+        (kl - reconstruction).backward()
+        optimizer.step()
+
+    return loop(step, data, config["trainer"]["max_steps"])
+
+
+def torch_loop(keys: Sequence[str]) -> float:
+    """Seconds a step of the loop that one would write with torch alone, at the same sizes, taus and data."""
+    config, model, data = parts(["run_dir=.", *keys])
+    sizes, N, C, pixels = config["model"], model.latents, model.categories, math.prod(model.image_size)
+    encoder = mlp(pixels, sizes["encoder"], N * C, sizes["activation"])  # a plain nn.Sequential
+    decoder = mlp(N * C, sizes["decoder"], pixels, sizes["activation"])
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+
+    def step(i: int, x: Tensor) -> None:
+        x = x.flatten(1)
+        logits = encoder(x).view(-1, N, C)
+        z = F.gumbel_softmax(logits, model.tau(i), hard=True)
+        log_q = F.log_softmax(logits, -1)
+        kl = (log_q.exp() * (log_q + math.log(C))).sum() / len(x)
+        loss = kl + F.binary_cross_entropy_with_logits(decoder(z.flatten(1)), x, reduction="sum") / len(x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return loop(step, data, config["trainer"]["max_steps"])
+
+
+def loop(step: Callable[[int, Tensor], None], data: Any, steps: int) -> float:
+    """Seconds a step, epoch after epoch over the training batches."""
+    data.setup("fit")
+    epochs = itertools.repeat(data.train_dataloader())
+    images = (x for stack, _ in itertools.chain.from_iterable(epochs) for x in stack)
     times: list[tuple[int, float]] = []
-    step = 0
-    while step < steps:
-        for x in (x for stack, _ in batches for x in stack):
-            tau = model.tau(step)
-            for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * model.lr_factor(step)
-            logits = model.encode(x)
-            kl = kl_to_uniform(logits).sum(-1).mean()
-            reconstruction = model.log_likelihood(x, model.estimator.sample(logits, tau)).mean()
-            loss = kl - reconstruction
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            times.append((step, time.perf_counter()))
-            if step == steps:
-                break
+    for i, x in enumerate(itertools.islice(images, steps)):
+        step(i, x)
+        times.append((i + 1, time.perf_counter()))
     return seconds_per_step(times)
 
 
-def parts(config: dict[str, Any]) -> tuple[Any, Any]:
-    """The model and the datamodule of a config."""
-    return instantiate(config["model"], recursive=False), instantiate(config["data"], recursive=False)
+def parts(keys: Sequence[str]) -> tuple[dict[str, Any], Any, Any]:
+    """The config, conf/train.yaml with these overrides, its model and its datamodule."""
+    with initialize_config_dir(str(_CONF), version_base="1.3"):
+        config = resolve(compose("train", list(keys)))
+    return config, instantiate(config["model"], recursive=False), instantiate(config["data"], recursive=False)
 
 
-def bench_train(arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
-    """The two loops, in milliseconds a step."""
-    return {
-        "hand-written": lambda: 1e3 * hand_written_loop(arguments.steps, arguments.overrides),
-        "Lightning": lambda: 1e3 * lightning_loop(arguments.steps, arguments.overrides),
-    }
+def time_call(call: Callable[[Any], Any], prepare: Callable[[], list[Any]]) -> float:
+    """Seconds a call, over a slice of calls, each on an item of what `prepare` returns, whose time is not counted."""
+    elapsed, calls = 0.0, 0
+    gc.disable()
+    while elapsed < _SLICE:
+        items = prepare()
+        start = time.perf_counter()
+        for item in items:
+            call(item)
+        elapsed += time.perf_counter() - start
+        calls += len(items)
+    gc.enable()
+    return elapsed / calls
 
 
-def bench_backward(arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
-    """The three backwards, in milliseconds a call, of softmax over the last dimension, in float64."""
-    y = torch.randn(arguments.shape, dtype=torch.float64).softmax(-1)
-    grad = torch.randn_like(y)
-    calls: dict[str, Callable[[], Any]] = {
-        "Jacobian product": lambda: softmax_backward_by_jacobian(grad, y),
-        "efficient": lambda: softmax_backward(grad, y),
-        "torch": lambda: torch._softmax_backward_data(grad, y, -1, y.dtype),  # pyright: ignore
-    }
-    return {name: lambda call=call: 1e3 * time_call(call) for name, call in calls.items()}
-
-
-def time_call(call: Callable[[], Any], at_least: float = 0.1) -> float:
-    """Seconds a call, averaged over calls that last `at_least` seconds together."""
-    call()
-    start, n = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - start) < at_least:
-        call()
-        n += 1
-    return elapsed / n
-
-
-def interleave(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(sides: dict[Any, Callable[[], float]], rounds: int) -> dict[Any, list[float]]:
     """Measure each side once a round, in turn."""
-    measured: dict[str, list[float]] = {name: [] for name in sides}
+    measured: dict[Any, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
             measured[name].append(side())
     return measured
 
 
-def report(measured: dict[str, list[float]], title: str) -> None:
-    """Print the medians, their ranges, and the ratio of each to the first."""
-    first = statistics.median(next(iter(measured.values())))
-    table = Table("", "median ms", "min", "max", "ratio to the first", title=title)
-    for name, values in measured.items():
-        median = statistics.median(values)
-        table.add_row(name, f"{median:.4g}", f"{min(values):.4g}", f"{max(values):.4g}", f"{median / first:.4g}")
-    Console().print(table)
+def ratio(name: str, above: list[float], below: list[float]) -> Record:
+    """The ratio of medians, and the least and the most of any round."""
+    each = [a / b for a, b in zip(above, below, strict=True)]
+    medians = statistics.median(above) / statistics.median(below)
+    return {name: medians, f"{name}_min": min(each), f"{name}_max": max(each)}
 
 
-def main() -> None:
-    """Run one benchmark."""
+def machine() -> Record:
+    """What every number depends on."""
+    info = Path("/proc/cpuinfo")  # on Linux; elsewhere platform knows better
+    models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
+    return {
+        "torch": torch.__version__,
+        "backend": "native" if kernels.available() else "torch",
+        "bound": kernels.bound(),  # to torch's C++ autograd, by python -m taugrad.native
+        "cpu": [*models, platform.processor()][0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def show(records: list[Record], title: str, caption: str) -> None:
+    """Print a table: a column for each key, a ratio's spread beside it."""
+    keys = list(dict.fromkeys(key for r in records for key in r if not key.endswith(("_min", "_max"))))
+    table = Table(*(key.replace("_", " ") for key in keys), title=title, caption=caption)
+    for record in records:
+        table.add_row(*(cell(record, key) for key in keys))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)  # a file has no width
+
+
+def cell(record: Record, key: str) -> str:
+    """One value as text."""
+    value = record.get(key, "-")
+    if isinstance(value, str):
+        return value
+    spread = [number(record[end]) for end in (f"{key}_min", f"{key}_max") if end in record]
+    return f"{number(value)} ({' to '.join(spread)})" if spread else number(value)
+
+
+def number(value: float) -> str:
+    """Three digits, or all of a large number's."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def draw(records: list[Record], path: Path, key: str, label: str) -> None:
+    """Bars of `key`: a panel for each number of threads, a group for each shape, the copy as a line across it."""
+    from matplotlib.figure import Figure
+
+    threads, shapes = (list(dict.fromkeys(r.get(k, "") for r in records)) for k in ("threads", "shape"))
+    names = list(dict.fromkeys(r["contestant"] for r in records if key in r))
+    width = 0.85 / len(names)
+    figure = Figure(figsize=(4 + 0.35 * len(names) * len(shapes), 4.2 * len(threads)), layout="constrained")
+    for axes, n in zip(figure.subplots(len(threads), 1, squeeze=False, sharey=True)[:, 0], threads, strict=True):
+        panel = [(shapes.index(r.get("shape", "")), r) for r in records if r["threads"] == n]
+        for i, name in enumerate(names):
+            bars = {group: r[key] for group, r in panel if r["contestant"] == name}
+            places = [group + (i - (len(names) - 1) / 2) * width for group in bars]
+            drawn = axes.bar(places, list(bars.values()), width, label=name)
+            axes.bar_label(drawn, list(map(number, bars.values())), rotation=90, padding=3, fontsize=9)
+        copies = {group: r["forward_ns"] for group, r in panel if r["contestant"] == COPY}
+        if copies:
+            ends = [[group + end for group in copies] for end in (-0.45, 0.45)]
+            axes.hlines(list(copies.values()), *ends, "black", "--", label=COPY)
+        axes.set(title=f"{n} thread{'s' * (n > 1)}", ylabel=label, yscale="log" if len(shapes) > 1 else "linear")
+        axes.set_xticks(range(len(shapes)), shapes)
+        axes.margins(y=0.3)
+    figure.axes[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=130)
+
+
+def written(shape: Sequence[int]) -> str:
+    """As on the command line."""
+    return "x".join(map(str, shape))
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    """The sizes in a text such as 32x512."""
+    return tuple(map(count, text.split("x")))
+
+
+def count(text: str) -> int:
+    """A number that is at least 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+@one_sentence
+def main(command: Sequence[str] | None = None) -> None:
+    """Run one benchmark, once for each number of threads."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--threads", type=count, nargs="+", default=[torch.get_num_threads()], help="default: torch's")
+    common.add_argument("--rounds", type=count, default=7)
+    common.add_argument("--json", type=Path, help="write a list of what was measured here")
+    common.add_argument("--plot", type=Path, help="draw it here, a PNG")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write every measurement here")
     benches = parser.add_subparsers(dest="bench", required=True)
-    train = benches.add_parser("train", help="Lightning beside a hand-written loop")
-    train.add_argument("--steps", type=int, default=400)
+
+    op = benches.add_parser("op", parents=[common], help="hard Gumbel-Softmax, forward and backward")
+    shapes = [(2000, 10), (32, 512), (16384, 64), (256, 32000)]
+    op.add_argument("--shapes", type=shape_of, nargs="+", default=shapes, help="such as 2000x10")
+    op.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    caption = f"ns an element; speedup: {TORCH}'s both over this; saved: bytes for the backward over the logits'"
+    op.set_defaults(measure=bench_op, caption=caption, drawn=("both_ns", "forward + backward, ns an element"))
+
+    backward = benches.add_parser("backward", parents=[common], help="the softmax's backward")
+    shapes = [(32, 512), (2000, 10), (16384, 64)]
+    backward.add_argument("--shapes", type=shape_of, nargs="+", default=shapes, help="such as 2000x10")
+    backward.add_argument("--dtype", choices=["float32", "float64"], default="float64")
+    caption = f"bytes: of y or of the Jacobian, which is left out above {_JACOBIAN_BYTES:.0e}"
+    backward.set_defaults(measure=bench_backward, caption=caption, drawn=("microseconds", "microseconds"))
+
+    train = benches.add_parser("train", parents=[common], help="Lightning beside hand-written loops")
+    train.add_argument("--steps", type=count, default=400, help="of each loop in each round")
     train.add_argument("overrides", nargs="*", help="of the config, such as model.encoder=[] data.batch_size=20")
-    train.set_defaults(sides=bench_train)
-    backward = benches.add_parser("backward", help="the softmax's backward")
-    backward.add_argument("--shape", type=int, nargs="+", default=[32, 512])
-    backward.set_defaults(sides=bench_backward)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    measured = interleave(arguments.sides(arguments), arguments.rounds)
-    report(
-        measured,
-        f"{arguments.bench}, {arguments.threads} threads, {arguments.rounds} rounds, torch {torch.__version__}",
-    )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(measured, indent=2) + "\n")
+    caption = "over previous: a step's time over that of the row above"
+    train.set_defaults(measure=bench_train, caption=caption, drawn=("steps_per_second", "steps a second"))
+
+    given = parser.parse_args(command)
+    if given.plot and not importlib.util.find_spec("matplotlib"):
+        raise ConfigError("--plot needs matplotlib: pip install 'taugrad[plot]'")
+    facts = machine() | {"command": " ".join(sys.argv[1:] if command is None else command)}
+    records: list[Record] = []
+    for threads in given.threads:
+        torch.set_num_threads(threads)
+        measured = given.measure(given)
+        backend = f"{facts['backend']}, bound" if facts["bound"] else facts["backend"]
+        about = f"{given.bench}, {threads} threads, {given.rounds} rounds, torch {facts['torch']}, {backend}"
+        show(measured, about, given.caption)
+        records += [{"bench": given.bench, "threads": threads, **record, **facts} for record in measured]
+    if given.json:
+        given.json.write_text(json.dumps(records, indent=2) + "\n")
+    if given.plot:
+        draw(records, given.plot, *given.drawn)
 
 
 if __name__ == "__main__":

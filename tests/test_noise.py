@@ -1,6 +1,7 @@
 import ctypes
 import math
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,12 @@ from taugrad.gumbel import gumbel_argmax
 from taugrad.native import build, kernels
 from taugrad.noise import gumbel_noise
 
-on_both_backends = pytest.mark.usefixtures("backend")
+
+def on_both_backends(test):
+    return pytest.mark.usefixtures("backend")(
+        pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)(test)
+    )
+
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 WORDS = 2**32
@@ -141,22 +147,23 @@ def threefry(counter: np.ndarray, key: np.ndarray, rounds: int) -> np.ndarray:
     return v
 
 
-def words_of(seed: int, first_counter: int, counters: int, rounds: int = 12) -> np.ndarray:
+def words_of(seed: int, first_counter: int, counters: int, rounds: int = 12, stream: int = 0) -> np.ndarray:
     """The four words of each of `counters` counters, (counters, 4), under a 64-bit seed."""
     c = first_counter + np.arange(counters, dtype=np.uint64)
     zero = np.zeros(counters, np.uint32)
     counter = np.stack([c.astype(np.uint32), (c >> np.uint64(32)).astype(np.uint32), zero, zero], 1)
-    return threefry(counter, np.array([seed % 2**32, seed >> 32, 0, 0], np.uint32), rounds)
+    return threefry(counter, np.array([seed % 2**32, seed >> 32, stream, 0], np.uint32), rounds)
 
 
-def float_words(seed: int, first_block: int, blocks: int, rounds: int = 12) -> np.ndarray:
+def float_words(seed: int, first_block: int, blocks: int, rounds: int = 12, stream: int = 0) -> np.ndarray:
     """Element 64 b + 16 w + j is word w of counter 16 b + j."""
-    return words_of(seed, 16 * first_block, 16 * blocks, rounds).reshape(blocks, 16, 4).transpose(0, 2, 1).ravel()
+    words = words_of(seed, 16 * first_block, 16 * blocks, rounds, stream)
+    return words.reshape(blocks, 16, 4).transpose(0, 2, 1).ravel()
 
 
-def double_words(seed: int, blocks: int) -> np.ndarray:
+def double_words(seed: int, blocks: int, stream: int = 0) -> np.ndarray:
     """Element 32 b + 16 k + j is words 2 k and 2 k + 1 of counter 16 b + j, the high one first."""
-    w = words_of(seed, 0, 16 * blocks).reshape(blocks, 16, 2, 2).astype(np.uint64)
+    w = words_of(seed, 0, 16 * blocks, stream=stream).reshape(blocks, 16, 2, 2).astype(np.uint64)
     return (w[..., 0] << np.uint64(32) | w[..., 1]).transpose(0, 2, 1).ravel()
 
 
@@ -213,9 +220,9 @@ HARNESS = r"""
 #include "noise.h"
 using namespace taugrad;
 
-extern "C" void float_words(uint64_t seed, int64_t first, int64_t n, float* out) {
+extern "C" void float_words(uint64_t seed, uint32_t stream, int64_t first, int64_t n, float* out) {
   float* room = new float[n + 2 * kBlock<float>];
-  std::memcpy(out, words(room, first, first + n, Threefry(seed)), n * sizeof(float));
+  std::memcpy(out, words(room, first, first + n, Threefry(seed, stream)), n * sizeof(float));
   delete[] room;
 }
 
@@ -267,16 +274,16 @@ def harness(tmp_path_factory) -> ctypes.CDLL:
     subprocess.run([*build._compiler(), *flags, str(source), "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    loaded.float_words.argtypes = [ctypes.c_uint64, integer, integer, pointer]
+    loaded.float_words.argtypes = [ctypes.c_uint64, ctypes.c_uint32, integer, integer, pointer]
     loaded.gumbel_of_floats.argtypes = loaded.gumbel_of_doubles.argtypes = [pointer, integer, pointer]
     loaded.every_float.argtypes, loaded.every_float.restype = [pointer], integer
     loaded.lanes.argtypes = [integer, pointer, integer, pointer]
     return loaded
 
 
-def kernel_words(harness, seed: int, first: int, n: int) -> np.ndarray:
+def kernel_words(harness, seed: int, first: int, n: int, stream: int = 0) -> np.ndarray:
     out = np.empty(n, np.uint32)
-    harness.float_words(seed, first, n, out.ctypes.data)
+    harness.float_words(seed, stream, first, n, out.ctypes.data)
     return out
 
 
@@ -328,6 +335,11 @@ def test_counters_go_on_in_their_high_word(harness, block):
     assert (kernel_words(harness, 0x123456789ABCDEF, 64 * block + 7, 100) == expected[7:107]).all()
 
 
+@pytest.mark.parametrize("stream", [1, 2, 2**32 - 1])
+def test_a_stream_is_a_word_of_the_key(harness, stream):
+    assert (kernel_words(harness, 2**63 - 1, 0, 192, stream) == float_words(2**63 - 1, 0, 3, stream=stream)).all()
+
+
 @pytest.mark.parametrize(
     ("name", "first", "last", "oracle", "relative", "documented"),
     [
@@ -376,7 +388,7 @@ def test_noise_at_no_distance_is_dependent(lag, dtype):
 
 def test_noise_of_successive_calls_is_independent():
     calls = [gumbel_noise(torch.empty(100_000)) for _ in range(21)]
-    assert dependence_p_value(zip(calls[1:], calls[:-1], strict=True)) > FALSE_FAILURE
+    assert dependence_p_value(pairwise(calls)) > FALSE_FAILURE
     first = torch.stack([gumbel_noise(torch.empty(16)) for _ in range(100_000)])
     assert dependence_p_value([(first[1:].flatten(), first[:-1].flatten())]) > FALSE_FAILURE
 
@@ -384,7 +396,23 @@ def test_noise_of_successive_calls_is_independent():
 @pytest.mark.parametrize("start", [0, 2**32 - 10, 2**62])
 def test_noise_of_neighbouring_seeds_is_independent(start):
     seeds = [noise_of(start + i, 100_000) for i in range(21)]
-    assert dependence_p_value(zip(seeds[1:], seeds[:-1], strict=True)) > FALSE_FAILURE
+    assert dependence_p_value(pairwise(seeds)) > FALSE_FAILURE
+
+
+@pytest.mark.parametrize("shift", [1, 16, 64])
+def test_noise_at_a_later_place_is_independent_of_that_of_the_next_seed(shift):
+    # Counter c + 1 under one seed and c under the next start from the same sum: only the later rounds part them.
+    seeds = [noise_of(i, 100_000) for i in range(21)]
+    pairs = [(a[shift:], b[:-shift]) for a, b in pairwise(seeds)]
+    assert dependence_p_value(pairs) > FALSE_FAILURE
+
+
+def test_noise_of_neighbouring_streams_is_independent(harness):
+    streams = [torch.from_numpy(kernel_gumbel(harness, kernel_words(harness, 7, 0, 96_000, i))) for i in range(21)]
+    assert dependence_p_value(pairwise(streams)) > FALSE_FAILURE
+    next_seed = [torch.from_numpy(kernel_gumbel(harness, kernel_words(harness, 8, 0, 96_000, i))) for i in range(21)]
+    assert dependence_p_value(zip(streams, next_seed, strict=True)) > FALSE_FAILURE
+    assert dependence_p_value(zip(streams[1:], next_seed[:-1], strict=True)) > FALSE_FAILURE
 
 
 @pytest.mark.parametrize("seed", [0, 0x123456789ABCDEF])
@@ -456,6 +484,16 @@ def avalanche(words, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_bit_of_the_seed_changes_half_of_every_bit_of_the_words(harness, seed):
     assert bits_p_value(avalanche(lambda seed: kernel_words(harness, seed, 0, 2**14), seed)) > FALSE_FAILURE
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_next_counter_changes_half_of_every_bit_and_so_does_the_next_seed_in_its_stead(harness, seed):
+    here = kernel_words(harness, seed, 0, 2**18)
+    counters = np.arange(2**18).reshape(-1, 16)[:, :-1].ravel()  # the next element is of the next counter
+    assert bits_p_value(here[counters] ^ here[counters + 1]) > FALSE_FAILURE
+    there = kernel_words(harness, (seed + 1) % 2**64, 0, 2**18)
+    assert bits_p_value(here[counters + 1] ^ there[counters]) > FALSE_FAILURE
+    assert bits_p_value(here ^ kernel_words(harness, seed, 0, 2**18, stream=1)) > FALSE_FAILURE
 
 
 def test_the_avalanche_test_has_power():

@@ -1,0 +1,111 @@
+"""The benchmarks as a program, on tiny problems: what they measure of memory, and that every number is one.
+
+No time is asserted here. Pyro and reinmax come with the development dependencies.
+"""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "bench.py"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("bench", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def records(bench, tmp_path):
+    """What a command writes, by shape and contestant; on one thread, in one round."""
+
+    def run(*command):
+        common = ["--threads", "1", "--rounds", "1", "--json", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"]
+        bench.main([*command, *common])
+        assert (tmp_path / "a.png").stat().st_size > 1000
+        written = json.loads((tmp_path / "a.json").read_text())
+        for record in written:
+            assert {"bench", "threads", "torch", "backend", "bound", "cpu", "date"} <= set(record)
+            values = [value for value in record.values() if isinstance(value, float)]
+            assert values
+            assert all(0 < value < math.inf for value in values), record
+        return {(record.get("shape"), record["contestant"]): record for record in written}
+
+    return run
+
+
+def test_op_measures_every_contestant_and_the_saved_bytes_are_within_their_targets(records):
+    found = records("op", "--no-compile", "--shapes", "40x10", "8x64")
+    full = ("F.gumbel_softmax", "Pyro", "taugrad.gumbel_softmax", "reinmax.reinmax", "taugrad.ReinMax")
+    rao = ("taugrad.GumbelRao(1)", "taugrad.GumbelRao(100)")
+    names = [(shape, name) for shape in ("40x10", "8x64") for name in (*full, "copy of the logits")]
+    assert set(found) == {*names, *(("40x10", name) for name in rao)}
+    for shape in ("40x10", "8x64"):
+        for name in full:
+            parts = {"forward_ns", "backward_ns", "both_ns", "speedup", "speedup_min", "speedup_max", "saved"}
+            assert parts <= set(found[shape, name])
+        assert found[shape, "taugrad.gumbel_softmax"]["saved"] <= 1.0
+        assert found[shape, "taugrad.ReinMax"]["saved"] <= 1.2
+    first, last = (found["40x10", name]["saved"] for name in rao)
+    assert first == last
+
+
+def test_saved_bytes_are_within_their_targets_on_both_backends(bench, backend):
+    x = torch.randn(40, 10, requires_grad=True)
+    samplers = bench.samplers(x, compiled=False)
+    assert bench.saved_bytes(samplers["taugrad.gumbel_softmax"], x) <= x.nbytes
+    assert bench.saved_bytes(samplers["taugrad.ReinMax"], x) <= 1.2 * x.nbytes
+    one, hundred = (bench.saved_bytes(bench.GumbelRao(draws).sample, x) for draws in (1, 100))
+    assert one == hundred
+
+
+def test_saved_bytes_count_a_storage_once_whole_and_the_logits_too(bench):
+    x = torch.randn(6, 4, requires_grad=True)
+
+    def f(x: Tensor) -> Tensor:
+        y = x.exp()  # saves y
+        return x * y[:, :2].repeat(1, 2) * y  # saves x, a copy, a product and y again
+
+    assert bench.saved_bytes(lambda x: x * 2, x) == 0
+    assert bench.saved_bytes(lambda x: x * x, x) == x.nbytes
+    assert bench.saved_bytes(lambda x: x.exp()[:1].exp(), x) == x.nbytes + x.nbytes // 6
+    assert bench.saved_bytes(f, x) == 4 * x.nbytes
+
+
+def test_backward_measures_all_three_and_leaves_a_large_jacobian_out(records):
+    found = records("backward", "--shapes", "4x6", "2x20000")
+    ours, own = "taugrad.softmax_backward", "torch._softmax_backward_data"
+    assert set(found) == {*((s, n) for s in ("4x6", "2x20000") for n in (ours, own)), ("4x6", "Jacobian product")}
+    assert found["4x6", ours]["bytes"] == 4 * 6 * 8
+    assert found["4x6", "Jacobian product"]["bytes"] == 4 * 6 * 6 * 8
+    for record in found.values():
+        assert record["dtype"] == "float64"
+        assert {"microseconds", "over_ours", "over_ours_min", "over_ours_max"} <= set(record)
+
+
+def test_train_measures_the_three_loops(records):
+    small = ["model.encoder=[16]", "model.decoder=[16]", "model.latents=2"]
+    found = records("train", *small, "--steps", "60")
+    assert [name for _, name in found] == [
+        "taugrad, hand-written loop",
+        "taugrad, Lightning",
+        "torch alone, hand-written loop",
+    ]
+    assert all({"steps_per_second", "milliseconds"} <= set(record) for record in found.values())
+
+
+def test_bad_arguments_end_in_a_sentence(bench, monkeypatch):
+    with pytest.raises(SystemExit, match="--steps must be at least 60"):
+        bench.main(["train", "--steps", "30"])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match=r"--plot needs matplotlib: pip install 'taugrad\[plot\]'"):
+        bench.main(["backward", "--plot", "a.png"])
