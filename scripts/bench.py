@@ -413,7 +413,7 @@ def main(command: Sequence[str] | None = None) -> None:
     backward.set_defaults(measure=bench_backward, caption=caption, drawn=("microseconds", "microseconds"))
 
     train = benches.add_parser("train", parents=[common], help="Lightning beside hand-written loops")
-    train.add_argument("--steps", type=count, default=400, help="of each loop in each round")
+    train.add_argument("--steps", type=count, default=300, help="of each loop in each round")
     train.add_argument("overrides", nargs="*", help="of the config, such as model.encoder=[] data.batch_size=20")
     caption = "over previous: a step's time over that of the row above"
     train.set_defaults(measure=bench_train, caption=caption, drawn=("steps_per_second", "steps a second"))

@@ -341,14 +341,14 @@ def test_a_stream_is_a_word_of_the_key(harness, stream):
 
 
 @pytest.mark.parametrize(
-    ("name", "first", "last", "oracle", "relative", "documented"),
+    ("name", "first", "last", "oracle", "relative", "bound"),
     [
         (0, 1e-30, 0.5, lambda x: np.log1p(-x), True, 3.5e-7),
         (1, 1e-30, 0.5, lambda x: np.log1p(-x), False, 3e-7),
         (2, 1e-30, 125.0, lambda x: np.exp2(-x), True, 2.5e-7),
     ],
 )
-def test_the_mathematics_of_a_lane_is_accurate(harness, name, first, last, oracle, relative, documented):
+def test_the_mathematics_of_a_lane_is_accurate(harness, name, first, last, oracle, relative, bound):
     bits = np.array([first, last], np.float32).view(np.int32)
     x = np.arange(bits[0], bits[1] + 1, 997, dtype=np.int32).view(np.float32)
     x = np.append(x[x.size % 16 :], [np.float32(last)] * 16)
@@ -357,7 +357,20 @@ def test_the_mathematics_of_a_lane_is_accurate(harness, name, first, last, oracl
     harness.lanes(name, negated.ctypes.data, x.size, out.ctypes.data)
     expected = oracle(x.astype(np.float64))
     error = np.abs(out - expected) / (np.abs(expected) if relative else 1)
-    assert error.max() <= documented
+    assert error.max() <= bound
+
+
+def test_the_mathematics_of_a_lane_keeps_nan_and_knows_its_limits(harness):
+    edges = np.array([0, 1, np.nan, -np.inf, -1000, -1, *[0] * 10], np.float32)
+    out = np.empty_like(edges)
+    harness.lanes(2, edges.ctypes.data, edges.size, out.ctypes.data)
+    np.testing.assert_array_equal(out[[0, 3, 4]], [1, 0, 0])
+    assert out[5] == pytest.approx(0.5)
+    assert np.isnan(out[2])
+    harness.lanes(3, edges.ctypes.data, edges.size, out.ctypes.data)
+    assert out[0] <= -126
+    assert out[1] == pytest.approx(0, abs=1e-6)
+    assert np.isnan(out[2])
 
 
 # Independence

@@ -204,9 +204,7 @@ void softmax_backward(const T* dy, const T* y, int64_t rows, int64_t K, double t
   split(pool, rows, double(K) * 0.15, [&](int64_t first, int64_t last) {
     const T* const in[2] = {dy + first * K, y + first * K};
     over_rows(K, first, last, in, dx + first * K, [&](auto l, Rows, auto& row, auto* out) {
-      V<T> dot = {};
-      l.each([&](auto at) { dot += l.get(row[0], at, T(0)) * l.get(row[1], at, T(0)); });
-      dot = l.sum(dot);
+      const V<T> dot = l.dot(row[0], row[1]);
       l.each([&](auto at) { l.put(out, at, (l.get(row[0], at, T(0)) - dot) * (l.get(row[1], at, T(0)) * inv_tau)); });
     });
     return int64_t(0);

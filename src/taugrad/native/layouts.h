@@ -59,6 +59,17 @@ template <class T> struct Across {
     for (int i = 0; i < W; ++i) lane[i] = i;
     return lane + typename Simd<T>::Int(at.k);
   }
+  // <a, b>, in four chains of sums: one would wait for itself.
+  inline V<T> dot(const T* a, const T* b) const {
+    V<T> sums[4] = {};
+    int64_t k = 0;
+    for (; k + 4 * W <= K; k += 4 * W)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) sums[i] += load<V<T>>(a + k + i * W) * load<V<T>>(b + k + i * W);
+    for (; k + W <= K; k += W) sums[0] += load<V<T>>(a + k) * load<V<T>>(b + k);
+    if (k < K) sums[1] += get_some(a + k, int(K - k), T(0)) * get_some(b + k, int(K - k), T(0));
+    return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
   static inline V<T> sum(V<T> v) { return all<V<T>>(hsum<T>(v)); }
   static inline V<T> max(V<T> v) { return all<V<T>>(hmax<T>(v)); }
   static inline I<T> first(I<T> v) { return all<I<T>>(hmin<T>(v)); }
@@ -74,6 +85,11 @@ template <class T> struct Down {
   static inline V<T> get(const V<T>* rows, int64_t k, T) { return rows[k]; }
   static inline void put(V<T>* rows, int64_t k, V<T> v) { rows[k] = v; }
   static inline I<T> index(int64_t k) { return all<I<T>>(typename Simd<T>::Int(k)); }
+  inline V<T> dot(const V<T>* a, const V<T>* b) const {
+    V<T> sum = {};
+    for (int64_t k = 0; k < K; ++k) sum += a[k] * b[k];
+    return sum;
+  }
   static inline V<T> sum(V<T> v) { return v; }
   static inline V<T> max(V<T> v) { return v; }
   static inline I<T> first(I<T> v) { return v; }
