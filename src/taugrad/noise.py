@@ -86,4 +86,4 @@ def draw_seed(generator: torch.Generator | None) -> Tensor:
     >>> draw_seed(torch.Generator().manual_seed(0)).dtype
     torch.int64
     """
-    return torch.randint(_SEEDS, _SCALAR, generator=generator) if generator else torch.randint(_SEEDS, _SCALAR)
+    return torch.randint(_SEEDS, _SCALAR, generator=generator, device="cpu")

@@ -79,8 +79,8 @@ def sample(
         else:
             z, y = _Sample.apply(x, tau, relaxation, gap, hard, generator)
     elif torch.compiler.is_compiling() and x.device.type == "cpu" and generator is None and kernels.available():
-        seed = torch.randint(2**63 - 1, ())
-        tau = tau if isinstance(tau, Tensor) else torch.full((), tau, dtype=torch.float64)
+        seed = torch.randint(2**63 - 1, (), device="cpu")
+        tau = tau if isinstance(tau, Tensor) else torch.full((), tau, dtype=torch.float64, device="cpu")
         z, y = torch.ops.taugrad.sample(x, seed, tau, int(relaxation), gap)
     else:
         z, y = _traced_sample(x, tau, relaxation, gap, generator)
@@ -169,8 +169,6 @@ class _Sample(torch.autograd.Function):
             ctx.save_for_backward(y, tau)
         else:
             ctx.save_for_backward(y)
-        if relaxation is Relaxation.MARKED:
-            ctx.mark_non_differentiable(y)
         return z if hard else None, y
 
     @staticmethod
@@ -181,6 +179,7 @@ class _Sample(torch.autograd.Function):
             and y_grad is None
             and not (ctx.hooked or ctx.needs_input_grad[1] or torch.is_grad_enabled())
             and kernels.takes(z_grad, y)
+            and ctx._raw_saved_tensors[0].unpack_hook is None
             and _is_expendable(y)
         ):
             backward = kernels.reinmax_backward if ctx.relaxation is Relaxation.MARKED else kernels.softmax_backward

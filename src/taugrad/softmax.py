@@ -70,7 +70,8 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor = 1.0, dim: in
     tensor([ 0.1875, -0.1875])
     """
     tracked = torch.is_grad_enabled() and (grad.requires_grad or y.requires_grad)
-    if not tracked and dim in (-1, y.ndim - 1) and grad.dtype is y.dtype and kernels.takes(grad, y):
+    alike = grad.dtype is y.dtype and grad.shape == y.shape
+    if alike and not tracked and dim in (-1, y.ndim - 1) and kernels.takes(grad, y):
         return kernels.softmax_backward(grad.contiguous(), y.contiguous(), float(tau))
     return (grad - (grad * y).sum(dim, keepdim=True)) * (y / tau)
 

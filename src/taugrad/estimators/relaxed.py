@@ -149,7 +149,12 @@ class _MeanJacobian(torch.autograd.Function):
     def forward(ctx: Any, grad: Tensor, x: Tensor, tau: float, draws: int, seed: Tensor) -> Tensor:
         ctx.tau, ctx.draws = tau, draws
         ctx.save_for_backward(x, seed)
-        return kernels.gumbel_rao(grad.contiguous(), x.contiguous(), seed, draws, tau)
+        if kernels.takes(grad):
+            return kernels.gumbel_rao(grad.contiguous(), x.contiguous(), seed, draws, tau)
+        # A batch of gradients: J column by column.
+        units = torch.eye(x.shape[-1], dtype=x.dtype).view(-1, *[1] * (x.ndim - 1), x.shape[-1]).expand(-1, *x.shape)
+        columns = (kernels.gumbel_rao(unit.contiguous(), x.contiguous(), seed, draws, tau) for unit in units)
+        return torch.stack([column * grad.select(-1, k).unsqueeze(-1) for k, column in enumerate(columns)]).sum(0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -2,6 +2,7 @@
 // by Python. For small tensors; it needs torch's headers, which take ten seconds to compile, and nothing depends on it.
 
 #include <ATen/TensorOperators.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -45,7 +46,8 @@ struct BoundSample : torch::autograd::Function<BoundSample> {
     for (const Tensor& g : grads)
       if (g.defined()) grad = grad.defined() ? grad + g : g;
     if (!grad.defined()) return variable_list(8);
-    if (at::GradMode::is_enabled()) {
+    if (at::GradMode::is_enabled() || !grad.has_storage() || grad.is_neg() || grad._is_zerotensor() ||
+        at::isTensorSubclassLike(grad)) {
       dx = (grad - (grad * y).sum(-1, true)) * (y / tau);
     } else {
       grad = grad.contiguous();

@@ -96,7 +96,11 @@ def _private(directory: Path) -> Path:
 
 
 def _compiler() -> list[str]:
-    command = shlex.split(os.environ.get("CXX") or "c++")
+    told = os.environ.get("CXX") or "c++"
+    try:
+        command = shlex.split(told) or [told]
+    except ValueError:
+        command = [told]
     if shutil.which(command[0]) is None:
         raise BuildError(f"there is no C++ compiler: {command[0]} is not on the PATH")
     return command
@@ -126,7 +130,10 @@ def _cpu() -> str:
 
 
 def _compile(compiler: list[str], source: Path, directory: Path) -> Path:
-    descriptor, name = tempfile.mkstemp(dir=directory, suffix=".part")
+    try:
+        descriptor, name = tempfile.mkstemp(dir=directory, suffix=".part")
+    except OSError as error:
+        raise BuildError(f"the kernels cannot be written to {directory}: {error}") from error
     os.close(descriptor)
     try:
         command = [
@@ -164,7 +171,7 @@ def _torch_flags() -> list[str]:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} could not be run: {error}") from error
     if done.returncode:

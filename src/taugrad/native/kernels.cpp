@@ -29,7 +29,7 @@ struct Pool {
 
 // Calls f(first, last) -> count on shares of [0, rows) and returns the sum; `cost` is that of a row in nanoseconds.
 template <class F> int64_t split(const Pool& pool, int64_t rows, double cost, F f) {
-  constexpr double kWorth = 5000;  // nanoseconds of work that pay for waking a thread
+  constexpr double kWorth = 8000;  // nanoseconds of work a thread that pay for waking it
   const int64_t threads = std::min({pool.threads, rows, int64_t(double(rows) * cost / kWorth)});
   if (threads < 2 || !pool.parallel) return f(int64_t(0), rows);
   struct Job {
@@ -103,10 +103,9 @@ template <class T> struct Sample {
 template <class T, class L, class Out, class F>
 inline V<T> softmax_row(L l, V<T> highest, T inv_tau, Out* y, F from) {
   const T scale = kLog2e<T> * inv_tau;
-  const V<T> shift = highest * scale;  // its rounding is the same for all of the row
   V<T> sum = {};
   l.each([&](auto at) {
-    const V<T> w = exp2_nonpositive(from(at) * scale - shift);
+    const V<T> w = exp2_nonpositive((from(at) - highest) * scale);
     sum += w;
     l.put(y, at, w);
   });
@@ -126,7 +125,8 @@ template <class T, class L, class In> inline V<T> highest(L l, const In* x) {
 template <class T, class L, class In> inline I<T> argmax_row(L l, const In* s, V<T> top) {
   constexpr auto none = std::numeric_limits<typename Simd<T>::Int>::max();
   I<T> where = all<I<T>>(none);
-  l.each([&](auto at) { where = l.get(s, at, -kInf<T>) == top ? vmin(where, l.index(at)) : where; });
+  constexpr T beyond = std::numeric_limits<T>::quiet_NaN();  // equal to nothing
+  l.each([&](auto at) { where = l.get(s, at, beyond) == top ? vmin(where, l.index(at)) : where; });
   where = l.first(where);
   return where == none ? I<T>{} : where;
 }
@@ -191,7 +191,8 @@ template <class T> int64_t sample_rows(const Sample<T>& a, int64_t first, int64_
 
 template <class T> int64_t sample(const Sample<T>& a, const Pool& pool) {
   constexpr int64_t kElements = 4096;  // whose noise is drawn at once: they stay in the first cache
-  return split(pool, a.rows, double(a.K) * (sizeof(T) == 4 ? 0.9 : 15), [&](int64_t first, int64_t last) {
+  const double cost = sizeof(T) == 8 ? 15 : a.K > Bundles<T>::kLongest ? 0.65 : 1.1;
+  return split(pool, a.rows, double(a.K) * cost, [&](int64_t first, int64_t last) {
     const int64_t tile = std::max<int64_t>(1, std::min(last - first, kElements / a.K));
     const std::unique_ptr<T[]> room(a.seed ? new T[tile * a.K + 2 * kBlock<T> + Bundles<T>::kRoom] : nullptr);
     return sample_rows(a, first, last, room.get(), tile);

@@ -23,7 +23,7 @@ from taugrad.native.build import BuildError, load
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _PLAIN = (Tensor, torch.nn.Parameter)
-_EMPTY = torch.empty(0)
+_EMPTY = torch.empty(0, device="cpu")
 _MOST = 2**31  # elements: an index in a lane is as wide as a float
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -83,12 +83,12 @@ def holds(x: Tensor) -> bool:
         and type(x) in _PLAIN
         and torch._C._has_storage(x)  # no wrapper of a transform
         and not x.is_neg()
+        and not x._is_zerotensor()
         and x.numel() < _MOST
         and available()
     )
 
 
-@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether there are kernels at all, which is found out once.
 
@@ -97,6 +97,10 @@ def available() -> bool:
         ConfigError: TAUGRAD_BACKEND is none of its values.
     """
     return bool(_kernels())
+
+
+# What torch.compiler.assume_constant_result sets, which would import the compiler to do so.
+available._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def sample(
@@ -140,7 +144,7 @@ def _bound_operator() -> Any:
 
 def argmax(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
     """The classes drawn, int64 (...), and the number of rows without one."""
-    index = torch.empty(x.shape[:-1], dtype=torch.int64)
+    index = torch.empty(x.shape[:-1], dtype=torch.int64, device="cpu")
     arguments = (x.data_ptr(), *_rows(x), seed.data_ptr(), Relaxation.NONE, 1.0, 0.0, None, None, index.data_ptr())
     return index, _kernels()["sample", x.dtype](*arguments, *_pool())
 

@@ -155,7 +155,8 @@ inline V<float> exp2_nonpositive(V<float> x) {
 inline V<float> log2_positive(V<float> x) {
   V<float> m, e;
   split(x, m, e);
-  return x == x ? e + log_half(m - 1.0f) * kLog2e<float> : x;
+  const V<float> log = e + log_half(m - 1.0f) * kLog2e<float>;
+  return x > V<float>{} ? log : x == V<float>{} ? all<V<float>>(-kInf<float>) : x;
 }
 
 template <class T> inline V<T> absolute(V<T> x) {
