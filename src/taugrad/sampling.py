@@ -179,7 +179,7 @@ class _Sample(torch.autograd.Function):
             and y_grad is None
             and not (ctx.hooked or ctx.needs_input_grad[1] or torch.is_grad_enabled())
             and kernels.takes(z_grad, y)
-            and ctx._raw_saved_tensors[0].unpack_hook is None
+            and getattr(ctx._raw_saved_tensors[0], "unpack_hook", None) is None
             and _is_expendable(y)
         ):
             backward = kernels.reinmax_backward if ctx.relaxation is Relaxation.MARKED else kernels.softmax_backward

@@ -87,6 +87,7 @@ def _private(directory: Path) -> Path:
     status = directory.lstat()
     if (
         not stat.S_ISDIR(status.st_mode)
+        or not hasattr(os, "getuid")  # a system whose permissions these are not
         or status.st_uid != os.getuid()
         or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         or not os.access(directory, os.W_OK)
@@ -151,6 +152,9 @@ def _compile(compiler: list[str], source: Path, directory: Path) -> Path:
         with Path(name).open("rb") as file:
             os.fsync(file.fileno())
         return Path(name).replace(directory / _name(compiler, source))
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise BuildError(f"the kernels cannot be written to {directory}: {error}") from error
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -213,7 +213,7 @@ void softmax_backward(const T* dy, const T* y, int64_t rows, int64_t K, double t
 }
 
 // `y` is softmax(theta / tau) with the sign bit set where D is 1. pi = softmax(theta) is recovered from it as y^tau,
-// normalized; for tau >= 1, the temperatures that ReinMax is for, that loses nothing: pi vanishes before y does.
+// normalized; for tau >= 1, the temperatures that ReinMax is for, pi vanishes before y does. y's rounding counts tau times.
 template <class T>
 void reinmax_backward(const T* dz, const T* y, int64_t rows, int64_t K, double tau, T* dx, const Pool& pool) {
   split(pool, rows, double(K) * (tau == 1 ? 0.3 : 1), [&](int64_t first, int64_t last) {

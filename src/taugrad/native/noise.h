@@ -7,7 +7,7 @@
 //
 //     u = (x + 1/2) 2^-32 in (0, 1),   E = -log(1 - u),   g = -log E
 //
-// With all 32 bits kept where u is small, g lies in [-3.11, 22.9] in float; in double 64 bits give [-3.81, 45.1].
+// With all 32 bits kept where u is small, g lies in [-3.13, 22.9] in float; in double 64 bits give [-3.81, 45.1].
 #pragma once
 
 #include "vectors.h"
