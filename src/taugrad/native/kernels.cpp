@@ -347,68 +347,64 @@ void entropy_backward(const T* dH, const T* x, const T* H, int64_t rows, int64_t
   });
 }
 
-// z has `times` times the rows of x: its row r belongs to row r mod rows.
-template <class T>
-void log_prob(const T* x, const T* z, int64_t rows, int64_t times, int64_t K, T* value, const Pool& pool) {
-  split(pool, rows, double(K) * 0.4 * double(times), [&](int64_t first, int64_t last) {
+// over_rows for arrays of which `many` has `times` times the rows of `few`: its row r belongs to row r mod rows. `cost` is
+// that of an element; f gets the rows of `many`, and its arrays in this order. `out` is as large as `many`, or null.
+template <class T, class F>
+void over_repeated_rows(const T* many, const T* few, int64_t rows, int64_t times, int64_t K, double cost, T* out,
+                        const Pool& pool, F f) {
+  split(pool, rows, double(K) * cost * double(times), [&](int64_t first, int64_t last) {
     for (int64_t i = 0; i < times; ++i) {
-      const T* const in[2] = {x + first * K, z + (i * rows + first) * K};
-      over_rows<T>(K, first, last, in, nullptr, [&](auto l, Rows at_rows, auto& row, auto*) {
-        const V<T> top = highest<T>(l, row[0]), log_Z = log_sum<T>(l, row[0], top);
-        V<T> sum = {};
-        l.each([&](auto at) {
-          const V<T> weight = l.get(row[1], at, T(0));
-          sum += weight == V<T>{} ? V<T>{} : weight * (l.get(row[0], at, -kInf<T>) - top - log_Z);
-        });
-        sum = l.sum(sum) + log_Z * T(0);  // NaN stays, where z is zero too
-        each_row(at_rows, [&](int64_t lane, int64_t r) { value[i * rows + r] = sum[lane]; });
-      });
+      const int64_t start = i * rows + first;
+      const T* const in[2] = {many + start * K, few + first * K};
+      over_rows(K, start, start + last - first, in, out ? out + start * K : nullptr, f);
     }
     return int64_t(0);
   });
 }
 
-// x has `rows` rows, the logits a `times` as many: row r belongs to row r mod rows of x.
+template <class T>
+void log_prob(const T* x, const T* z, int64_t rows, int64_t times, int64_t K, T* value, const Pool& pool) {
+  T* const none = nullptr;
+  over_repeated_rows(z, x, rows, times, K, 0.4, none, pool, [&](auto l, Rows at_rows, auto& row, auto*) {
+    const V<T> top = highest<T>(l, row[1]), log_Z = log_sum<T>(l, row[1], top);
+    V<T> sum = {};
+    l.each([&](auto at) {
+      const V<T> weight = l.get(row[0], at, T(0));
+      sum += weight == V<T>{} ? V<T>{} : weight * (l.get(row[1], at, -kInf<T>) - top - log_Z);
+    });
+    sum = l.sum(sum) + log_Z * T(0);  // NaN stays, where z is zero too
+    each_row(at_rows, [&](int64_t lane, int64_t r) { value[r] = sum[lane]; });
+  });
+}
+
 template <class T>
 void bernoulli(const T* a, const T* x, int64_t rows, int64_t times, int64_t D, T* value, const Pool& pool) {
-  split(pool, rows, double(D) * 0.5 * double(times), [&](int64_t first, int64_t last) {
-    for (int64_t i = 0; i < times; ++i) {
-      const T* const in[2] = {a + (i * rows + first) * D, x + first * D};
-      over_rows<T>(D, first, last, in, nullptr, [&](auto l, Rows at_rows, auto& row, auto*) {
-        V<T> sum = {};
-        l.each([&](auto at) {  // x a - max(a, 0) - log(1 + exp -|a|); lanes beyond the row are a = -inf, x = 0: nothing
-          const V<T> v = l.get(row[0], at, -kInf<T>), e = exp2_nonpositive(-absolute<T>(v) * kLog2e<T>);
-          const V<T> t = l.get(row[1], at, T(0));
-          const V<T> linear = t == V<T>{} ? V<T>{} : t * v;
-          sum += linear - vmax(v, V<T>{}) + log1p_half(-e / (T(1) + e));
-        });
-        sum = l.sum(sum);
-        each_row(at_rows, [&](int64_t lane, int64_t r) { value[i * rows + r] = sum[lane]; });
-      });
-    }
-    return int64_t(0);
+  T* const none = nullptr;
+  over_repeated_rows(a, x, rows, times, D, 0.5, none, pool, [&](auto l, Rows at_rows, auto& row, auto*) {
+    V<T> sum = {};
+    l.each([&](auto at) {  // x a - max(a, 0) - log(1 + exp -|a|); lanes beyond the row are a = -inf, x = 0: nothing
+      const V<T> v = l.get(row[0], at, -kInf<T>), e = exp2_nonpositive(-absolute<T>(v) * kLog2e<T>);
+      const V<T> t = l.get(row[1], at, T(0));
+      const V<T> linear = t == V<T>{} ? V<T>{} : t * v;
+      sum += linear - vmax(v, V<T>{}) + log1p_half(-e / (T(1) + e));
+    });
+    sum = l.sum(sum);
+    each_row(at_rows, [&](int64_t lane, int64_t r) { value[r] = sum[lane]; });
   });
 }
 
 template <class T>
 void bernoulli_backward(const T* dl, const T* a, const T* x, int64_t rows, int64_t times, int64_t D, T* da,
                         const Pool& pool) {
-  split(pool, rows, double(D) * 0.4 * double(times), [&](int64_t first, int64_t last) {
-    for (int64_t i = 0; i < times; ++i) {
-      const int64_t start = i * rows + first;
-      const T* const in[2] = {a + start * D, x + first * D};
-      over_rows(D, first, last, in, da + start * D, [&](auto l, Rows at_rows, auto& row, auto* out) {
-        V<T> g = {};
-        each_row(at_rows, [&](int64_t lane, int64_t r) { g[lane] = dl[i * rows + r]; });
-        g = l.spread(g);
-        l.each([&](auto at) {
-          const V<T> v = l.get(row[0], at, T(0)), e = exp2_nonpositive(-absolute<T>(v) * kLog2e<T>);
-          const V<T> sigma = (v < V<T>{} ? e : all<V<T>>(T(1))) / (T(1) + e);
-          l.put(out, at, g * (l.get(row[1], at, T(0)) - sigma));
-        });
-      });
-    }
-    return int64_t(0);
+  over_repeated_rows(a, x, rows, times, D, 0.4, da, pool, [&](auto l, Rows at_rows, auto& row, auto* out) {
+    V<T> g = {};
+    each_row(at_rows, [&](int64_t lane, int64_t r) { g[lane] = dl[r]; });
+    g = l.spread(g);
+    l.each([&](auto at) {
+      const V<T> v = l.get(row[0], at, T(0)), e = exp2_nonpositive(-absolute<T>(v) * kLog2e<T>);
+      const V<T> sigma = (v < V<T>{} ? e : all<V<T>>(T(1))) / (T(1) + e);
+      l.put(out, at, g * (l.get(row[1], at, T(0)) - sigma));
+    });
   });
 }
 
