@@ -25,6 +25,7 @@ def backend(request, monkeypatch) -> str:
         monkeypatch.setattr(kernels, "bound", lambda: False)
     if request.param == "torch":
         monkeypatch.setattr(kernels, "available", lambda: False)
+        monkeypatch.setattr(kernels, "bound", lambda: False)
     return request.param
 
 
@@ -33,6 +34,7 @@ def by_torch_alone() -> Iterator[None]:
     """As if there were no kernels: what a transform of `torch.func` sees."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "available", lambda: False)
+        patch.setattr(kernels, "bound", lambda: False)
         yield
 
 

@@ -27,7 +27,6 @@ from taugrad.native.kernels import Relaxation
 from taugrad.noise import draw_seed, gumbel_noise
 from taugrad.softmax import log_where_positive, softmax, softmax_backward
 
-_SMALL = 2**17  # elements: above, the memory that `_Sample` saves is worth more than the faster call
 _autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -63,21 +62,19 @@ def sample(
     tensor([[1., 0.],
             [0., 1.]])
     """
+    watched = kernels.watched()
+    if not watched and dim == -1 and generator is None and kernels.bound():  # the usual case, before all questions
+        out = kernels.bound_sample(logits, relaxation, tau, gap, hard)
+        if isinstance(out, Tensor):
+            return out
+        if out is not None:
+            raise_bad_rows(out, logits.numel() // logits.shape[-1])
     check_logits(logits, dim)
     tau = check_tau(tau)
     last = dim in (-1, logits.ndim - 1)
     x = logits if last else logits.movedim(dim, -1)
-    if not kernels.watched():
-        if (
-            type(tau) is float
-            and x.numel() <= _SMALL
-            and relaxation is not Relaxation.MARKED
-            and kernels.bound()
-            and kernels.holds(x)
-        ):
-            z = y = kernels.bound_sample(x, draw_seed(generator), relaxation, tau, gap, hard)
-        else:
-            z, y = _Sample.apply(x, tau, relaxation, gap, hard, generator)
+    if not watched:
+        z, y = _Sample.apply(x, tau, relaxation, gap, hard, generator)
     elif torch.compiler.is_compiling() and x.device.type == "cpu" and generator is None and kernels.available():
         seed = torch.randint(2**63 - 1, (), device="cpu")
         tau = tau if isinstance(tau, Tensor) else torch.full((), tau, dtype=torch.float64, device="cpu")

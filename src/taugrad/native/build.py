@@ -5,20 +5,25 @@ is not used. A library is compiled under a temporary name, synced and renamed, s
 name is whole, however many processes start at once. Where no cache can be had, the library lives in a temporary
 directory that is gone once it is loaded.
 
-`python -m taugrad.native` adds the binding to torch's C++ autograd, which is used from then on wherever it is found.
+`python -m taugrad.native` adds the binding, a Python module by which torch's C++ autograd calls the kernels; it is used
+from then on wherever it is found.
 """
 
 import ctypes
 import hashlib
+import importlib.machinery
+import importlib.util
 import os
 import platform
 import shlex
 import shutil
 import stat
 import subprocess
+import sysconfig
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -36,8 +41,8 @@ class BuildError(TaugradError):
     """The kernels cannot be compiled or loaded here; the message says why."""
 
 
-def load() -> tuple[ctypes.CDLL, bool]:
-    """The kernels' library, compiled if it is not in the cache, and whether it has the binding.
+def load() -> tuple[ctypes.CDLL, ModuleType | None]:
+    """The kernels' library, compiled if it is not in the cache, and the binding if it is there.
 
     Raises:
         BuildError: there is no compiler, or it fails.
@@ -47,17 +52,15 @@ def load() -> tuple[ctypes.CDLL, bool]:
         directory = _private(_cache())
     except (OSError, RuntimeError):  # nowhere to keep it, or others can write there
         with tempfile.TemporaryDirectory() as directory:
-            return _open(_compile(compiler, _KERNELS, Path(directory))), False
-    binding, kernels = (directory / _name(compiler, source) for source in (_BINDING, _KERNELS))
+            return _open(_compile(compiler, _KERNELS, Path(directory) / "kernels.so")), None
+    kernels, binding = _libraries(compiler, directory)
     if binding.exists():
         with suppress(BuildError):  # damaged: the kernels alone do
-            library = _open(binding)
-            torch.ops.load_library(str(binding))
-            return library, True
+            return _open(binding), _import(binding)
     if kernels.exists():
         with suppress(BuildError):  # damaged: compiled anew
-            return _open(kernels), False
-    return _open(_compile(compiler, _KERNELS, directory)), False
+            return _open(kernels), None
+    return _open(_compile(compiler, _KERNELS, kernels)), None
 
 
 def build_binding() -> Path:
@@ -68,9 +71,8 @@ def build_binding() -> Path:
         PermissionError: the cache is not a directory that only its owner can write.
     """
     compiler = _compiler()
-    directory = _private(_cache())
-    binding = directory / _name(compiler, _BINDING)
-    return binding if binding.exists() else _compile(compiler, _BINDING, directory)
+    _, binding = _libraries(compiler, _private(_cache()))
+    return binding if binding.exists() else _compile(compiler, _BINDING, binding)
 
 
 def _cache() -> Path:
@@ -107,17 +109,17 @@ def _compiler() -> list[str]:
     return command
 
 
-def _name(compiler: list[str], source: Path) -> str:
-    """The library's file name, by everything that its contents depend on."""
+def _libraries(compiler: list[str], directory: Path) -> tuple[Path, Path]:
+    """Where the kernels and the binding are, or will be: their names tell all that their contents depend on."""
     digest = hashlib.sha256()
-    for file in sorted(source.parent.glob("*.[ch]*")):
+    for file in sorted(_KERNELS.parent.glob("*.[ch]*")):
         digest.update(file.read_bytes())
     digest.update(repr((compiler, _FLAGS)).encode())
     digest.update(_run([*compiler, "--version"]).encode())
     digest.update(_cpu().encode())
-    if source is _BINDING:
-        digest.update(torch.__version__.encode())
-    return f"{source.stem}-{digest.hexdigest()[:32]}.so"
+    kernels = directory / f"kernels-{digest.hexdigest()[:32]}.so"
+    digest.update(repr((torch.__version__, sysconfig.get_config_var("SOABI"))).encode())
+    return kernels, directory / f"binding-{digest.hexdigest()[:32]}.so"
 
 
 def _cpu() -> str:
@@ -130,11 +132,11 @@ def _cpu() -> str:
     return "\n".join([platform.machine(), *told])
 
 
-def _compile(compiler: list[str], source: Path, directory: Path) -> Path:
+def _compile(compiler: list[str], source: Path, library: Path) -> Path:
     try:
-        descriptor, name = tempfile.mkstemp(dir=directory, suffix=".part")
+        descriptor, name = tempfile.mkstemp(dir=library.parent, suffix=".part")
     except OSError as error:
-        raise BuildError(f"the kernels cannot be written to {directory}: {error}") from error
+        raise BuildError(f"the kernels cannot be written to {library.parent}: {error}") from error
     os.close(descriptor)
     try:
         command = [
@@ -151,10 +153,10 @@ def _compile(compiler: list[str], source: Path, directory: Path) -> Path:
             _run(command)
         with Path(name).open("rb") as file:
             os.fsync(file.fileno())
-        return Path(name).replace(directory / _name(compiler, source))
+        return Path(name).replace(library)
     except OSError as error:
         Path(name).unlink(missing_ok=True)
-        raise BuildError(f"the kernels cannot be written to {directory}: {error}") from error
+        raise BuildError(f"the kernels cannot be written to {library.parent}: {error}") from error
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -167,7 +169,9 @@ def _torch_flags() -> list[str]:
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         f"-I{root / 'include'}",
         f"-I{root / 'include' / 'torch' / 'csrc' / 'api' / 'include'}",
+        f"-I{sysconfig.get_path('include')}",
         f"-L{root / 'lib'}",
+        "-ltorch_python",
         "-ltorch_cpu",
         "-lc10",
     ]
@@ -189,3 +193,14 @@ def _open(library: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise BuildError(f"the compiled kernels do not load: {error}") from error
+
+
+def _import(binding: Path) -> ModuleType:
+    loader = importlib.machinery.ExtensionFileLoader("taugrad_binding", str(binding))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    try:
+        module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
+        loader.exec_module(module)
+    except ImportError as error:
+        raise BuildError(f"the binding does not load: {error}") from error
+    return module

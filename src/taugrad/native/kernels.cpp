@@ -121,14 +121,20 @@ template <class T, class L, class In> inline V<T> highest(L l, const In* x) {
   return l.max(top);
 }
 
-// argmax s, where max s is `top`; 0 where nothing is.
-template <class T, class L, class In> inline I<T> argmax_row(L l, const In* s, V<T> top) {
+// max s, and the first class that has it; class 0 where nothing is above -inf.
+template <class T, class L, class In> inline V<T> highest(L l, const In* s, I<T>& index) {
   constexpr auto none = std::numeric_limits<typename Simd<T>::Int>::max();
   I<T> where = all<I<T>>(none);
-  constexpr T beyond = std::numeric_limits<T>::quiet_NaN();  // equal to nothing
-  l.each([&](auto at) { where = l.get(s, at, beyond) == top ? vmin(where, l.index(at)) : where; });
-  where = l.first(where);
-  return where == none ? I<T>{} : where;
+  V<T> top = all<V<T>>(-kInf<T>);
+  l.each([&](auto at) {
+    const V<T> v = l.get(s, at, -kInf<T>);
+    where = v > top ? l.index(at) : where;
+    top = vmax(top, v);
+  });
+  const V<T> most = l.max(top);
+  where = l.first(most == top ? where : none);
+  index = where == none ? I<T>{} : where;
+  return most;
 }
 
 // The lanes of rows that no class can be drawn from: nothing finite in them, or NaN or +inf.
@@ -161,8 +167,7 @@ template <class T> int64_t sample_rows(const Sample<T>& a, int64_t first, int64_
       I<T> index = {}, bad = {};
       V<T> top = {}, sum = {};
       if (a.seed) {
-        top = highest<T>(l, row[0]);
-        index = argmax_row<T>(l, row[0], top);
+        top = highest<T>(l, row[0], index);
       }
       if (a.relaxation == kNone) bad = unusable_rows<T>(l, row[0], top);
       if (a.relaxation == kPerturbed)
@@ -270,7 +275,8 @@ void gumbel_rao(const T* dz, const T* x, const uint64_t* seed, int64_t rows, int
           flat.each([&](auto at) { flat.put(g, at, flat.get(g, at, T(0)) + flat.get(x + offset, at, T(0))); });
           const T* const in[2] = {g, x + offset};
           over_rows(K, r, end, in, log_pi.get(), [&](auto l, Rows at_rows, auto& row, auto* out) {
-            const I<T> index = argmax_row<T>(l, row[0], highest<T>(l, row[0]));
+            I<T> index;
+            highest<T>(l, row[0], index);
             each_row(at_rows, [&](int64_t lane, int64_t to) { drawn[to - r] = index[lane]; });
             const V<T> top = highest<T>(l, row[1]), log_Z = log_sum<T>(l, row[1], top);
             l.each([&](auto at) { l.put(out, at, l.get(row[1], at, -kInf<T>) - top - log_Z); });

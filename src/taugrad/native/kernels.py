@@ -127,19 +127,20 @@ def sample(
     return z, y, failures
 
 
-def bound_sample(x: Tensor, seed: Tensor, relaxation: Relaxation, tau: float, gap: float, hard: bool) -> Tensor:
-    """Z, or y unless `hard`, with the gradient of y: `sample` by torch's C++ autograd.
+def bound_sample(
+    x: Tensor, relaxation: Relaxation, tau: float | Tensor, gap: float, hard: bool
+) -> Tensor | int | None:
+    """Z, or y unless `hard`, with the gradient of y: `sample` by torch's C++ autograd, with a seed of torch's generator.
 
-    Raises:
-        ValueError: a row has no sample.
+    The number of rows without a sample, if there are any; None where the tensor or tau is not of the kind that the
+    binding takes. `bound` and not `watched` is the caller's to see to.
     """
-    arguments = (int(relaxation), gap, hard, _parallel() or 0, torch.get_num_threads())  # an enum takes a microsecond
-    return _bound_operator()(x, seed, tau, *arguments)
+    return _kernels()["binding"].sample(x, tau, relaxation._value_, gap, hard, _parallel() or 0)
 
 
-@functools.cache
-def _bound_operator() -> Any:
-    return torch.ops.taugrad.bound_sample.default
+def bound_softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor) -> Tensor | None:
+    """(grad - <grad, y>) y / tau, or None, as `bound_sample`."""
+    return _kernels()["binding"].softmax_backward(grad, y, tau, _parallel() or 0)
 
 
 def argmax(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
@@ -256,7 +257,7 @@ def _parallel() -> int | None:
 @functools.cache
 def bound() -> bool:
     """Whether the kernels have the binding too."""
-    return bool(_kernels()) and _kernels()["bound"]
+    return available() and _kernels()["binding"] is not None
 
 
 @functools.cache
@@ -269,14 +270,14 @@ def _kernels() -> dict[Any, Any]:
         log.info("discrete samples by torch, as TAUGRAD_BACKEND says")
         return {}
     try:
-        library, bound = load()
+        library, binding = load()
     except BuildError as error:
         if choice == "native":
             raise
         log.info("discrete samples by torch: %s", error)
         return {}
-    log.info("discrete samples by the native kernels%s", ", bound to torch's autograd" if bound else "")
-    kernels: dict[Any, Any] = {"bound": bound}
+    log.info("discrete samples by the native kernels%s", ", bound to torch's autograd" if binding else "")
+    kernels: dict[Any, Any] = {"binding": binding}
     for name, arguments in _ARGUMENTS.items():
         for dtype, suffix in _DTYPES.items():
             function = library[f"taugrad_{name}_{suffix}"]
