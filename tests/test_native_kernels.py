@@ -1,4 +1,5 @@
 import ctypes
+import functools
 import math
 import os
 import platform
@@ -920,11 +921,24 @@ def test_inference_mode_draws_too():
 # The gradient in the place of y
 
 
+def draw_again(relaxation, x) -> Tensor:
+    """A hard sample of x, with the same noise every time."""
+    torch.manual_seed(5)
+    return sample(x, 1.3, relaxation=relaxation)
+
+
 @pytest.fixture(params=[Relaxation.PERTURBED, Relaxation.MARKED], ids=["softmax", "reinmax"])
-def drawn(request, monkeypatch):
-    """Draws a hard sample of x with the same noise every time, by the Function that keeps y."""
+def drawn_in_python(request, monkeypatch):
+    """Draws by the Function that keeps y, and shows it."""
     monkeypatch.setattr(kernels, "bound", lambda: False)
-    return lambda x, dim=-1: sample(x, 1.3, dim, request.param, generator=generator())
+    return functools.partial(draw_again, request.param)
+
+
+@pytest.fixture(params=["softmax", "reinmax", "bound"])
+def drawn(request, monkeypatch):
+    """Draws by any of those that keep y."""
+    monkeypatch.setattr(kernels, "bound", lambda: request.param == "bound")
+    return functools.partial(draw_again, Relaxation.MARKED if request.param == "reinmax" else Relaxation.PERTURBED)
 
 
 @pytest.fixture
@@ -942,9 +956,9 @@ def separate(drawn, leaf, weights) -> Tensor:
     return torch.autograd.grad(drawn(leaf), leaf, weights, retain_graph=True)[0]
 
 
-def test_the_gradient_takes_the_memory_of_y_when_nobody_needs_it_any_more(drawn, leaf, weights):
-    expected = separate(drawn, leaf, weights)
-    z = drawn(leaf)
+def test_the_gradient_takes_the_memory_of_y_when_nobody_needs_it_any_more(drawn_in_python, leaf, weights):
+    expected = separate(drawn_in_python, leaf, weights)
+    z = drawn_in_python(leaf)
     y_at = z.grad_fn.saved_tensors[0].data_ptr()
     (dx,) = torch.autograd.grad(z, leaf, weights)
     assert dx.data_ptr() == y_at
@@ -964,8 +978,15 @@ def test_the_accumulated_gradient_is_the_same_and_the_next_sample_takes_other_me
     assert torch.equal(leaf.grad, 2 * expected)
 
 
-def test_a_second_backward_gives_the_same_gradient(drawn, leaf, weights):
-    z = drawn(leaf)
+def test_a_second_backward_by_the_binding_gives_the_same_gradient(leaf, weights):
+    z = draw_again(Relaxation.PERTURBED, leaf)
+    first, second = (torch.autograd.grad(z, leaf, weights, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.autograd.grad(z, leaf, weights)[0], first)
+
+
+def test_a_second_backward_gives_the_same_gradient(drawn_in_python, leaf, weights):
+    z = drawn_in_python(leaf)
     y_at = z.grad_fn.saved_tensors[0].data_ptr()
     first, second = (torch.autograd.grad(z, leaf, weights, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
@@ -973,14 +994,14 @@ def test_a_second_backward_gives_the_same_gradient(drawn, leaf, weights):
     assert torch.equal(torch.autograd.grad(z, leaf, weights)[0], first)  # the last one may
 
 
-def test_saved_tensors_that_are_held_are_left_alone(drawn, leaf, weights):
-    expected = separate(drawn, leaf, weights)
-    z = drawn(leaf)
+def test_saved_tensors_that_are_held_are_left_alone(drawn_in_python, leaf, weights):
+    expected = separate(drawn_in_python, leaf, weights)
+    z = drawn_in_python(leaf)
     held = z.grad_fn.saved_tensors
     before = held[0].clone()
     assert torch.equal(torch.autograd.grad(z, leaf, weights)[0], expected)
     assert torch.equal(held[0], before)
-    z = drawn(leaf)
+    z = drawn_in_python(leaf)
     view = z.grad_fn.saved_tensors[0][3:]
     assert torch.equal(torch.autograd.grad(z, leaf, weights)[0], expected)
     assert torch.equal(view, before[3:])
@@ -996,10 +1017,10 @@ def test_what_the_hooks_of_saved_tensors_hold_is_left_alone(drawn, leaf, weights
     assert all(torch.equal(a, b) for a, b in zip(packed, before, strict=True))
 
 
-def test_what_a_hook_registered_afterwards_holds_is_left_alone(drawn, leaf, weights):
-    expected = separate(drawn, leaf, weights)
+def test_what_a_hook_registered_afterwards_holds_is_left_alone(drawn_in_python, leaf, weights):
+    expected = separate(drawn_in_python, leaf, weights)
     packed = []
-    z = drawn(leaf)
+    z = drawn_in_python(leaf)
     z.grad_fn._raw_saved_tensors[0].register_hooks(lambda t: packed.append(t) or len(packed) - 1, lambda i: packed[i])
     before = packed[0].clone()
     assert torch.equal(torch.autograd.grad(z, leaf, weights)[0], expected)
@@ -1037,16 +1058,45 @@ def test_an_expanded_gradient_is_one_of_all_elements(drawn, leaf, weights):
     assert torch.equal(transposed, separate(drawn, leaf, weights))
 
 
-def test_a_gradient_with_a_graph_leaves_y_alone(drawn, leaf, weights):
-    expected = separate(drawn, leaf, weights)
-    z = drawn(leaf)
+def test_a_gradient_with_a_graph_leaves_y_alone(drawn_in_python, leaf, weights):
+    expected = separate(drawn_in_python, leaf, weights)
+    z = drawn_in_python(leaf)
     y_at = z.grad_fn.saved_tensors[0].data_ptr()
     weights.requires_grad_()
     (dx,) = torch.autograd.grad(z, leaf, weights, create_graph=True)
     assert dx.data_ptr() != y_at
     torch.testing.assert_close(dx.detach(), expected)
     (by_weights,) = torch.autograd.grad((dx * weights.detach().exp()).sum(), weights)  # its Jacobian, transposed
-    torch.testing.assert_close(by_weights, separate(drawn, leaf, weights.detach().exp()))
+    torch.testing.assert_close(by_weights, separate(drawn_in_python, leaf, weights.detach().exp()))
+
+
+@pytest.mark.parametrize("size", [(40, 10), (3000, 60)])
+def test_a_soft_sample_that_is_held_is_left_alone_by_the_binding(size):
+    x = torch.randn(size, requires_grad=True)
+    y = sample(x, 1.3, hard=False)
+    before, held = y.detach().clone(), y.detach()[1:]
+    loss = (y * y).sum()
+    del y
+    expected = softmax_backward(2 * before, before, 1.3)
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
+    assert torch.equal(held, before[1:])
+
+
+def test_a_gradient_that_is_the_soft_sample_itself_is_read_before_it_is_overwritten():
+    x = torch.randn(40, 10, requires_grad=True)
+    y = sample(x, 1.3, hard=False)
+    before = y.detach().clone()
+    torch.testing.assert_close(torch.autograd.grad(y, x, y.detach())[0], softmax_backward(before, before, 1.3))
+    assert torch.equal(y, before)
+
+
+@pytest.mark.parametrize("shape", [(7,), (40, 10), (3000, 60)])
+@pytest.mark.parametrize("relaxation", [Relaxation.PERTURBED, Relaxation.PLAIN, Relaxation.GAPPED])
+def test_the_binding_draws_the_seed_that_torch_draws(shape, relaxation, monkeypatch):
+    x = torch.randn(shape)
+    bound = [draw_again(relaxation, x), torch.rand(3)]
+    monkeypatch.setattr(kernels, "bound", lambda: False)
+    assert all(torch.equal(a, b) for a, b in zip(bound, [draw_again(relaxation, x), torch.rand(3)], strict=True))
 
 
 # Other vectors

@@ -1,6 +1,6 @@
 // The sample as a function of torch's C++ autograd, and the softmax's backward, as functions of a Python module: what a
-// call costs beside its arithmetic is then a third of what it costs by Python. For small tensors; it needs torch's and
-// Python's headers, which take half a minute to compile, and nothing depends on it.
+// call costs beside its arithmetic is then a third of what it costs by Python. It needs torch's and Python's headers, which
+// take half a minute to compile, and nothing depends on it.
 //
 // Each function returns None for arguments that are not its case: the caller goes the long way, which knows what to say.
 
@@ -10,6 +10,7 @@
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "kernels.cpp"
@@ -20,8 +21,6 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-constexpr int64_t kSmall = 1 << 17;  // elements: above, the memory that Python's Function saves is worth more
 
 // What `kernels.holds` asks of a tensor.
 bool is_plain(PyObject* object) {
@@ -49,8 +48,8 @@ uint64_t draw_seed() {
 
 template <class F> auto in_dtype(const Tensor& x, F f) { return x.scalar_type() == at::kFloat ? f(0.0f) : f(0.0); }
 
-Tensor softmax_backward(const Tensor& grad, const Tensor& y, double tau, const Pool& pool) {
-  Tensor dx = at::empty_like(y);
+// To `dx`, which may be y.
+Tensor softmax_backward(const Tensor& grad, const Tensor& y, double tau, const Pool& pool, Tensor dx) {
   const int64_t K = y.size(-1), rows = y.numel() / K;
   in_dtype(y, [&](auto number) {
     typedef decltype(number) T;
@@ -62,6 +61,12 @@ Tensor softmax_backward(const Tensor& grad, const Tensor& y, double tau, const P
 struct BadRows {
   int64_t count;
 };
+
+// Whether the gradient can be written over y, as in `sampling._is_expendable`: two holders are the saved variable and y.
+bool is_expendable(const AutogradContext* ctx, const Tensor& y) {
+  return !torch::autograd::get_current_graph_task_keep_graph() && !ctx->saved_data.at("hooked").toBool() &&
+         y.storage().use_count() <= 2;
+}
 
 // (z, y) or, unless `hard`, y alone; dz := dy.
 struct BoundSample : torch::autograd::Function<BoundSample> {
@@ -80,6 +85,7 @@ struct BoundSample : torch::autograd::Function<BoundSample> {
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({y});
     ctx->saved_data["tau"] = tau;
+    ctx->saved_data["hooked"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
     ctx->saved_data["parallel"] = reinterpret_cast<int64_t>(pool.parallel);
     return hard ? variable_list{z, y} : variable_list{y};
   }
@@ -96,7 +102,7 @@ struct BoundSample : torch::autograd::Function<BoundSample> {
           at::isTensorSubclassLike(grad))
         dx = (grad - (grad * y).sum(-1, true)) * (y / tau);
       else
-        dx = softmax_backward(grad.contiguous(), y, tau, pool);
+        dx = softmax_backward(grad.contiguous(), y, tau, pool, is_expendable(ctx, y) ? y.detach() : at::empty_like(y));
     }
     return {dx, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
@@ -110,7 +116,7 @@ PyObject* sample_of(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!is_plain(arguments[0]) || !is_temperature(arguments[1]) || relaxation < kPerturbed || relaxation > kGapped)
     Py_RETURN_NONE;
   const Tensor& x = THPVariable_Unpack(arguments[0]);
-  if (x.dim() == 0 || x.numel() == 0 || x.numel() > kSmall) Py_RETURN_NONE;
+  if (x.dim() == 0 || x.numel() == 0 || x.numel() >= int64_t(1) << 31) Py_RETURN_NONE;
   const double tau = PyFloat_AS_DOUBLE(arguments[1]), gap = PyFloat_AsDouble(arguments[3]);
   const bool hard = PyObject_IsTrue(arguments[4]);
   const Pool pool = pool_from(arguments[5]);
@@ -140,7 +146,7 @@ PyObject* softmax_backward_of(PyObject*, PyObject* const* arguments, Py_ssize_t 
   if (PyErr_Occurred()) return nullptr;
   const Tensor dx = [&] {
     const pybind11::gil_scoped_release others_run;
-    return softmax_backward(grad, y, PyFloat_AS_DOUBLE(arguments[2]), pool);
+    return softmax_backward(grad, y, PyFloat_AS_DOUBLE(arguments[2]), pool, at::empty_like(y));
   }();
   return THPVariable_Wrap(dx);
   END_HANDLE_TH_ERRORS

@@ -33,7 +33,7 @@ _KERNELS = Path(__file__).parent / "kernels.cpp"
 _BINDING = Path(__file__).parent / "binding.cpp"  # the kernels and their binding
 # No -ffast-math: it would drop NaN and infinity, and linking with it changes the rounding mode of the whole process.
 _STANDARD = "-std=c++17"
-_FLAGS = ["-O2", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
+_FLAGS = ["-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
 _TIMEOUT = 300  # seconds
 
 

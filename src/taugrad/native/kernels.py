@@ -127,10 +127,8 @@ def sample(
     return z, y, failures
 
 
-def bound_sample(
-    x: Tensor, relaxation: Relaxation, tau: float | Tensor, gap: float, hard: bool
-) -> Tensor | int | None:
-    """Z, or y unless `hard`, with the gradient of y: `sample` by torch's C++ autograd, with a seed of torch's generator.
+def bound_sample(x: Tensor, relaxation: Relaxation, tau: float | Tensor, gap: float, hard: bool) -> Tensor | int | None:
+    """Z, or y unless `hard`, with the gradient of y: `sample` by torch's C++ autograd and its generator.
 
     The number of rows without a sample, if there are any; None where the tensor or tau is not of the kind that the
     binding takes. `bound` and not `watched` is the caller's to see to.
