@@ -16,11 +16,14 @@ from torch import Tensor
 
 from taugrad.probe import probe, reference
 from taugrad.sampling import one_hot
-from taugrad.tasks.cat_vae import CatVAE, is_kept
+from taugrad.tasks.cat_vae import CatVAE
+from taugrad.tasks.training import is_kept
+
+_EVALUATIONS = ("val/", "test/", "eval/", "eval_sampled/")
 
 
 class Progress(ProgressBar):
-    """One bar over all optimizer steps of a training with loss, tau and the time left, and one over each evaluation.
+    """One bar over all of a training by its task's clock with loss, tau and the time left, and one over each evaluation.
 
     Args:
         every: training steps between two refreshes; drawing costs more than a small model's step.
@@ -40,14 +43,15 @@ class Progress(ProgressBar):
         """Show nothing."""
         self._enabled = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the training's bar."""
-        self._start("training", trainer.max_steps if trainer.max_steps > 0 else None, trainer.global_step)
+        done, total = pl_module.clock()
+        self._start("training", total if total > 0 else None, done)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Move the training's bar."""
         shown = "  ".join(f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items())
-        self._move(trainer.global_step, shown, self.every)
+        self._move(pl_module.clock()[0], shown, self.every)
 
     def on_train_end(self, *_: Any) -> None:
         """End the training's bar."""
@@ -97,34 +101,35 @@ class Progress(ProgressBar):
 
 
 class Scalars(Callback):
-    """Writes what a task logs, and the training speed, to the loggers: over optimizer steps, evaluations left out."""
+    """Writes what a task logs, and the training speed, to the loggers: over its clock, evaluations left out."""
 
     def __init__(self) -> None:
         self._since: tuple[int, float] | None = None
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Write the training's metrics every `log_every_n_steps`."""
         if not is_kept(trainer):
             return
-        metrics = {name: x for name, x in trainer.callback_metrics.items() if not name.startswith(("val/", "test/"))}
-        step, now = trainer.global_step, time.perf_counter()
+        metrics = {name: x for name, x in trainer.callback_metrics.items() if not name.startswith(_EVALUATIONS)}
+        step, now = pl_module.clock()[0], time.perf_counter()
         if self._since:
-            metrics["train/steps_per_second"] = torch.tensor((step - self._since[0]) / (now - self._since[1]))
+            metrics[pl_module.speed] = torch.tensor((step - self._since[0]) / (now - self._since[1]))
         self._since = step, now
-        self._write(trainer, metrics)
+        self._write(trainer, metrics, step)
 
     def on_validation_start(self, *_: Any) -> None:
         """Do not count the time of a validation."""
         self._since = None
 
-    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        """Write the validation's metrics."""
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the evaluation's metrics."""
         if trainer.state.fn == TrainerFn.FITTING:
-            self._write(trainer, {name: x for name, x in trainer.callback_metrics.items() if name.startswith("val/")})
+            metrics = {name: x for name, x in trainer.callback_metrics.items() if name.startswith(_EVALUATIONS)}
+            self._write(trainer, metrics, pl_module.clock()[0])
 
-    def _write(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
+    def _write(self, trainer: Trainer, metrics: dict[str, Tensor], step: int) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics({name: value.item() for name, value in metrics.items()}, step=trainer.global_step)
+            logger.log_metrics({name: value.item() for name, value in metrics.items()}, step=step)
 
 
 class Pictures(Callback):

@@ -6,7 +6,9 @@ from itertools import pairwise
 from torch import nn
 
 
-def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str = "ReLU") -> nn.Sequential:
+def mlp(
+    inputs: int, hidden: Sequence[int], outputs: int, activation: str = "ReLU", layer_norm: bool = False
+) -> nn.Sequential:
     """Linear layers with an activation between them; the last has none.
 
     Args:
@@ -14,6 +16,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str = "ReL
         hidden: sizes of the hidden layers; none makes the net linear.
         outputs: size of the output's last dimension.
         activation: the name of a class of `torch.nn` that needs no argument, such as ReLU or SiLU.
+        layer_norm: normalize before each activation.
 
     Returns:
         A module from (..., inputs) to (..., outputs).
@@ -34,5 +37,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str = "ReL
     sizes = [inputs, *hidden]
     if min(*sizes, outputs) < 1:
         raise ValueError(f"the sizes of an mlp must be at least 1, got {[*sizes, outputs]}")
-    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), kind())]
+    layers: list[nn.Module] = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b), *([nn.LayerNorm(b)] if layer_norm else []), kind()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))

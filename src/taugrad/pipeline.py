@@ -39,7 +39,6 @@ class TrainConfig:
     """The keys of conf/train.yaml and their types."""
 
     model: Config
-    data: Config
     estimator: Config
     tau: Config
     lr_factor: Config
@@ -50,6 +49,9 @@ class TrainConfig:
     seed: int
     objective: str
     run_dir: str
+    length: int  # of the training, which schedules refer to
+    data: Config | None = None
+    env: Config | None = None
     published: Config = field(default_factory=dict)  # a preset's values for each estimator, which other keys refer to
     ckpt_path: str | None = None
 
@@ -60,8 +62,9 @@ class EvaluateConfig:
 
     run: str
     trainer: Config
-    checkpoint: str = "best"
-    num_samples: int = 1000
+    checkpoint: str | None = None
+    num_samples: int | None = None
+    episodes: int | None = None
 
 
 def train(config: DictConfig) -> float:
@@ -86,22 +89,22 @@ def train(config: DictConfig) -> float:
 
     trainer.fit(model, datamodule=data, ckpt_path=run.ckpt_path, weights_only=True)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if best:
+    facts = model.results()
+    if best and model.evaluated == "best":
         model.load_state_dict(load_checkpoint(Path(best))["state_dict"])
-    results = {k: v.item() for k, v in trainer.callback_metrics.items() if k == "train/epoch_loss"}
+    results: dict[str, Any] = {k: v.item() for k, v in trainer.callback_metrics.items() if k in model.metrics}
     for evaluate_split in (evaluator.validate, evaluator.test):
         results |= evaluate_split(model, data, verbose=False)[0]
 
     _log_hyperparameters(loggers, run, results)
-    facts = {
+    facts |= {
         "wall_seconds": time.perf_counter() - start,
-        "steps": trainer.global_step,
         "seed": run.seed,
         "backend": backend,
     }
     _write_json(Path(run.run_dir) / "metrics.json", results | facts | _versions())
     _print_metrics(console, results)
-    console.print(f"{facts['wall_seconds']:.0f} s, {facts['steps']} steps; the run is in {run.run_dir}", soft_wrap=True)
+    console.print(f"{facts['wall_seconds']:.0f} s; the run is in {run.run_dir}", soft_wrap=True)
     return float(results[run.objective])
 
 
@@ -112,7 +115,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         ConfigError: the run has no such checkpoint, or something in the config does not fit.
     """
     arguments = EvaluateConfig(**fit_to_signature(EvaluateConfig, resolve(config)))
-    model, data, saved = load_run(Path(arguments.run), arguments.checkpoint, nll_samples=arguments.num_samples)
+    changes = {"nll_samples": arguments.num_samples, "test_episodes": arguments.episodes}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    model, data, saved = load_run(Path(arguments.run), arguments.checkpoint, **changes)
     seed_everything(saved["seed"], workers=True, verbose=False)
     trainer = _trainer(arguments.trainer, arguments.run, [Progress()], [])
     metrics = dict(trainer.test(model, data, verbose=False)[0])
@@ -121,7 +126,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     return metrics
 
 
-def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule]:
+def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:
     """Build them from the seed, and check what can only be checked with them."""
     if not 0 <= run.seed < 2**32:
         raise ConfigError(f"seed must be in [0, {2**32 - 1}], got {run.seed}")
@@ -131,7 +136,7 @@ def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule]:
     model = instantiate(run.model, recursive=False)
     if run.objective not in model.metrics:
         raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {run.objective}")
-    return model, instantiate(run.data, recursive=False)
+    return model, run.data and instantiate(run.data, recursive=False)
 
 
 def _versions() -> dict[str, str]:

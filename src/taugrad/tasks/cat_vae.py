@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -26,10 +26,10 @@ from taugrad._arguments import check_count
 from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
 from taugrad.categorical import bernoulli_log_prob, entropy, kl_to_uniform
 from taugrad.config import instantiate
-from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import Enumeration, Estimator, check_enumerable
 from taugrad.nets import mlp
 from taugrad.schedules import Schedule
+from taugrad.tasks.training import is_kept, require_finite
 
 _EVALUATION_SEED = 0
 _ACTIVE = 0.01  # the share of the data that a code must stand for to count as used
@@ -55,6 +55,8 @@ class CatVAE(LightningModule):
         ValueError: a size is out of range, or enumeration has too much to enumerate.
     """
 
+    evaluated: ClassVar[str] = "best"  # checkpoint
+    speed: ClassVar[str] = "train/steps_per_second"
     metrics: ClassVar[tuple[str, ...]] = (
         *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", "elbo", "reconstruction", "kl")),
         "train/epoch_loss",
@@ -99,6 +101,14 @@ class CatVAE(LightningModule):
         self.decoder = mlp(latents * categories, decoder, pixels, activation)
         self.epoch_losses: list[Tensor] = []  # one for each step of the epoch, or of its part since a resume
         self.aggregate: Tensor | None = None  # sum of q(z|x) over the validation images seen, (N, K)
+
+    def clock(self) -> tuple[int, int]:
+        """Optimizer steps done, and in all (-1: no end)."""
+        return self.trainer.global_step, self.trainer.max_steps
+
+    def results(self) -> dict[str, Any]:
+        """What a finished run reports beside its metrics."""
+        return {"steps": self.trainer.global_step}
 
     def encode(self, x: Tensor) -> Tensor:
         """Logits of q(z|x), (batch, N, K), of images (batch, height, width) in [0, 1]."""
@@ -155,9 +165,9 @@ class CatVAE(LightningModule):
         tau = self.tau(step)
         logits = self.encode(x)
         kl = kl_to_uniform(logits).sum(-1).mean()
-        _require_finite("KL", kl, step, tau)
+        require_finite("KL", kl, step, tau)
         reconstruction = self.estimator.expectation(lambda z: self.log_likelihood(x, z), logits, tau).mean()
-        _require_finite("reconstruction", reconstruction, step, tau)
+        require_finite("reconstruction", reconstruction, step, tau)
         return reconstruction, kl
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -220,16 +230,3 @@ class CatVAE(LightningModule):
     def _log_evaluation(self, terms: Mapping[str, Tensor | float], batch_size: int | None = None) -> None:
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self.log_dict(terms, batch_size=batch_size, logger=False if fitting else None)
-
-
-def is_kept(trainer: Trainer) -> bool:
-    """Whether what this training step logs is kept; logging costs more than a small model's whole step."""
-    return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0  # pyright: ignore
-
-
-def _require_finite(term: str, value: Tensor, step: int, tau: float) -> None:
-    if not torch.isfinite(value):
-        raise NonFiniteLossError(
-            f"the {term} term of the loss is {value.item()} at step {step} (tau = {tau:.4g}): a lower learning rate or "
-            "a higher tau usually helps"
-        )

@@ -1,0 +1,44 @@
+"""Observations shifted and scaled to mean 0 and variance 1 of all that were seen."""
+
+import torch
+from torch import Tensor, nn
+
+_CLIP = 10.0
+
+
+class RunningNorm(nn.Module):
+    """(x - mean) / std by the running mean and variance of all observations so far, clipped at 10.
+
+    Args:
+        size: D, numbers of an observation.
+
+    >>> norm = RunningNorm(1)
+    >>> norm.update(torch.tensor([[0.0], [2.0]]))
+    >>> norm(torch.tensor([[3.0]]))
+    tensor([[2.]])
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Count x, (n, D), in (Chan et al. 1979)."""
+        n = len(x)
+        total = self.count + n
+        share = (n / total).to(x.dtype)
+        delta = x.mean(0) - self.mean
+        self.variance.lerp_(x.var(0, correction=0), share).add_(delta.square() * share * (1 - share))
+        self.mean.add_(delta * share)
+        self.count.copy_(total)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalized x, (..., D)."""
+        return ((x - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-_CLIP, _CLIP)

@@ -1,0 +1,136 @@
+"""Rollouts of a policy, and the window of the last ones: tensors allocated once, rows are time, columns environments."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taugrad.rl.environments import Environments
+
+Act = Callable[[Tensor], tuple[Tensor, Tensor]]  # observations (E, D) to choices (E, F) and their log-probability (E,)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of E environments; row t of `observation` is what action t was chosen from, row T what came last."""
+
+    observation: Tensor  # (T + 1, E, D)
+    action: Tensor  # (T, E, F), int64: the choices
+    log_mu: Tensor  # (T, E), of the policy that chose
+    reward: Tensor  # (T, E)
+    terminated: Tensor  # (T, E), bool
+    truncated: Tensor  # (T, E), bool
+    valid: Tensor  # (T, E), bool: False for a reset, which is no transition
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Rollout":
+        """The rollout of f of every tensor."""
+        return Rollout(*(f(getattr(self, field.name)) for field in fields(self)))
+
+
+class Window:
+    """The last rollouts, in memory allocated once.
+
+    Args:
+        capacity: the rollouts kept.
+        steps: T, the steps of each.
+        num_envs: E, environments.
+        observation_size: D, numbers of an observation.
+        factors: F, factors of an action.
+    """
+
+    def __init__(self, capacity: int, steps: int, num_envs: int, observation_size: int, factors: int) -> None:
+        shape = (capacity, steps, num_envs)
+        self._all = Rollout(
+            torch.zeros(capacity, steps + 1, num_envs, observation_size),
+            torch.zeros(*shape, factors, dtype=torch.int64),
+            torch.zeros(shape),
+            torch.zeros(shape),
+            *(torch.zeros(shape, dtype=torch.bool) for _ in range(3)),
+        )
+        self.capacity, self.added = capacity, 0
+        self.rollout_size = steps * num_envs
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def oldest(self) -> Rollout:
+        """The place of the next rollout, to be filled; it counts from now on as the newest."""
+        place = self.added % self.capacity
+        self.added += 1
+        return self._all.map(lambda x: x[place])
+
+    def sample(self, newest: int, others: int) -> Rollout:
+        """The `newest` rollouts and at most `others` drawn from the rest without replacement: (T, n E, ...)."""
+        order = (self.added - 1 - torch.arange(len(self))) % self.capacity
+        rest = order[newest:]
+        places = torch.cat([order[:newest], rest[torch.randperm(len(rest))[:others]]])
+        return self._all.map(lambda x: x[places].transpose(0, 1).flatten(1, 2))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is in it, for a checkpoint."""
+        return {"added": self.added, **{field.name: getattr(self._all, field.name) for field in fields(Rollout)}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` gave.
+
+        Raises:
+            ValueError: it is of a window of other sizes.
+        """
+        for field in fields(Rollout):
+            here, there = getattr(self._all, field.name), state[field.name]
+            if here.shape != there.shape:
+                raise ValueError(
+                    f"the rollouts' {field.name} must have shape {tuple(here.shape)}, got {tuple(there.shape)}"
+                )
+            here.copy_(there)
+        self.added = state["added"]
+
+
+class Collector:
+    """Steps environments with a policy and keeps count.
+
+    Args:
+        environments: those to step.
+        seed: of their first reset.
+    """
+
+    def __init__(self, environments: Environments, seed: int) -> None:
+        self.environments = environments
+        self.env_steps = 0
+        self.returns: deque[float] = deque(maxlen=100)  # of the last episodes that ended
+        self.lengths: deque[int] = deque(maxlen=100)
+        self.restart(seed)
+
+    def restart(self, seed: int) -> None:
+        """Begin new episodes in all environments; those in flight are dropped, steps and past episodes counted on."""
+        self._observation = self.environments.reset(seed)
+        self._return = torch.zeros(self.environments.num_envs, dtype=torch.float64)
+        self._length = torch.zeros(self.environments.num_envs, dtype=torch.int64)
+
+    def fill(self, rollout: Rollout, act: Act) -> None:
+        """Fill the rollout with steps chosen by `act`."""
+        for t in range(len(rollout.reward)):
+            rollout.observation[t] = self._observation
+            action, log_mu = act(self._observation)
+            step = self.environments.step(action)
+            rollout.action[t], rollout.log_mu[t], rollout.reward[t] = action, log_mu, step.reward
+            rollout.terminated[t], rollout.truncated[t], rollout.valid[t] = step.terminated, step.truncated, step.valid
+            self._observation = step.observation
+        rollout.observation[-1] = self._observation
+        self._count(rollout)
+
+    def _count(self, rollout: Rollout) -> None:
+        self.env_steps += int(rollout.valid.sum())
+        done = (rollout.terminated | rollout.truncated) & rollout.valid
+        reward = torch.where(rollout.valid, rollout.reward, 0.0)
+        for t in range(len(reward)):
+            self._return += reward[t]
+            self._length += rollout.valid[t]
+            if done[t].any():
+                for e in done[t].nonzero()[:, 0].tolist():
+                    self.returns.append(self._return[e].item())
+                    self.lengths.append(int(self._length[e]))
+                    self._return[e], self._length[e] = 0.0, 0

@@ -1,0 +1,243 @@
+"""What every policy task shares: collecting, evaluating, the clock of environment steps, what a checkpoint holds.
+
+A training step collects one rollout from the vector environment and improves the actor by several optimizer steps
+(manual optimization). The clock of schedules and of the x-axis is environment steps. An evaluation plays whole episodes
+with seeds of its own, greedily and by sampling.
+
+A checkpoint holds networks, optimizer, normalization, the rollouts, the counts and the last episodes' returns. Episodes
+in flight are not part of it: a resumed run begins new ones.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from gymnasium.vector import VectorEnv
+from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from taugrad._arguments import check_count
+from taugrad.config import instantiate
+from taugrad.gumbel import gumbel_argmax
+from taugrad.rl.environments import Environments
+from taugrad.rl.evaluation import evaluate
+from taugrad.rl.networks import Actor
+from taugrad.rl.normalization import RunningNorm
+from taugrad.rl.rollouts import Collector, Rollout, Window
+from taugrad.schedules import Schedule
+from taugrad.tasks.training import is_kept
+
+_EVALUATION_SEED = 1_000_000
+
+
+class Acting(LightningModule, ABC):
+    """The base of policies.
+
+    Args:
+        env: config of a function from `num_envs` to a vector environment.
+        num_envs: E, environments that training steps at once.
+        rollout_steps: T, steps of each in a rollout.
+        window: rollouts kept.
+        max_env_steps: the training's length.
+        seed: of the training's environments.
+        optimizer: config of the optimizer, partial: the parameters come later.
+        lr_factor: config of the schedule that multiplies the optimizer's learning rate.
+        evaluation_every: environment steps between two evaluations during training.
+        evaluation_episodes: episodes of each.
+        test_episodes: episodes of the evaluation at the end.
+
+    Raises:
+        ValueError: a count is out of range.
+        ConfigError: the environment's spaces are not supported.
+    """
+
+    evaluated: ClassVar[str] = "last"  # checkpoint: a collapse must show
+    speed: ClassVar[str] = "time/fps"
+    metrics: ClassVar[tuple[str, ...]] = (
+        *(f"{kind}/{name}" for kind in ("eval", "eval_sampled") for name in ("mean_reward", "std_reward", "ep_len")),
+        "rollout/ep_rew_mean",
+        "rollout/ep_len_mean",
+    )
+
+    actor: Actor
+
+    def __init__(
+        self,
+        env: Mapping[str, Any],
+        num_envs: int,
+        rollout_steps: int,
+        window: int,
+        max_env_steps: int,
+        seed: int,
+        optimizer: Mapping[str, Any],
+        lr_factor: Mapping[str, Any],
+        evaluation_every: int,
+        evaluation_episodes: int,
+        test_episodes: int,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "num_envs": num_envs,
+            "rollout_steps": rollout_steps,
+            "window": window,
+            "max_env_steps": max_env_steps,
+            "evaluation_every": evaluation_every,
+            "evaluation_episodes": evaluation_episodes,
+            "test_episodes": test_episodes,
+        }
+        for name, value in counts.items():
+            check_count(name, value)
+        self.automatic_optimization = False  # a training step makes several optimizer steps
+        self.make_env: Callable[..., VectorEnv] = instantiate(env)
+        environments = Environments(self.make_env(num_envs=num_envs))
+        self.factors, self.observation_size = environments.factors, environments.observation_size
+        self.reward_threshold = environments.reward_threshold
+        self.collector = Collector(environments, seed)
+        self.window = Window(window, rollout_steps, num_envs, self.observation_size, len(self.factors))
+        self.norm = RunningNorm(self.observation_size)
+        self.seed, self.max_env_steps = seed, max_env_steps
+        self.optimizer_config = optimizer
+        self.lr_factor: Schedule = instantiate(lr_factor)
+        self.evaluation_every, self.evaluation_episodes = evaluation_every, evaluation_episodes
+        self.test_episodes = test_episodes
+        self.solved_at: int | None = None  # environment steps
+
+    @abstractmethod
+    def improve(self) -> dict[str, Tensor]:
+        """Optimizer steps after a rollout came into the window; what they tell."""
+
+    def clock(self) -> tuple[int, int]:
+        """Environment steps done, and in all."""
+        return self.collector.env_steps, self.max_env_steps
+
+    def act(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Choices (E, F) drawn by the actor and their log-probability (E,), for observations (E, D)."""
+        logits = self.actor(self.norm(observation.to(self.device)))
+        action = gumbel_argmax(logits)
+        return action, log_prob_of(logits, action)
+
+    def greedy(self, observation: Tensor) -> Tensor:
+        """The most probable choices (E, F)."""
+        return self.actor(self.norm(observation.to(self.device))).argmax(-1)
+
+    def training_step(self, batch: int, batch_idx: int) -> None:
+        """Collect a rollout, improve the actor, log."""
+        rollout = self.window.oldest()
+        with torch.no_grad():
+            self.collector.fill(rollout, self.act)
+            self.norm.update(rollout.observation[:-1][rollout.valid].to(self.device))
+        terms = self.improve()
+        self._note_solution()
+        if self.collector.env_steps >= self.max_env_steps:
+            self.trainer.should_stop = True
+        if is_kept(self.trainer):
+            self._log(terms, rollout)
+
+    def optimizer_now(self) -> LightningOptimizer:
+        """The optimizer, its learning rate that of the clock."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * self.lr_factor(self.collector.env_steps)
+        return optimizer
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The configured optimizer over all parameters."""
+        return instantiate(self.optimizer_config)(self.parameters())
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The count of training steps up to the next evaluation, which makes an epoch; they need no other data."""
+        steps = self.evaluation_every / self.window.rollout_size
+        return DataLoader(range(math.ceil(steps)), batch_size=None)  # pyright: ignore[reportArgumentType]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """One batch: an evaluation."""
+        return DataLoader(range(1), batch_size=None)  # pyright: ignore[reportArgumentType]
+
+    test_dataloader = val_dataloader
+
+    def on_train_start(self) -> None:
+        """Begin new episodes after a resume, with seeds that the earlier ones had not."""
+        if self.collector.env_steps:
+            self.collector.restart(self.seed + self.collector.env_steps)
+
+    def validation_step(self, batch: int, batch_idx: int) -> None:
+        """Play whole episodes greedily and by sampling."""
+        self._evaluate(self.evaluation_episodes)
+
+    def test_step(self, batch: int, batch_idx: int) -> None:
+        """The same with the episodes of the end."""
+        self._evaluate(self.test_episodes)
+
+    def play(self, episodes: int, *, greedy: bool) -> tuple[Tensor, Tensor]:
+        """Returns and lengths of one episode in each of `episodes` environments, the same ones at every call."""
+        environments = Environments(self.make_env(num_envs=episodes))
+        choose = self.greedy if greedy else lambda x: self.act(x)[0]
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(_EVALUATION_SEED)
+                return evaluate(environments, choose, _EVALUATION_SEED)
+        finally:
+            environments.close()
+
+    def results(self) -> dict[str, Any]:
+        """What a finished run reports beside its metrics."""
+        return {"env_steps": self.collector.env_steps, "solved_at_env_steps": self.solved_at}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is no parameter and no buffer."""
+        checkpoint["acting"] = {
+            "window": self.window.state_dict(),
+            "env_steps": self.collector.env_steps,
+            "returns": list(self.collector.returns),
+            "lengths": list(self.collector.lengths),
+            "solved_at": self.solved_at,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        state = checkpoint["acting"]
+        self.window.load_state_dict(state["window"])
+        self.collector.env_steps, self.solved_at = state["env_steps"], state["solved_at"]
+        self.collector.returns.extend(state["returns"])
+        self.collector.lengths.extend(state["lengths"])
+
+    def _evaluate(self, episodes: int) -> None:
+        for kind, greedy in (("eval", True), ("eval_sampled", False)):
+            returns, lengths = self.play(episodes, greedy=greedy)
+            terms = {"mean_reward": returns.mean(), "std_reward": returns.std(correction=0), "ep_len": lengths.double().mean()}
+            named = {f"{kind}/{name}": value.float() for name, value in terms.items()}
+            fitting = self.trainer.state.fn == TrainerFn.FITTING
+            self.log_dict(named, batch_size=1, logger=False if fitting else None)
+
+    def _note_solution(self) -> None:
+        returns, threshold = self.collector.returns, self.reward_threshold
+        if self.solved_at is None and threshold is not None and len(returns) == returns.maxlen:
+            if sum(returns) / len(returns) >= threshold:
+                self.solved_at = self.collector.env_steps
+
+    def _log(self, terms: Mapping[str, Tensor], rollout: Rollout) -> None:
+        collector = self.collector
+        shown = {}
+        if collector.returns:
+            shown["rollout/ep_rew_mean"] = sum(collector.returns) / len(collector.returns)
+            self.log_dict({"rollout/ep_len_mean": sum(collector.lengths) / len(collector.lengths)}, logger=False)
+        self.log_dict(shown, prog_bar=True, logger=False)
+        chosen = rollout.action[rollout.valid]
+        for f, choices in enumerate(self.factors):
+            share = torch.bincount(chosen[:, f], minlength=choices) / max(1, len(chosen))
+            terms = {**terms, **{f"policy/action_{f}_{k}": share[k] for k in range(choices)}}
+        self.log_dict(dict(terms), logger=False)
+
+
+def log_prob_of(logits: Tensor, action: Tensor) -> Tensor:
+    """Log pi(a), (...), of choices (..., F) for logits (..., F, K).
+
+    >>> log_prob_of(torch.zeros(2, 4), torch.tensor([0, 3])).exp()
+    tensor(0.0625)
+    """
+    return logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).sum((-2, -1))

@@ -1,0 +1,28 @@
+"""What the training steps of all tasks need."""
+
+import torch
+from lightning import Trainer
+from torch import Tensor
+
+from taugrad.errors import NonFiniteLossError
+
+
+def is_kept(trainer: Trainer) -> bool:
+    """Whether what this training step logs is kept; logging costs more than a small model's whole step."""
+    return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0  # pyright: ignore
+
+
+def require_finite(term: str, value: Tensor, step: int, tau: float | None = None) -> None:
+    """Raise when a term of the loss is NaN or infinite, naming it.
+
+    Raises:
+        NonFiniteLossError: it is.
+
+    >>> require_finite("KL", torch.tensor(1.0), step=0)
+    """
+    if not torch.isfinite(value):
+        at, help_by = ("", "") if tau is None else (f" (tau = {tau:.4g})", " or a higher tau")
+        raise NonFiniteLossError(
+            f"the {term} term of the loss is {value.item()} at step {step}{at}: a lower learning rate{help_by} "
+            "usually helps"
+        )
