@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from taugrad.config import instantiate, resolve
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
+from taugrad.tasks.acting import Acting
 from taugrad.tasks.cat_vae import CatVAE
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -27,7 +28,7 @@ def options(group):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_composes_and_fits_its_signatures(option):
     group, name = option.split("=")
-    config = composed(option)
+    config = composed(option, *(["env.make.id=CartPole-v1"] if option == "env=gymnasium" else []))
     if group != "experiment":
         assert config[group]
     assert (CONF / group / f"{name}.yaml").is_file()
@@ -47,7 +48,7 @@ def test_every_estimator_builds(option):
 @pytest.mark.parametrize("option", [*options("model"), *options("experiment"), *options("optimizer")])
 def test_every_model_and_experiment_builds_with_its_optimizer(option):
     model = instantiate(composed(option)["model"], recursive=False)
-    assert isinstance(model, CatVAE)
+    assert isinstance(model, (CatVAE, Acting))
     assert model.configure_optimizers().defaults["lr"] > 0
 
 
@@ -61,6 +62,22 @@ def test_trainer_callbacks_and_loggers_build(option, tmp_path):
 
 def test_a_data_set_chosen_on_the_command_line_wins_over_the_models():
     assert composed("model=cat_vae", "data=mnist")["data"]["source"]["_target_"] == "taugrad.data.mnist.mnist"
+
+
+@pytest.mark.parametrize("option", [option for option in options("env") if option != "env=gymnasium"])
+def test_every_environment_builds_under_both_policies(option):
+    for model in ("policy", "ppo"):
+        config = composed(f"model={model}", option)
+        policy = instantiate(config["model"], recursive=False)
+        assert policy.max_env_steps == config["env"]["max_env_steps"]
+        policy.collector.environments.close()
+
+
+def test_the_policys_environment_and_schedules_can_be_chosen():
+    config = composed("model=policy", "env=gymnasium", "env.make.id=MountainCar-v0", "tau=linear")
+    assert config["model"]["env"]["id"] == "MountainCar-v0"
+    assert config["tau"]["steps"] == config["lr_factor"]["steps"] == 500_000
+    assert "data" not in config
 
 
 def test_the_schedules_follow_the_length_of_the_training():

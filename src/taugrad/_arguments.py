@@ -69,6 +69,19 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a positive finite number, got {value}")
 
 
+def check_share(name: str, value: float) -> None:
+    """Raise unless `value` is a number in [0, 1].
+
+    >>> check_share("gamma", 1.5)
+    Traceback (most recent call last):
+    ValueError: gamma must be in [0, 1], got 1.5
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
 def check_count(name: str, value: int, smallest: int = 1) -> None:
     """Raise unless `value` is a whole number of at least `smallest`.
 

@@ -26,8 +26,10 @@ from rich.table import Table
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import fit_to_signature, instantiate, resolve
 from taugrad.errors import ConfigError
+from taugrad.extras import extra
 from taugrad.native import kernels
 from taugrad.runs import load_checkpoint, load_run
+from taugrad.tasks.acting import Acting
 
 Config = dict[str, Any]
 
@@ -52,6 +54,7 @@ class TrainConfig:
     length: int  # of the training, which schedules refer to
     data: Config | None = None
     env: Config | None = None
+    threads: int | None = None
     published: Config = field(default_factory=dict)  # a preset's values for each estimator, which other keys refer to
     ckpt_path: str | None = None
 
@@ -65,6 +68,7 @@ class EvaluateConfig:
     checkpoint: str | None = None
     num_samples: int | None = None
     episodes: int | None = None
+    video: str | None = None
 
 
 def train(config: DictConfig) -> float:
@@ -78,6 +82,8 @@ def train(config: DictConfig) -> float:
     """
     start = time.perf_counter()
     run = TrainConfig(**fit_to_signature(TrainConfig, resolve(config)))
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
     backend = "native" if kernels.available() else "torch"  # of the samples; found out, and logged, before all else
     console = Console()
     console.print(Syntax(OmegaConf.to_yaml(config, resolve=True), "yaml", background_color="default"))
@@ -119,11 +125,24 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     changes = {name: value for name, value in changes.items() if value is not None}
     model, data, saved = load_run(Path(arguments.run), arguments.checkpoint, **changes)
     seed_everything(saved["seed"], workers=True, verbose=False)
+    if arguments.video is not None:
+        _film(model, Path(arguments.video))
     trainer = _trainer(arguments.trainer, arguments.run, [Progress()], [])
     metrics = dict(trainer.test(model, data, verbose=False)[0])
     _write_json(Path(arguments.run) / "evaluation.json", metrics)
     _print_metrics(Console(), metrics)
     return metrics
+
+
+def _film(model: Any, path: Path) -> None:
+    if not isinstance(model, Acting):
+        raise ConfigError(f"video is for policies, got a run of {type(model).__name__}")
+    if path.suffix not in (".gif", ".mp4"):
+        raise ConfigError(f"video must end in .gif or .mp4, got {path}")
+    imageio = extra("imageio.v3", "video")
+    frames, fps = model.film()
+    options = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps}
+    imageio.imwrite(path, frames, **options)
 
 
 def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:

@@ -19,6 +19,7 @@ from taugrad._arguments import check_count, check_positive
 from taugrad.config import fit_to_signature, instantiate, resolve
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
+from taugrad.extras import extra
 from taugrad.probe import Function, Quality, probe, reference
 from taugrad.runs import load_run
 
@@ -48,7 +49,7 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
     Raises:
         ConfigError: something in the config does not fit.
     """
-    _require_matplotlib()
+    extra("matplotlib", "plot")  # before anything is computed, not when the picture is due
     arguments = ProbeConfig(**fit_to_signature(ProbeConfig, resolve(config)))
     try:
         for tau in arguments.taus:
@@ -115,14 +116,6 @@ def draw(qualities: list[Quality], path: Path) -> None:
     variance.set(ylabel="variance / |exact gradient|²", yscale="log")
     figure.axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=130)
-
-
-def _require_matplotlib() -> None:
-    """Raise before anything is computed, not when the picture is due."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("the probe's picture needs matplotlib: pip install 'taugrad[plot]'") from error
 
 
 def _estimator(directory: Path, name: str) -> Estimator:

@@ -42,7 +42,7 @@ def make(id: str, num_envs: int, **kwargs: Any) -> VectorEnv:  # noqa: A002  # g
     try:
         return gymnasium.make_vec(id, num_envs=num_envs, **kwargs)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise ConfigError(f"env.id={id}: {error}") from error
+        raise ConfigError(f"env.make.id={id}: {error}") from error
 
 
 class Environments:
@@ -84,6 +84,20 @@ class Environments:
         valid, self._resets = ~self._resets, ended[0] | ended[1]
         rewards = torch.from_numpy(np.asarray(reward, dtype=np.float32))
         return Step(self._observation(observation), rewards, *ended, valid)
+
+    def picture(self) -> np.ndarray:
+        """The first environment, (height, width, 3), uint8.
+
+        Raises:
+            ConfigError: it cannot be drawn, or lacks a package to do so.
+        """
+        try:
+            drawn = self.env.render()
+        except (gymnasium.error.Error, NotImplementedError) as error:
+            raise ConfigError(f"this environment cannot be drawn: {error}") from error
+        if drawn is None or drawn[0] is None:
+            raise ConfigError("this environment cannot be drawn: it returns no picture")
+        return np.asarray(drawn[0])
 
     def close(self) -> None:
         """Close the environments."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from taugrad.rl.environments import Environments
@@ -37,3 +39,36 @@ def evaluate(environments: Environments, choose: Callable[[Tensor], Tensor], see
         if not running.any():
             break
     return returns, lengths
+
+
+def interquartile_mean(values: Tensor) -> tuple[float, float, float]:
+    """The mean of the middle half of `values` (n,), and a bootstrap interval of 95 % around it (2108.13264).
+
+    >>> interquartile_mean(torch.tensor([0.0, 1.0, 3.0, 100.0]))[0]
+    2.0
+    """
+    x = values.double().numpy()
+    middle = float(stats.trim_mean(x, 0.25))
+    if len(x) < 2 or np.all(x == x[0]):
+        return middle, middle, middle
+    draw = {"n_resamples": 2000, "method": "percentile", "rng": np.random.default_rng(0)}
+    interval = stats.bootstrap((x,), lambda x, axis: stats.trim_mean(x, 0.25, axis=axis), **draw).confidence_interval
+    return middle, float(interval.low), float(interval.high)
+
+
+@torch.no_grad()
+def record(environments: Environments, choose: Callable[[Tensor], Tensor], seed: int, most: int = 1000) -> np.ndarray:
+    """Pictures (n, height, width, 3) of the first environment's first episode, at most `most` of them.
+
+    Raises:
+        ConfigError: the environment draws none.
+    """
+    observation = environments.reset(seed)
+    frames = [environments.picture()]
+    while len(frames) < most:
+        step = environments.step(choose(observation))
+        observation = step.observation
+        frames.append(environments.picture())
+        if step.terminated[0] or step.truncated[0]:
+            break
+    return np.stack(frames)

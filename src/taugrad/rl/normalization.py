@@ -30,8 +30,10 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Count x, (n, D), in (Chan et al. 1979)."""
+        """Count x, (n, D), in (Chan et al. 1979); n may be 0."""
         n = len(x)
+        if n == 0:
+            return
         total = self.count + n
         share = (n / total).to(x.dtype)
         delta = x.mean(0) - self.mean

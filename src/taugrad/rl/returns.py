@@ -48,7 +48,7 @@ def advantages(
     if value.shape[0] != reward.shape[0] + 1:
         raise ValueError(f"value must have one row more than reward's {reward.shape[0]}, got {value.shape[0]}")
     delta = reward + gamma * torch.where(terminated, 0.0, value[1:]) - value[:-1]
-    carry = torch.where(terminated | truncated, 0.0, gamma * lam)
+    carry = gamma * lam * (~(terminated | truncated)).to(delta.dtype)
     if ratio is not None:
         carry[:-1] *= ratio[1:].clamp_max(1)
     out = delta.clone()

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from lightning import LightningModule
@@ -23,9 +24,10 @@ from torch.utils.data import DataLoader
 
 from taugrad._arguments import check_count
 from taugrad.config import instantiate
+from taugrad.errors import ConfigError
 from taugrad.gumbel import gumbel_argmax
 from taugrad.rl.environments import Environments
-from taugrad.rl.evaluation import evaluate
+from taugrad.rl.evaluation import evaluate, interquartile_mean, record
 from taugrad.rl.networks import Actor
 from taugrad.rl.normalization import RunningNorm
 from taugrad.rl.rollouts import Collector, Rollout, Window
@@ -171,7 +173,9 @@ class Acting(LightningModule, ABC):
 
     def test_step(self, batch: int, batch_idx: int) -> None:
         """The same with the episodes of the end."""
-        self._evaluate(self.test_episodes)
+        returns = self._evaluate(self.test_episodes)
+        names = ("eval/iqm", "eval/iqm_low", "eval/iqm_high")
+        self._log_evaluation(dict(zip(names, interquartile_mean(returns), strict=True)))
 
     def play(self, episodes: int, *, greedy: bool) -> tuple[Tensor, Tensor]:
         """Returns and lengths of one episode in each of `episodes` environments, the same ones at every call."""
@@ -181,6 +185,22 @@ class Acting(LightningModule, ABC):
             with torch.random.fork_rng():
                 torch.manual_seed(_EVALUATION_SEED)
                 return evaluate(environments, choose, _EVALUATION_SEED)
+        finally:
+            environments.close()
+
+    def film(self) -> tuple[np.ndarray, int]:
+        """Pictures (n, height, width, 3) of the greedy policy's first evaluation episode, and how many make a second.
+
+        Raises:
+            ConfigError: the environment cannot be drawn.
+        """
+        try:
+            environments = Environments(self.make_env(num_envs=1, render_mode="rgb_array"))
+        except TypeError as error:
+            raise ConfigError(f"this environment cannot be drawn: {error}") from error
+        try:
+            frames = record(environments, self.greedy, _EVALUATION_SEED)
+            return frames, environments.env.metadata.get("render_fps", 30)
         finally:
             environments.close()
 
@@ -206,13 +226,22 @@ class Acting(LightningModule, ABC):
         self.collector.returns.extend(state["returns"])
         self.collector.lengths.extend(state["lengths"])
 
-    def _evaluate(self, episodes: int) -> None:
-        for kind, greedy in (("eval", True), ("eval_sampled", False)):
+    def _evaluate(self, episodes: int) -> Tensor:
+        """Log whole episodes played by sampling and greedily; the returns of the latter."""
+        returns = torch.empty(0)
+        for kind, greedy in (("eval_sampled", False), ("eval", True)):
             returns, lengths = self.play(episodes, greedy=greedy)
-            terms = {"mean_reward": returns.mean(), "std_reward": returns.std(correction=0), "ep_len": lengths.double().mean()}
-            named = {f"{kind}/{name}": value.float() for name, value in terms.items()}
-            fitting = self.trainer.state.fn == TrainerFn.FITTING
-            self.log_dict(named, batch_size=1, logger=False if fitting else None)
+            terms = {
+                f"{kind}/mean_reward": returns.mean().item(),
+                f"{kind}/std_reward": returns.std(correction=0).item(),
+                f"{kind}/ep_len": lengths.double().mean().item(),
+            }
+            self._log_evaluation(terms)
+        return returns
+
+    def _log_evaluation(self, terms: Mapping[str, float]) -> None:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        self.log_dict(dict(terms), batch_size=1, logger=False if fitting else None)
 
     def _note_solution(self) -> None:
         returns, threshold = self.collector.returns, self.reward_threshold

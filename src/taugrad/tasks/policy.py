@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from taugrad._arguments import check_count, check_positive
+from taugrad._arguments import check_count, check_positive, check_share
 from taugrad.categorical import entropy, kl
 from taugrad.config import instantiate
 from taugrad.estimators import Enumeration, Estimator, check_enumerable
@@ -102,6 +102,8 @@ class Policy(Acting):
         check_count("replayed", replayed, smallest=0)
         for name, value in {"kl_target": kl_target, "actor_clip": actor_clip, "critic_clip": critic_clip}.items():
             check_positive(name, value)
+        check_share("gamma", gamma)
+        check_share("lam", lam)
         self.save_hyperparameters(logger=False)
         self.estimator: Estimator = instantiate(estimator)
         if isinstance(self.estimator, Enumeration):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from taugrad._arguments import check_count, check_positive
+from taugrad._arguments import check_count, check_positive, check_share
 from taugrad.categorical import entropy
 from taugrad.nets import mlp
 from taugrad.rl.networks import Actor, orthogonal
@@ -71,6 +71,8 @@ class PPO(Acting):
         check_count("batch_size", batch_size)
         check_positive("clip_range", clip_range)
         check_positive("max_grad_norm", max_grad_norm)
+        check_share("gamma", gamma)
+        check_share("lam", lam)
         self.save_hyperparameters(logger=False)
         self.actor = Actor(self.observation_size, self.factors, hidden)
         self.value = mlp(self.observation_size, hidden, 1, "Tanh")

@@ -1,0 +1,67 @@
+"""MinAtar's games (1903.03176) as gymnasium environments: the package registers none of its own.
+
+Observations are its planes of 10 x 10, bool; the choices are those that the game uses. An episode of 5,000 frames times
+out, as in the paper.
+"""
+
+import functools
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Discrete, MultiBinary
+from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
+
+from taugrad._arguments import check_count
+from taugrad.errors import ConfigError
+from taugrad.extras import extra
+
+_GAMES = "asterix", "breakout", "freeway", "seaquest", "space_invaders"
+_FRAMES = 5_000
+
+
+class MinAtar(gymnasium.Env[np.ndarray, int]):
+    """One game.
+
+    Args:
+        game: its name.
+        sticky_actions: probability that the last action is repeated.
+
+    Raises:
+        ConfigError: there is no such game, or no package `minatar`.
+    """
+
+    def __init__(self, game: str, sticky_actions: float = 0.1) -> None:
+        if game not in _GAMES:
+            raise ConfigError(f"game must be one of {', '.join(_GAMES)}, got {game}")
+        self._game = extra("minatar", "minatar").Environment(game, sticky_action_prob=sticky_actions)
+        self._actions = self._game.minimal_action_set()
+        self.observation_space = MultiBinary(self._game.state_shape())
+        self.action_space = Discrete(len(self._actions))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """A new episode; gymnasium's interface."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._game.seed(seed)
+        self._game.reset()
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """One frame; gymnasium's interface."""
+        reward, terminated = self._game.act(self._actions[action])
+        return self._observation(), float(reward), bool(terminated), False, {}
+
+    def _observation(self) -> np.ndarray:
+        return self._game.state().astype(np.int8)
+
+
+def make(game: str, num_envs: int) -> VectorEnv:
+    """`num_envs` copies of a game, each with its time limit."""
+    check_count("num_envs", num_envs)
+    return SyncVectorEnv([functools.partial(_one, game)] * num_envs)
+
+
+def _one(game: str) -> gymnasium.Env[np.ndarray, int]:
+    return TimeLimit(MinAtar(game), _FRAMES)
