@@ -7,19 +7,19 @@ python scripts/bench.py backward: the softmax's backward without the Jacobian, w
 
 python scripts/bench.py train: a step of the categorical VAE in Lightning, with bar and TensorBoard on, beside the same
 model, data and optimizer in a hand-written loop, and beside the loop that one would write with torch alone.
+
+python scripts/bench.py policy: an environment step of the policy's training in Lightning and in a hand-written loop.
 """
 
 import argparse
 import gc
 import importlib.util
-import itertools
 import json
 import math
 import platform
 import re
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,27 +28,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from lightning import Callback, Trainer
+from bench_loops import WARM_UP, hand_written, lightning, policy_by_hand, policy_in_lightning, torch_alone
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from taugrad import GumbelRao, ReinMax, gumbel_softmax
-from taugrad.categorical import kl_to_uniform
-from taugrad.config import instantiate, resolve
 from taugrad.errors import ConfigError, one_sentence
 from taugrad.native import kernels
-from taugrad.nets import mlp
 from taugrad.softmax import softmax_backward, softmax_backward_by_jacobian
 
 Record = dict[str, Any]  # what was measured of one contestant at one shape and number of threads
 
-_CONF = Path(__file__).resolve().parent.parent / "conf"
 _SLICE = 0.04  # seconds that a contestant runs at a time
 _GRAPHS, _GRAPHS_BYTES = 64, 1e8  # at most so many are built before their backwards are timed, and so large
 _JACOBIAN_BYTES = 2e9  # a larger Jacobian is left out
-_WARM_UP = 20  # optimizer steps not counted
 _TRAIN = ("experiment=deep_cat_vae", "estimator=st_gumbel_softmax", "model.latents=30")  # 784-512-256-(30x10)
 
 TORCH, COMPILED, COPY = "F.gumbel_softmax", "F.gumbel_softmax, compiled", "copy of the logits"
@@ -169,15 +163,27 @@ def bench_backward(arguments: argparse.Namespace) -> list[Record]:
 
 def bench_train(arguments: argparse.Namespace) -> list[Record]:
     """Steps a second of the three loops."""
-    if arguments.steps < 3 * _WARM_UP:
-        raise ConfigError(f"--steps must be at least {3 * _WARM_UP}, {_WARM_UP} are not counted; got {arguments.steps}")
+    if arguments.steps < 3 * WARM_UP:
+        raise ConfigError(f"--steps must be at least {3 * WARM_UP}, {WARM_UP} are not counted; got {arguments.steps}")
     keys = [*_TRAIN, f"trainer.max_steps={arguments.steps}", *arguments.overrides]
     loops = {
-        "taugrad, hand-written loop": hand_written_loop,
-        "taugrad, Lightning": lightning_loop,
-        "torch alone, hand-written loop": torch_loop,
+        "taugrad, hand-written loop": hand_written,
+        "taugrad, Lightning": lightning,
+        "torch alone, hand-written loop": torch_alone,
     }
-    measured = interleave({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
+    return over_previous({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
+
+
+def bench_policy(arguments: argparse.Namespace) -> list[Record]:
+    """Environment steps a second of the two loops."""
+    keys = ["model=policy", f"model.max_env_steps={arguments.steps}", *arguments.overrides]
+    loops = {"taugrad, hand-written loop": policy_by_hand, "taugrad, Lightning": policy_in_lightning}
+    return over_previous({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
+
+
+def over_previous(loops: dict[str, Callable[[], float]], rounds: int) -> list[Record]:
+    """Steps a second of loops that return seconds a step, and the time of each over that of the one before."""
+    measured = interleave(loops, rounds)
     records: list[Record] = []
     for name, seconds in measured.items():
         median = statistics.median(seconds)
@@ -186,95 +192,6 @@ def bench_train(arguments: argparse.Namespace) -> list[Record]:
             record |= ratio("over_previous", seconds, measured[records[-1]["contestant"]])
         records.append(record)
     return records
-
-
-class StepTimes(Callback):
-    """Takes the time at the end of every training step."""
-
-    def __init__(self) -> None:
-        self.times: list[tuple[int, float]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Keep the optimizer step and the time."""
-        self.times.append((trainer.global_step, time.perf_counter()))
-
-
-def seconds_per_step(times: list[tuple[int, float]]) -> float:
-    """The mean from the first counted step on, of (step, time) pairs."""
-    counted = [(step, time) for step, time in times if step >= _WARM_UP]
-    (first, start), (last, end) = counted[0], counted[-1]
-    return (end - start) / (last - first)
-
-
-def lightning_loop(keys: Sequence[str]) -> float:
-    """Seconds a step of `scripts/train.py`'s own trainer, everything that it shows and logs switched on."""
-    with tempfile.TemporaryDirectory() as directory:
-        config, model, data = parts([f"run_dir={directory}", "+trainer.limit_val_batches=0", *keys])
-        clock = StepTimes()
-        callbacks = [instantiate(node) for node in config["callbacks"].values()]
-        loggers = [instantiate(node) for node in config["logger"].values()]
-        trainer: Trainer = instantiate(config["trainer"])(callbacks=[*callbacks, clock], logger=loggers)
-        trainer.fit(model, data)
-        return seconds_per_step(clock.times)
-
-
-def hand_written_loop(keys: Sequence[str]) -> float:
-    """Seconds a step of the loop that one would write without Lightning."""
-    config, model, data = parts(["run_dir=.", *keys])
-    optimizer = model.configure_optimizers()
-
-    def step(i: int, x: Tensor) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * model.lr_factor(i)
-        logits = model.encode(x)
-        kl = kl_to_uniform(logits).sum(-1).mean()
-        reconstruction = model.log_likelihood(x, model.estimator.sample(logits, model.tau(i))).mean()
-        optimizer.zero_grad()
-        (kl - reconstruction).backward()
-        optimizer.step()
-
-    return loop(step, data, config["trainer"]["max_steps"])
-
-
-def torch_loop(keys: Sequence[str]) -> float:
-    """Seconds a step of the loop that one would write with torch alone, at the same sizes, taus and data."""
-    config, model, data = parts(["run_dir=.", *keys])
-    sizes, N, C, pixels = config["model"], model.latents, model.categories, math.prod(model.image_size)
-    encoder = mlp(pixels, sizes["encoder"], N * C, sizes["activation"])  # a plain nn.Sequential
-    decoder = mlp(N * C, sizes["decoder"], pixels, sizes["activation"])
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
-
-    def step(i: int, x: Tensor) -> None:
-        x = x.flatten(1)
-        logits = encoder(x).view(-1, N, C)
-        z = F.gumbel_softmax(logits, model.tau(i), hard=True)
-        log_q = F.log_softmax(logits, -1)
-        kl = (log_q.exp() * (log_q + math.log(C))).sum() / len(x)
-        loss = kl + F.binary_cross_entropy_with_logits(decoder(z.flatten(1)), x, reduction="sum") / len(x)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return loop(step, data, config["trainer"]["max_steps"])
-
-
-def loop(step: Callable[[int, Tensor], None], data: Any, steps: int) -> float:
-    """Seconds a step, epoch after epoch over the training batches."""
-    data.setup("fit")
-    epochs = itertools.repeat(data.train_dataloader())
-    images = (x for stack, _ in itertools.chain.from_iterable(epochs) for x in stack)
-    times: list[tuple[int, float]] = []
-    for i, x in enumerate(itertools.islice(images, steps)):
-        step(i, x)
-        times.append((i + 1, time.perf_counter()))
-    return seconds_per_step(times)
-
-
-def parts(keys: Sequence[str]) -> tuple[dict[str, Any], Any, Any]:
-    """The config, conf/train.yaml with these overrides, its model and its datamodule."""
-    with initialize_config_dir(str(_CONF), version_base="1.3"):
-        config = resolve(compose("train", list(keys)))
-    return config, instantiate(config["model"], recursive=False), instantiate(config["data"], recursive=False)
 
 
 def time_call(call: Callable[[Any], Any], prepare: Callable[[], list[Any]]) -> float:
@@ -417,6 +334,11 @@ def main(command: Sequence[str] | None = None) -> None:
     train.add_argument("overrides", nargs="*", help="of the config, such as model.encoder=[] data.batch_size=20")
     caption = "over previous: a step's time over that of the row above"
     train.set_defaults(measure=bench_train, caption=caption, drawn=("steps_per_second", "steps a second"))
+
+    policy = benches.add_parser("policy", parents=[common], help="the policy in Lightning beside a hand-written loop")
+    policy.add_argument("--steps", type=count, default=20_000, help="environment steps of each loop in each round")
+    policy.add_argument("overrides", nargs="*", help="of the config, such as env=acrobot")
+    policy.set_defaults(measure=bench_policy, caption=caption, drawn=("steps_per_second", "environment steps a second"))
 
     given = parser.parse_args(command)
     if given.plot and not importlib.util.find_spec("matplotlib"):

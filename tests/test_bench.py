@@ -20,7 +20,9 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "bench.py"
 def bench():
     spec = importlib.util.spec_from_file_location("bench", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))  # as for a script
+        spec.loader.exec_module(module)
     return module
 
 
@@ -109,3 +111,9 @@ def test_bad_arguments_end_in_a_sentence(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit, match=r"--plot needs matplotlib: pip install 'taugrad\[plot\]'"):
         bench.main(["backward", "--plot", "a.png"])
+
+
+def test_policy_measures_the_two_loops(records):
+    small = ["model.hidden=[8]", "model.minibatches=2", "model.num_envs=2", "model.rollout_steps=8"]
+    found = records("policy", *small, "--steps", "400")
+    assert [name for _, name in found] == ["taugrad, hand-written loop", "taugrad, Lightning"]

@@ -35,12 +35,8 @@ def improving(model):
     """The model with a filled window, and its optimizer as it is outside of a trainer."""
     optimizer = model.configure_optimizers()
     model.optimizer_now = lambda: optimizer
-    model.manual_backward = lambda loss: loss.backward()
-    with torch.no_grad():
-        for _ in range(3):
-            rollout = model.window.oldest()
-            model.collector.fill(rollout, model.act)
-            model.norm.update(rollout.observation[:-1][rollout.valid])
+    for _ in range(3):
+        model.collect()
     return model
 
 
@@ -80,10 +76,7 @@ def test_every_estimator_finds_the_better_choices_of_a_bandit(overrides):
     model = improving(task("model=policy", *bandit, *sizes, *overrides))
     rewards = []
     for _ in range(50):
-        rollout = model.window.oldest()
-        with torch.no_grad():
-            model.collector.fill(rollout, model.act)
-            model.norm.update(rollout.observation[:-1][rollout.valid])
+        rollout = model.collect()
         model.improve()
         rewards.append(rollout.reward[rollout.valid].mean().item())
     assert sum(rewards[-10:]) / 10 > 0.5  # of 1; at random 0
@@ -104,7 +97,7 @@ def test_the_critic_predicts_advantages_centred_by_the_policy():
         p = torch.stack([old[:, f].softmax(-1)[:, corner[f]] for f in range(3)]).prod(0)
         baseline += p * multilinear(torch.nn.functional.one_hot(corner, 2).float().expand(6, 3, 2), h, w)
     expected = ((multilinear(z, h, w) - baseline - g) ** 2).mean() / 2 + ((value - target) ** 2).mean() / 2
-    torch.testing.assert_close(model.critic_loss(h, w, value, old, action, g, target), expected)
+    torch.testing.assert_close(model.critic_loss(h, w, value, old.softmax(-1), z, g, target), expected)
 
 
 def test_entropy_and_kl_are_those_of_independent_factors():
@@ -251,6 +244,11 @@ def test_playing_repeats_and_disturbs_nothing():
 def test_bad_input_is_one_sentence(overrides, sentence):
     with pytest.raises(ConfigError, match=sentence):
         task(*POLICY, *overrides)
+
+
+def test_another_precision_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="a policy trains on one device in 32 bits, got .*precision=bf16-mixed"):
+        trainer(tmp_path, precision="bf16-mixed").fit(task(*POLICY))
 
 
 # As a user runs it

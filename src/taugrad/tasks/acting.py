@@ -129,20 +129,26 @@ class Acting(LightningModule, ABC):
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Collect a rollout, improve the actor, log."""
-        rollout = self.window.oldest()
-        with torch.no_grad():
-            self.collector.fill(rollout, self.act)
-            self.norm.update(rollout.observation[:-1][rollout.valid].to(self.device))
+        rollout = self.collect()
         terms = self.improve()
+        self._count_step()
         self._note_solution()
         if self.collector.env_steps >= self.max_env_steps:
             self.trainer.should_stop = True
         if is_kept(self.trainer):
             self._log(terms, rollout)
 
-    def optimizer_now(self) -> LightningOptimizer:
-        """The optimizer, its learning rate that of the clock."""
-        optimizer = cast(LightningOptimizer, self.optimizers())
+    @torch.no_grad()
+    def collect(self) -> Rollout:
+        """The next rollout of the window, filled by the actor; its observations count for the normalization."""
+        rollout = self.window.oldest()
+        self.collector.fill(rollout, self.act)
+        self.norm.update(rollout.observation[:-1][rollout.valid].to(self.device))
+        return rollout
+
+    def optimizer_now(self) -> torch.optim.Optimizer:
+        """The optimizer, its learning rate that of the clock; torch's own, whose steps are faster than Lightning's."""
+        optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * self.lr_factor(self.collector.env_steps)
         return optimizer
@@ -161,6 +167,18 @@ class Acting(LightningModule, ABC):
         return DataLoader(range(1), batch_size=None)  # pyright: ignore[reportArgumentType]
 
     test_dataloader = val_dataloader
+
+    def on_fit_start(self) -> None:
+        """Refuse what the plain backward and optimizer steps would not follow.
+
+        Raises:
+            ConfigError: the trainer's precision is not 32 bits, or it has several devices.
+        """
+        if self.trainer.precision != "32-true" or self.trainer.world_size > 1:
+            raise ConfigError(
+                "a policy trains on one device in 32 bits, got "
+                f"trainer.devices={self.trainer.world_size} and trainer.precision={self.trainer.precision}"
+            )
 
     def on_train_start(self) -> None:
         """Begin new episodes after a resume, with seeds that the earlier ones had not."""
@@ -225,6 +243,12 @@ class Acting(LightningModule, ABC):
         self.collector.env_steps, self.solved_at = state["env_steps"], state["solved_at"]
         self.collector.returns.extend(state["returns"])
         self.collector.lengths.extend(state["lengths"])
+
+    def _count_step(self) -> None:
+        """Let Lightning's `global_step`, which keeps checkpoints apart, count this training step."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.step()  # without gradients it changes nothing
 
     def _evaluate(self, episodes: int) -> Tensor:
         """Log whole episodes played by sampling and greedily; the returns of the latter."""

@@ -122,14 +122,15 @@ class Policy(Acting):
 
     def improve(self) -> dict[str, Tensor]:
         """Minibatches of the newest rollouts and of older ones."""
-        x, old, action, g, target = self._targets()
+        x, old, a, g, target = self._targets()
+        pi = old.softmax(-1)
         optimizer, tau, ent_coef = self.optimizer_now(), self.current_tau(), self.current_ent_coef()
         critics = [*self.advantage.parameters(), *self.value.parameters()]
         terms: dict[str, Tensor] = {}
         rests = False
         for i in minibatches(len(x), self.minibatches, self.batch_size):
             h, w = self.advantage(x[i])
-            loss = self.critic_loss(h, w, self.value(x[i])[:, 0], old[i], action[i], g[i], target[i])
+            loss = self.critic_loss(h, w, self.value(x[i])[:, 0], pi[i], a[i], g[i], target[i])
             terms["train/critic_loss"] = loss.detach()
             if not rests:
                 gain, uncertainty, divergence = self.actor_terms(x[i], h.detach(), w.detach(), old[i], tau)
@@ -139,7 +140,7 @@ class Policy(Acting):
                 loss = loss - gain - ent_coef * uncertainty + self.beta * divergence
             require_finite("actor and critic", loss, self.collector.env_steps, tau)
             optimizer.zero_grad()
-            self.manual_backward(loss)
+            loss.backward()
             clip_grad_norm_(critics, self.critic_clip)
             clip_grad_norm_(self.actor.parameters(), self.actor_clip)
             optimizer.step()
@@ -148,10 +149,10 @@ class Policy(Acting):
         return {name: term.detach() for name, term in terms.items()}
 
     def critic_loss(
-        self, h: Tensor, w: Tensor, value: Tensor, old: Tensor, action: Tensor, g: Tensor, target: Tensor
+        self, h: Tensor, w: Tensor, value: Tensor, pi: Tensor, a: Tensor, g: Tensor, target: Tensor
     ) -> Tensor:
-        """The advantage's and the value's squared errors, halved, for logits `old` of pi, each (B, ...)."""
-        predicted = multilinear(one_hot(action, h), h, w) - multilinear(old.softmax(-1), h, w)
+        """The advantage's and the value's squared errors, halved, for one-hot actions a of pi, each (B, ...)."""
+        predicted = multilinear(a, h, w) - multilinear(pi, h, w)
         return 0.5 * ((predicted - g).square().mean() + (value - target).square().mean())
 
     def actor_terms(self, x: Tensor, h: Tensor, w: Tensor, old: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,7 +171,7 @@ class Policy(Acting):
 
     @torch.no_grad()
     def _targets(self) -> tuple[Tensor, ...]:
-        """Of the transitions: x (n, D), logits of pi (n, F, K), action (n, F), clip(g / S, +-4), V_old + rho g."""
+        """Of the transitions: x (n, D), logits of pi and one-hot actions (n, F, K), clip(g / S, +-4), V_old + rho g."""
         steps = self.window.sample(self.newest, self.replayed).map(lambda x: x.to(self.device))
         x = self.norm(steps.observation)
         old, value = self.actor(x[:-1]), self.value(x)[..., 0]
@@ -181,7 +182,7 @@ class Policy(Acting):
         self.scale.copy_(torch.maximum(spread, _SCALE_MEMORY * self.scale + (1 - _SCALE_MEMORY) * spread))
         target = value[:-1] + ratio.clamp_max(1) * g
         clipped = (g / self.scale.clamp_min(1e-8)).clamp(-_CLIP, _CLIP)
-        return tuple(part[steps.valid] for part in (x[:-1], old, steps.action, clipped, target))
+        return tuple(part[steps.valid] for part in (x[:-1], old, one_hot(steps.action, old), clipped, target))
 
     def _adapt_beta(self, divergence: Tensor) -> None:
         """More penalty where the policy moved further than `kl_target`, less where it did not."""

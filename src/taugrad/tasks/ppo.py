@@ -91,7 +91,7 @@ class PPO(Acting):
                 loss, terms = self.loss(x[i], action[i], old[i], g[i], target[i], eps)
                 require_finite("PPO", loss, self.collector.env_steps)
                 optimizer.zero_grad()
-                self.manual_backward(loss)
+                loss.backward()
                 clip_grad_norm_(self.parameters(), self.max_grad_norm)
                 optimizer.step()
         return terms | {"train/ent_coef": torch.tensor(self.ent_coef)}

@@ -1,0 +1,146 @@
+"""The training loops that scripts/bench.py compares: each returns the seconds that a step takes."""
+
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from taugrad.categorical import kl_to_uniform
+from taugrad.config import instantiate, resolve
+from taugrad.nets import mlp
+
+WARM_UP = 20  # optimizer steps not counted
+_CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+class StepTimes(Callback):
+    """Takes the time at the end of every training step."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[int, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        """Keep the task's clock and the time."""
+        self.times.append((pl_module.clock()[0], time.perf_counter()))
+
+
+def seconds_per_step(times: list[tuple[int, float]]) -> float:
+    """The mean from the first counted step on, of (step, time) pairs."""
+    counted = [(step, time) for step, time in times if step >= WARM_UP]
+    (first, start), (last, end) = counted[0], counted[-1]
+    return (end - start) / (last - first)
+
+
+def lightning(keys: Sequence[str]) -> float:
+    """Seconds a step of `scripts/train.py`'s own trainer, everything that it shows and logs switched on."""
+    return seconds_per_step(_times_in_lightning(keys))
+
+
+def hand_written(keys: Sequence[str]) -> float:
+    """Seconds a step of the loop that one would write without Lightning."""
+    config, model, data = parts(["run_dir=.", *keys])
+    optimizer = model.configure_optimizers()
+
+    def step(i: int, x: Tensor) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * model.lr_factor(i)
+        logits = model.encode(x)
+        kl = kl_to_uniform(logits).sum(-1).mean()
+        reconstruction = model.log_likelihood(x, model.estimator.sample(logits, model.tau(i))).mean()
+        optimizer.zero_grad()
+        (kl - reconstruction).backward()
+        optimizer.step()
+
+    return loop(step, data, config["trainer"]["max_steps"])
+
+
+def torch_alone(keys: Sequence[str]) -> float:
+    """Seconds a step of the loop that one would write with torch alone, at the same sizes, taus and data."""
+    config, model, data = parts(["run_dir=.", *keys])
+    sizes, N, C, pixels = config["model"], model.latents, model.categories, math.prod(model.image_size)
+    encoder = mlp(pixels, sizes["encoder"], N * C, sizes["activation"])  # a plain nn.Sequential
+    decoder = mlp(N * C, sizes["decoder"], pixels, sizes["activation"])
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+
+    def step(i: int, x: Tensor) -> None:
+        x = x.flatten(1)
+        logits = encoder(x).view(-1, N, C)
+        z = F.gumbel_softmax(logits, model.tau(i), hard=True)
+        log_q = F.log_softmax(logits, -1)
+        kl = (log_q.exp() * (log_q + math.log(C))).sum() / len(x)
+        loss = kl + F.binary_cross_entropy_with_logits(decoder(z.flatten(1)), x, reduction="sum") / len(x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return loop(step, data, config["trainer"]["max_steps"])
+
+
+def loop(step: Callable[[int, Tensor], None], data: Any, steps: int) -> float:
+    """Seconds a step, epoch after epoch over the training batches."""
+    data.setup("fit")
+    epochs = itertools.repeat(data.train_dataloader())
+    images = (x for stack, _ in itertools.chain.from_iterable(epochs) for x in stack)
+    times: list[tuple[int, float]] = []
+    for i, x in enumerate(itertools.islice(images, steps)):
+        step(i, x)
+        times.append((i + 1, time.perf_counter()))
+    return seconds_per_step(times)
+
+
+def policy_in_lightning(keys: Sequence[str]) -> float:
+    """Seconds an environment step of `scripts/train.py`'s own trainer, all that it shows and logs switched on."""
+    return _seconds_after_start(_times_in_lightning(["~callbacks.best", *keys]))  # which needs evaluations
+
+
+def policy_by_hand(keys: Sequence[str]) -> float:
+    """Seconds an environment step of the same collecting and improving in a plain loop."""
+    model = parts(["run_dir=.", *keys])[1]
+    optimizer = model.configure_optimizers()
+
+    def optimizer_now() -> torch.optim.Optimizer:
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * model.lr_factor(model.collector.env_steps)
+        return optimizer
+
+    model.optimizer_now = optimizer_now
+    times: list[tuple[int, float]] = []
+    while model.collector.env_steps < model.max_env_steps:
+        model.collect()
+        model.improve()
+        times.append((model.collector.env_steps, time.perf_counter()))
+    return _seconds_after_start(times)
+
+
+def _times_in_lightning(keys: Sequence[str]) -> list[tuple[int, float]]:
+    with tempfile.TemporaryDirectory() as directory:
+        config, model, data = parts([f"run_dir={directory}", "+trainer.limit_val_batches=0", *keys])
+        clock = StepTimes()
+        callbacks = [instantiate(node) for node in config["callbacks"].values()]
+        loggers = [instantiate(node) for node in config["logger"].values()]
+        trainer: Trainer = instantiate(config["trainer"])(callbacks=[*callbacks, clock], logger=loggers)
+        trainer.fit(model, datamodule=data)
+        return clock.times
+
+
+def _seconds_after_start(times: list[tuple[int, float]]) -> float:
+    """The mean after the first tenth, of (step, time) pairs."""
+    (first, start), (last, end) = times[len(times) // 10], times[-1]
+    return (end - start) / (last - first)
+
+
+def parts(keys: Sequence[str]) -> tuple[dict[str, Any], Any, Any]:
+    """The config, conf/train.yaml with these overrides, its model and its datamodule."""
+    with initialize_config_dir(str(_CONF), version_base="1.3"):
+        config = resolve(compose("train", list(keys)))
+    data = config.get("data") and instantiate(config["data"], recursive=False)
+    return config, instantiate(config["model"], recursive=False), data
