@@ -337,3 +337,38 @@ def test_a_resumed_run_goes_on_where_it_was(overrides, tmp_path):
     assert episodes >= len(state["returns"]) > 0
     assert steps == saved["optimizer_states"][0]["state"][0]["step"] > 0
     assert model.collector.env_steps >= 800
+
+
+def test_a_changed_option_on_resume_is_honoured_or_refused(trained, tmp_path):
+    run_directory, _ = trained
+    overrides = POLICY if run_directory.parent.name == "policy" else PPO
+    resumed = [f"ckpt_path={run_directory}/checkpoints/last.ckpt", "model.max_env_steps=500"]
+    result = run("train.py", *overrides, *resumed, "optimizer.lr=0.01", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (directory,) = (tmp_path / "outputs" / run_directory.parent.name).iterdir()
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert 500 <= metrics["env_steps"] < 532
+    content = torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["optimizer_states"][0]["param_groups"][0]["lr"] < 0.01  # by its schedule: 0.01 x what is left
+    assert content["optimizer_states"][0]["param_groups"][0]["lr"] > 1e-5
+    for change, sentence in (
+        ("model.num_envs=5", "model.num_envs cannot change on resume: the checkpoint has 4, got 5"),
+        ("env=acrobot", "model.env.id cannot change on resume: the checkpoint has CartPole-v1, got Acrobot-v1"),
+        ("+optimizer.eps=0.1", "model.optimizer.eps cannot change on resume: the checkpoint has None, got 0.1"),
+    ):
+        result = run("train.py", *overrides, *resumed, change, cwd=tmp_path)
+        assert result.returncode == 1
+        assert sentence in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_film_goes_to_tensorboard_on_request(tmp_path):
+    result = run("train.py", *POLICY, "callbacks=film", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (directory,) = (tmp_path / "outputs" / "policy").iterdir()
+    events = EventAccumulator(str(directory / "tensorboard"))
+    events.Reload()
+    films = events.Images("eval/film")
+    assert len(films) == 3
+    assert films[0].encoded_image_string.startswith(b"GIF89a")
+    assert (films[0].width, films[0].height) == (600, 400)

@@ -12,10 +12,14 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
+from taugrad._arguments import check_count
+from taugrad.extras import extra
 from taugrad.probe import probe, reference
 from taugrad.sampling import one_hot
+from taugrad.tasks.acting import Acting
 from taugrad.tasks.cat_vae import CatVAE
 from taugrad.tasks.training import is_kept
 
@@ -156,6 +160,33 @@ class Pictures(Callback):
         perplexity, active = pl_module.code_usage()
         board.experiment.add_histogram("codes/perplexity_per_latent", perplexity, step)
         board.experiment.add_histogram("codes/active_per_latent", active, step)
+
+
+class Film(Callback):
+    """Writes to TensorBoard after each evaluation of a policy: its first episode, as an animated picture.
+
+    Args:
+        every: pictures of the episode between two that are shown.
+    """
+
+    def __init__(self, every: int = 2) -> None:
+        check_count("every", every)
+        self.every = every
+        self._imageio = extra("imageio.v3", "video")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Play the episode once more, and draw it."""
+        board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        if board is None or trainer.sanity_checking or not isinstance(pl_module, Acting):
+            return
+        frames, fps = pl_module.film()
+        shown = frames[:: self.every]
+        options = {"extension": ".gif", "duration": 1000 * self.every / fps, "loop": 0}
+        film = self._imageio.imwrite("<bytes>", shown, **options)
+        height, width, channels = shown.shape[1:]
+        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=film)
+        summary = Summary(value=[Summary.Value(tag="eval/film", image=image)])
+        board.experiment._get_file_writer().add_summary(summary, pl_module.clock()[0])
 
 
 class GradientProbe(Callback):

@@ -88,6 +88,8 @@ def train(config: DictConfig) -> float:
     console = Console()
     console.print(Syntax(OmegaConf.to_yaml(config, resolve=True), "yaml", background_color="default"))
     model, data = _model_and_data(run)
+    if run.ckpt_path is not None:
+        _check_resume(run, model)
     callbacks, loggers = ([instantiate(node) for node in group.values()] for group in (run.callbacks, run.logger))
     saved = {key: getattr(run, key) for key in _CHECKPOINTED}
     trainer = _trainer(run.trainer, run.run_dir, [*callbacks, RandomStates(), SaveConfig(saved)], loggers)
@@ -156,6 +158,31 @@ def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:
     if run.objective not in model.metrics:
         raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {run.objective}")
     return model, run.data and instantiate(run.data, recursive=False)
+
+
+def _check_resume(run: TrainConfig, model: Any) -> None:
+    """Refuse what a resumed run cannot follow: a checkpoint's weights, optimizer and rollouts have their sizes.
+
+    Raises:
+        ConfigError: an argument of the model differs from the checkpoint's, and its class does not name it changeable.
+    """
+    saved = load_checkpoint(Path(run.ckpt_path or "")).get("config", {}).get("model")
+    if saved is None:
+        return
+    there, here = _flat(saved), _flat(run.model)
+    changeable = tuple(f"{name}." for name in model.changeable)
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key) and not f"{key}.".startswith(changeable):
+            raise ConfigError(
+                f"model.{key} cannot change on resume: the checkpoint has {there.get(key)}, got {here.get(key)}"
+            )
+
+
+def _flat(node: Any, key: str = "") -> Config:
+    """The leaves of nested dicts, by their dotted keys."""
+    if not isinstance(node, dict):
+        return {key: node}
+    return {name: leaf for k, child in node.items() for name, leaf in _flat(child, f"{key}.{k}" if key else k).items()}
 
 
 def _versions() -> dict[str, str]:

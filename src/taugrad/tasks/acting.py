@@ -60,6 +60,10 @@ class Acting(LightningModule, ABC):
 
     evaluated: ClassVar[str] = "last"  # checkpoint: a collapse must show
     speed: ClassVar[str] = "time/fps"
+    changeable: ClassVar[tuple[str, ...]] = (  # on resume
+        *("max_env_steps", "lr_factor", "optimizer.lr", "evaluation_every", "evaluation_episodes", "test_episodes"),
+        *("gamma", "lam", "ent_coef", "batch_size"),
+    )
     metrics: ClassVar[tuple[str, ...]] = (
         *(f"{kind}/{name}" for kind in ("eval", "eval_sampled") for name in ("mean_reward", "std_reward", "ep_len")),
         "rollout/ep_rew_mean",

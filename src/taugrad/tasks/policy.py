@@ -18,7 +18,7 @@ difference between two actions.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +66,11 @@ class Policy(Acting):
         ValueError: a number is out of range, or enumeration has too much to enumerate.
         ConfigError: the environment's spaces are not supported.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = (
+        *Acting.changeable,
+        *("estimator", "tau", "newest", "replayed", "minibatches", "kl_target", "actor_clip", "critic_clip"),
+    )
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ rollout at hand. Entropy is exact.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class PPO(Acting):
         ValueError: a number is out of range.
         ConfigError: the environment's spaces are not supported.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = (*Acting.changeable, "epochs", "clip_range", "vf_coef", "max_grad_norm")
 
     def __init__(
         self,
