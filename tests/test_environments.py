@@ -80,7 +80,7 @@ def test_the_step_after_an_end_is_a_reset_and_only_that(name):
     for _ in range(120):
         step = environments.step(random_choices(environments))
         assert torch.equal(step.valid, ~ended)
-        assert not (step.reward[ended].any() or step.terminated[ended].any() or step.truncated[ended].any())
+        assert not any(part[ended].any() for part in (step.reward, step.terminated, step.truncated))
         ended = step.terminated | step.truncated
     environments.close()
 
@@ -107,7 +107,7 @@ def test_a_time_limit_truncates():
 
 
 def test_another_way_to_reset_is_refused():
-    with pytest.raises(ConfigError, match="must reset on the next step, autoreset_mode is AutoresetMode.SAME_STEP"):
+    with pytest.raises(ConfigError, match=r"must reset on the next step, autoreset_mode is AutoresetMode\.SAME_STEP"):
         counters(autoreset_mode=AutoresetMode.SAME_STEP)
 
 
@@ -139,7 +139,7 @@ def test_environments_that_do_not_exist_are_refused_in_a_sentence():
         make("no_such_package:Env-v0", 1)
     with pytest.raises(ConfigError, match=r"env.make.id=no_such_package:Env-v0: "):
         joint.make("no_such_package:Env-v0", 1)
-    with pytest.raises(ConfigError, match="game must be one of asterix, .*, got chess"):
+    with pytest.raises(ConfigError, match=r"game must be one of asterix, .*, got chess"):
         minatar.make("chess", 1)
     with pytest.raises(ConfigError, match="agents must see a flat Box and choose from a Discrete each"):
         joint.make("CartPole-v1", 1)

@@ -64,7 +64,10 @@ def test_cart_poles_stand_longer_after_some_training(model, steps, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        *([f"estimator={name}"] for name in ("gumbel_softmax", "straight_through", "reinmax", "gumbel_rao", "enumeration")),
+        *(
+            [f"estimator={name}"]
+            for name in ("gumbel_softmax", "straight_through", "reinmax", "gumbel_rao", "enumeration")
+        ),
         ["estimator=rloo", "estimator.samples=8"],
         ["estimator=gapped_straight_through"],
     ],
@@ -183,7 +186,9 @@ def test_a_loss_that_is_not_finite_stops_and_is_named():
     model = improving(task(*POLICY))
     with torch.no_grad():
         next(model.value.parameters()).fill_(math.nan)
-    with pytest.raises(NonFiniteLossError, match=r"the actor and critic term of the loss is nan at step \d+ \(tau = 1\)"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"the actor and critic term of the loss is nan at step \d+ \(tau = 1\)"
+    ):
         model.improve()
 
 
@@ -247,7 +252,7 @@ def test_bad_input_is_one_sentence(overrides, sentence):
 
 
 def test_another_precision_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="a policy trains on one device in 32 bits, got .*precision=bf16-mixed"):
+    with pytest.raises(ConfigError, match=r"a policy trains on one device in 32 bits, got .*precision=bf16-mixed"):
         trainer(tmp_path, precision="bf16-mixed").fit(task(*POLICY))
 
 

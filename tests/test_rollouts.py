@@ -2,6 +2,7 @@ import pytest
 import torch
 from test_environments import counters
 
+from taugrad.estimators import Enumeration
 from taugrad.rl.environments import Environments, make
 from taugrad.rl.evaluation import evaluate, interquartile_mean, record
 from taugrad.rl.networks import Actor, Advantage, multilinear
@@ -71,7 +72,9 @@ def test_a_window_comes_back_from_its_state_and_refuses_another_size():
     again.oldest().reward.fill_(9)
     assert again.sample(3, 0).reward[0].tolist() == [9, 3, 2]
     other = Window(3, steps=2, num_envs=4, observation_size=1, factors=1)
-    with pytest.raises(ValueError, match=r"the rollouts' observation must have shape \(3, 3, 4, 1\), got \(3, 3, 1, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"the rollouts' observation must have shape \(3, 3, 4, 1\), got \(3, 3, 1, 1\)"
+    ):
         other.load_state_dict(window.state_dict())
 
 
@@ -104,7 +107,9 @@ def test_an_evaluation_of_cart_poles_repeats_and_depends_on_the_choices():
 
 
 def test_a_film_ends_with_the_episode():
-    frames = record(Environments(make("CartPole-v1", 1, render_mode="rgb_array")), lambda x: torch.zeros(1, 1).long(), 0)
+    frames = record(
+        Environments(make("CartPole-v1", 1, render_mode="rgb_array")), lambda x: torch.zeros(1, 1).long(), 0
+    )
     assert frames.shape[1:] == (400, 600, 3)
     assert 8 < len(frames) < 14
     assert (frames[0] != frames[-1]).any()
@@ -149,8 +154,6 @@ def test_the_expectation_of_a_multilinear_function_is_its_value_at_the_probabili
     critic = Advantage(4, (3, 3, 3), hidden=(8,), pairwise=True).double()
     h, w = critic(torch.randn(4, dtype=torch.float64))
     logits = torch.randn(3, 3, dtype=torch.float64)
-    from taugrad.estimators import Enumeration
-
     exact = Enumeration().expectation(lambda z: multilinear(z, h, w), logits)
     torch.testing.assert_close(multilinear(logits.softmax(-1), h, w), exact, rtol=0, atol=1e-12)
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
 from taugrad._arguments import check_count
@@ -27,7 +27,7 @@ _EVALUATIONS = ("val/", "test/", "eval/", "eval_sampled/")
 
 
 class Progress(ProgressBar):
-    """One bar over all of a training by its task's clock with loss, tau and the time left, and one over each evaluation.
+    """One bar over all of a training by its task's clock with loss, tau and time left, and one over each evaluation.
 
     Args:
         every: training steps between two refreshes; drawing costs more than a small model's step.

@@ -50,7 +50,7 @@ def _found(runs: Sequence[Path]) -> list[Path]:
 
 def _label(run: Path) -> str:
     overrides = run / ".hydra" / "overrides.yaml"
-    told = yaml.safe_load(overrides.read_text()) if overrides.exists() else []
+    told = (yaml.safe_load(overrides.read_text()) if overrides.exists() else None) or []
     return " ".join(x for x in told if not x.startswith(_NO_DIFFERENCE)) or "default"
 
 
@@ -81,6 +81,6 @@ def _draw(curves: dict[str, tuple[np.ndarray, np.ndarray]], metric: str, out: Pa
     for label, (steps, values) in curves.items():
         (line,) = axes.plot(steps, values[:, 0], label=label)
         axes.fill_between(steps, values[:, 1], values[:, 2], alpha=0.2, color=line.get_color(), linewidth=0)
-    axes.set(xlabel="steps", ylabel=f"{metric}, interquartile mean and 95 % interval")
+    axes.set(xlabel="steps", ylabel=metric, title="interquartile mean and 95 % interval over seeds")
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.1), frameon=False)
     figure.savefig(out, dpi=120)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from taugrad._arguments import check_count, check_tau
-from taugrad.errors import ConfigError
 from taugrad.noise import perturbed
 from taugrad.sampling import straight_through
 

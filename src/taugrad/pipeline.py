@@ -157,7 +157,7 @@ def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:
     model = instantiate(run.model, recursive=False)
     if run.objective not in model.metrics:
         raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {run.objective}")
-    return model, run.data and instantiate(run.data, recursive=False)
+    return model, instantiate(run.data, recursive=False) if run.data else None
 
 
 def _check_resume(run: TrainConfig, model: Any) -> None:

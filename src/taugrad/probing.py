@@ -87,6 +87,8 @@ def problem(arguments: ProbeConfig) -> tuple[Function, Tensor]:
     """A run's decoder as log p(x|z), and its encoder's logits, for the first test images."""
     model, data, _ = load_run(Path(arguments.run or ""), arguments.checkpoint)
     model.requires_grad_(False)
+    if data is None:
+        raise ConfigError(f"run must be a run of a VAE, got {arguments.run}, one of {type(model).__name__}")
     data.setup("test")
     x = torch.cat([x for x, _ in data.test_dataloader()])[: arguments.images]
     return lambda z: model.log_likelihood(x, z), model.encode(x)

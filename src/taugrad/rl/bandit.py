@@ -1,10 +1,10 @@
 r"""A contextual bandit over factored actions whose best action is known.
 
-    r(x, a) = (sum_f u_f(x)[a_f] + sum_f W_f[a_f, a_{f+1}]) / E_x max_a(the same),     u_f(x) = M_f x,  x ~ N(0, I)
+    r(x, a) = (sum_f u_f(x)[a_f] + sum_f W_f[a_f, a_{f+1}]) / c,     u_f(x) = M_f x,     x ~ N(0, I)
 
-with M and W drawn once, standard normal. Neighbouring factors interact, so that the best choice of one depends on the
-next; the best joint action of all K^F is found exactly, by going along the chain (Viterbi). A policy that chooses it gets
-1 a decision on average, one that chooses at random 0.
+with M and W drawn once, standard normal, and c such that E_x max_a r(x, a) = 1. Neighbouring factors interact, so that
+the best choice of one depends on the next; the best joint action of all K^F is found exactly, by going along the chain
+(Viterbi). A policy that chooses it gets 1 a decision on average, one that chooses at random 0.
 """
 
 from typing import Any

@@ -45,7 +45,7 @@ class KCartPoles(VectorEnv):
         observation, info = self._carts.reset(seed=seed, options=options)
         return observation.reshape(self.num_envs, -1), info
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, Any, Any, Any, dict]:
         """One step with actions (E, K); gymnasium's interface."""
         resets = self._carts.prev_done.reshape(self.num_envs, -1).any(1)
         observation, _, fallen, late, info = self._carts.step(np.asarray(actions).reshape(-1))
@@ -53,5 +53,3 @@ class KCartPoles(VectorEnv):
         truncated = late.reshape(self.num_envs, -1).any(1) & ~terminated
         self._carts.prev_done = np.repeat(terminated | truncated, self.poles)  # all poles begin anew together
         return observation.reshape(self.num_envs, -1), (~resets).astype(np.float32), terminated, truncated, info
-
-

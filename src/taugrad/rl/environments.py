@@ -29,7 +29,7 @@ class Step(NamedTuple):
     valid: Tensor  # (E,), bool
 
 
-def make(id: str, num_envs: int, **kwargs: Any) -> VectorEnv:  # noqa: A002  # gymnasium's own name
+def make(id: str, num_envs: int, **kwargs: Any) -> VectorEnv:  # gymnasium's own name
     """`num_envs` copies of the environment registered as `id`, by its own vectorized class where it has one.
 
     Raises:

@@ -5,7 +5,7 @@ and robotic warehouses (rware), which work together.
 """
 
 import functools
-from typing import Any, SupportsFloat
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,14 +17,14 @@ from taugrad._arguments import check_count
 from taugrad.errors import ConfigError
 
 
-class Joint(gymnasium.Wrapper[np.ndarray, np.ndarray, tuple, tuple]):
+class Joint(gymnasium.Wrapper[np.ndarray, Any, Any, Any]):
     """One policy for all agents of `env`.
 
     Raises:
         ConfigError: the spaces are not tuples of flat boxes and of Discrete.
     """
 
-    def __init__(self, env: gymnasium.Env[tuple, tuple]) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
         seen, actions = env.observation_space, env.action_space
         if not (
@@ -43,13 +43,14 @@ class Joint(gymnasium.Wrapper[np.ndarray, np.ndarray, tuple, tuple]):
         observation, info = self.env.reset(seed=seed, options=options)
         return np.concatenate(observation), info
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict]:
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         """One step of all agents; gymnasium's interface."""
         observation, reward, terminated, truncated, info = self.env.step(tuple(int(a) for a in action))
-        return np.concatenate(observation), float(np.sum(reward)), bool(terminated), bool(truncated), info
+        rewards = np.asarray(reward, dtype=float)  # one of each agent
+        return np.concatenate(observation), float(rewards.sum()), bool(terminated), bool(truncated), info
 
 
-def make(id: str, num_envs: int, time_limit: int | None = None) -> VectorEnv:  # noqa: A002  # gymnasium's own name
+def make(id: str, num_envs: int, time_limit: int | None = None) -> VectorEnv:  # gymnasium's own name
     """`num_envs` copies of a registered environment of several agents, as one policy's.
 
     Args:
@@ -67,6 +68,6 @@ def make(id: str, num_envs: int, time_limit: int | None = None) -> VectorEnv:  #
         raise ConfigError(f"env.make.id={id}: {error}") from error
 
 
-def _one(id: str, time_limit: int | None) -> gymnasium.Env[np.ndarray, np.ndarray]:  # noqa: A002
+def _one(id: str, time_limit: int | None) -> gymnasium.Env[np.ndarray, np.ndarray]:
     env = Joint(gymnasium.make(id, disable_env_checker=True))  # which expects one reward, not one of each agent
     return TimeLimit(env, time_limit) if time_limit else env

@@ -21,7 +21,7 @@ _GAMES = "asterix", "breakout", "freeway", "seaquest", "space_invaders"
 _FRAMES = 5_000
 
 
-class MinAtar(gymnasium.Env[np.ndarray, int]):
+class MinAtar(gymnasium.Env[np.ndarray, Any]):
     """One game.
 
     Args:
@@ -63,5 +63,5 @@ def make(game: str, num_envs: int) -> VectorEnv:
     return SyncVectorEnv([functools.partial(_one, game)] * num_envs)
 
 
-def _one(game: str) -> gymnasium.Env[np.ndarray, int]:
+def _one(game: str) -> gymnasium.Env[np.ndarray, Any]:
     return TimeLimit(MinAtar(game), _FRAMES)

@@ -4,9 +4,9 @@ r"""Advantages and returns of rollouts whose rows are time.
     A_t     = delta_t + gamma lambda (1 - done_t) c_{t+1} A_{t+1},     c = min(1, pi(a|s) / mu(a|s))
     G_t     = V(s_t) + A_t
 
-Without ratios, c = 1, this is generalized advantage estimation (1506.02438) and G the lambda-return; with them, Retrace's
-trace (1606.02647) on a state value, as in V-trace (1802.01561). A time-out bootstraps: it is done, so nothing follows it,
-but not terminated, so V(s_{t+1}), of its last observation, counts.
+Without ratios, c = 1, this is generalized advantage estimation (1506.02438) and G the lambda-return; with them it has
+Retrace's trace (1606.02647) on a state value, as in V-trace (1802.01561). A time-out bootstraps: it is done, so nothing
+follows it, but not terminated, so V(s_{t+1}), of its last observation, counts.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Rollouts of a policy, and the window of the last ones: tensors allocated once, rows are time, columns environments."""
+"""Rollouts of a policy, and the window of the last ones: tensors allocated once; rows are time."""
 
 from collections import deque
 from collections.abc import Callable

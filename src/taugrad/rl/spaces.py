@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import torch
 from gymnasium import Space
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor

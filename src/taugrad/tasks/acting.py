@@ -52,6 +52,7 @@ class Acting(LightningModule, ABC):
         evaluation_every: environment steps between two evaluations during training.
         evaluation_episodes: episodes of each.
         test_episodes: episodes of the evaluation at the end.
+        normalize: observations by their running mean and variance.
 
     Raises:
         ValueError: a count is out of range.
@@ -85,6 +86,7 @@ class Acting(LightningModule, ABC):
         evaluation_every: int,
         evaluation_episodes: int,
         test_episodes: int,
+        normalize: bool = True,
     ) -> None:
         super().__init__()
         counts = {
@@ -105,7 +107,7 @@ class Acting(LightningModule, ABC):
         self.reward_threshold = environments.reward_threshold
         self.collector = Collector(environments, seed)
         self.window = Window(window, rollout_steps, num_envs, self.observation_size, len(self.factors))
-        self.norm = RunningNorm(self.observation_size)
+        self.norm = RunningNorm(self.observation_size) if normalize else torch.nn.Identity()
         self.seed, self.max_env_steps = seed, max_env_steps
         self.optimizer_config = optimizer
         self.lr_factor: Schedule = instantiate(lr_factor)
@@ -147,7 +149,8 @@ class Acting(LightningModule, ABC):
         """The next rollout of the window, filled by the actor; its observations count for the normalization."""
         rollout = self.window.oldest()
         self.collector.fill(rollout, self.act)
-        self.norm.update(rollout.observation[:-1][rollout.valid].to(self.device))
+        if isinstance(self.norm, RunningNorm):
+            self.norm.update(rollout.observation[:-1][rollout.valid].to(self.device))
         return rollout
 
     def optimizer_now(self) -> torch.optim.Optimizer:
@@ -273,9 +276,10 @@ class Acting(LightningModule, ABC):
 
     def _note_solution(self) -> None:
         returns, threshold = self.collector.returns, self.reward_threshold
-        if self.solved_at is None and threshold is not None and len(returns) == returns.maxlen:
-            if sum(returns) / len(returns) >= threshold:
-                self.solved_at = self.collector.env_steps
+        if self.solved_at is not None or threshold is None or len(returns) < (returns.maxlen or 0):
+            return
+        if sum(returns) / len(returns) >= threshold:
+            self.solved_at = self.collector.env_steps
 
     def _log(self, terms: Mapping[str, Tensor], rollout: Rollout) -> None:
         collector = self.collector

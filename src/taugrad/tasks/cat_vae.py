@@ -57,7 +57,13 @@ class CatVAE(LightningModule):
 
     evaluated: ClassVar[str] = "best"  # checkpoint
     speed: ClassVar[str] = "train/steps_per_second"
-    changeable: ClassVar[tuple[str, ...]] = ("estimator", "tau", "lr_factor", "optimizer.lr", "nll_samples")  # on resume
+    changeable: ClassVar[tuple[str, ...]] = (
+        "estimator",
+        "tau",
+        "lr_factor",
+        "optimizer.lr",
+        "nll_samples",
+    )  # on resume
     metrics: ClassVar[tuple[str, ...]] = (
         *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", "elbo", "reconstruction", "kl")),
         "train/epoch_loss",

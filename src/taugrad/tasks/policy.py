@@ -132,6 +132,7 @@ class Policy(Acting):
         optimizer, tau, ent_coef = self.optimizer_now(), self.current_tau(), self.current_ent_coef()
         critics = [*self.advantage.parameters(), *self.value.parameters()]
         terms: dict[str, Tensor] = {}
+        gain = uncertainty = divergence = torch.zeros(())
         rests = False
         for i in minibatches(len(x), self.minibatches, self.batch_size):
             h, w = self.advantage(x[i])

@@ -66,9 +66,10 @@ class PPO(Acting):
         ent_coef: float,
         vf_coef: float,
         max_grad_norm: float,
+        normalize: bool = False,
     ) -> None:
         shared = (max_env_steps, seed, optimizer, lr_factor, evaluation_every, evaluation_episodes, test_episodes)
-        super().__init__(env, num_envs, rollout_steps, 1, *shared)
+        super().__init__(env, num_envs, rollout_steps, 1, *shared, normalize)
         check_count("epochs", epochs)
         check_count("batch_size", batch_size)
         check_positive("clip_range", clip_range)
