@@ -164,7 +164,7 @@ def test_bad_arguments_of_the_probe_get_a_sentence(override, sentence, tmp_path)
 
 def test_without_matplotlib_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match="the probe's picture needs matplotlib: pip install"):
+    with pytest.raises(ConfigError, match="this needs matplotlib: pip install 'taugrad"):
         probed(tmp_path)
 
 

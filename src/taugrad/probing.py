@@ -49,7 +49,7 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
     Raises:
         ConfigError: something in the config does not fit.
     """
-    extra("matplotlib", "plot")  # before anything is computed, not when the picture is due
+    extra("matplotlib.figure", "plot")  # before anything is computed, not when the picture is due
     arguments = ProbeConfig(**fit_to_signature(ProbeConfig, resolve(config)))
     try:
         for tau in arguments.taus:

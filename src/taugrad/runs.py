@@ -29,11 +29,12 @@ def load_run(
     Raises:
         ConfigError: the directory holds no such checkpoint.
     """
-    content = _content(run, checkpoint or "last")
+    either = "last" if (run / "checkpoints" / "last.ckpt").is_file() else "best"
+    content = _content(run, checkpoint or either)
     config = content["config"]
     fit_to_signature(get_class(config["model"]["_target_"]), changes, "model")
     model = instantiate(config["model"] | changes, recursive=False)
-    if checkpoint is None and model.evaluated != "last":
+    if checkpoint is None and model.evaluated != either:
         content = _content(run, model.evaluated)
     model.load_state_dict(content["state_dict"])
     return model, config["data"] and instantiate(config["data"], recursive=False), config

@@ -43,6 +43,7 @@ def observation_size(space: Space) -> int:
 def to_environment(action: Tensor, space: Space) -> np.ndarray:
     """Choices (E, F) as an action of E environments, whose single action is of `space`.
 
+    >>> import torch
     >>> to_environment(torch.tensor([[0], [2]]), Discrete(3, start=-1))
     array([-1,  1])
     """
