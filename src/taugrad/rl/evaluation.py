@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from taugrad.rl.environments import Environments
@@ -47,6 +46,8 @@ def interquartile_mean(values: Tensor) -> tuple[float, float, float]:
     >>> interquartile_mean(torch.tensor([0.0, 1.0, 3.0, 100.0]))[0]
     2.0
     """
+    from scipy import stats  # a second to import, which only these users wait for
+
     x = values.double().numpy()
     middle = float(stats.trim_mean(x, 0.25))
     if len(x) < 2 or np.all(x == x[0]):
