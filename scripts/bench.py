@@ -8,6 +8,9 @@ python scripts/bench.py backward: the softmax's backward without the Jacobian, w
 python scripts/bench.py train: a step of the categorical VAE in Lightning, with bar and TensorBoard on, beside the same
 model, data and optimizer in a hand-written loop, and beside the loop that one would write with torch alone.
 
+python scripts/bench.py classes: a step of the semi-supervised classifier with its class marginalized and sampled, at
+several numbers of classes.
+
 python scripts/bench.py policy: an environment step of the policy's training in Lightning and in a hand-written loop.
 """
 
@@ -28,7 +31,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench_loops import WARM_UP, hand_written, lightning, policy_by_hand, policy_in_lightning, torch_alone
+from bench_loops import (
+    WARM_UP,
+    hand_written,
+    lightning,
+    policy_by_hand,
+    policy_in_lightning,
+    task_by_hand,
+    torch_alone,
+)
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -172,6 +183,18 @@ def bench_train(arguments: argparse.Namespace) -> list[Record]:
         "torch alone, hand-written loop": torch_alone,
     }
     return over_previous({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
+
+
+def bench_classes(arguments: argparse.Namespace) -> list[Record]:
+    """Milliseconds a step for every number of classes, the class marginalized and sampled."""
+    keys = ["model=semi_supervised", f"trainer.max_steps={arguments.steps}", *arguments.overrides]
+    ways = {"sampled": "st_gumbel_softmax", "marginalized": "enumeration"}
+    records: list[Record] = []
+    for classes in arguments.classes:
+        changed = [*keys, f"model.classes={classes}"]
+        loops = {name: partial(task_by_hand, [*changed, f"estimator={way}"]) for name, way in ways.items()}
+        records += [{"shape": f"{classes} classes", **r} for r in over_previous(loops, arguments.rounds)]
+    return records
 
 
 def bench_policy(arguments: argparse.Namespace) -> list[Record]:
@@ -334,6 +357,12 @@ def main(command: Sequence[str] | None = None) -> None:
     train.add_argument("overrides", nargs="*", help="of the config, such as model.encoder=[] data.batch_size=20")
     caption = "over previous: a step's time over that of the row above"
     train.set_defaults(measure=bench_train, caption=caption, drawn=("steps_per_second", "steps a second"))
+
+    classes = benches.add_parser("classes", parents=[common], help="a class marginalized and sampled")
+    classes.add_argument("--classes", type=count, nargs="+", default=[10, 100])
+    classes.add_argument("--steps", type=count, default=6, help="of each loop in each round, half of them not counted")
+    classes.add_argument("overrides", nargs="*", help="of the config, such as model.latent_size=10")
+    classes.set_defaults(measure=bench_classes, caption=caption, drawn=("milliseconds", "milliseconds a step"))
 
     policy = benches.add_parser("policy", parents=[common], help="the policy in Lightning beside a hand-written loop")
     policy.add_argument("--steps", type=count, default=20_000, help="environment steps of each loop in each round")

@@ -35,7 +35,7 @@ class StepTimes(Callback):
 
 def seconds_per_step(times: list[tuple[int, float]]) -> float:
     """The mean from the first counted step on, of (step, time) pairs."""
-    counted = [(step, time) for step, time in times if step >= WARM_UP]
+    counted = [(step, time) for step, time in times if step >= min(WARM_UP, len(times) // 2)]
     (first, start), (last, end) = counted[0], counted[-1]
     return (end - start) / (last - first)
 
@@ -50,7 +50,7 @@ def hand_written(keys: Sequence[str]) -> float:
     config, model, data = parts(["run_dir=.", *keys])
     optimizer = model.configure_optimizers()
 
-    def step(i: int, x: Tensor) -> None:
+    def step(i: int, x: Tensor, labels: Tensor) -> None:
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * model.lr_factor(i)
         logits = model.encode(x)
@@ -71,7 +71,7 @@ def torch_alone(keys: Sequence[str]) -> float:
     decoder = mlp(N * C, sizes["decoder"], pixels, sizes["activation"])
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
 
-    def step(i: int, x: Tensor) -> None:
+    def step(i: int, x: Tensor, labels: Tensor) -> None:
         x = x.flatten(1)
         logits = encoder(x).view(-1, N, C)
         z = F.gumbel_softmax(logits, model.tau(i), hard=True)
@@ -85,14 +85,29 @@ def torch_alone(keys: Sequence[str]) -> float:
     return loop(step, data, config["trainer"]["max_steps"])
 
 
-def loop(step: Callable[[int, Tensor], None], data: Any, steps: int) -> float:
+def task_by_hand(keys: Sequence[str]) -> float:
+    """Seconds a step on the loss of any task that has images, in a plain loop."""
+    config, model, data = parts(["run_dir=.", *keys])
+    optimizer = model.configure_optimizers()
+
+    def step(i: int, x: Tensor, labels: Tensor) -> None:
+        loss = model.loss_terms(x, labels, i)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return loop(step, data, config["trainer"]["max_steps"])
+
+
+def loop(step: Callable[[int, Tensor, Tensor], None], data: Any, steps: int) -> float:
     """Seconds a step, epoch after epoch over the training batches."""
     data.setup("fit")
     epochs = itertools.repeat(data.train_dataloader())
-    images = (x for stack, _ in itertools.chain.from_iterable(epochs) for x in stack)
+    stacks = itertools.chain.from_iterable(epochs)
+    batches = itertools.chain.from_iterable(zip(*stack, strict=True) for stack in stacks)
     times: list[tuple[int, float]] = []
-    for i, x in enumerate(itertools.islice(images, steps)):
-        step(i, x)
+    for i, (x, labels) in enumerate(itertools.islice(batches, steps)):
+        step(i, x, labels)
         times.append((i + 1, time.perf_counter()))
     return seconds_per_step(times)
 

@@ -105,6 +105,13 @@ def test_train_measures_the_three_loops(records):
     assert all({"steps_per_second", "milliseconds"} <= set(record) for record in found.values())
 
 
+def test_classes_measures_a_sampled_and_a_marginalized_class_at_every_number_of_classes(records):
+    small = ["model.channels=[2,2]", "model.hidden=8", "model.latent_size=2", "data.batch_size=4"]
+    found = records("classes", *small, "--steps", "4", "--classes", "10", "12")
+    assert set(found) == {(f"{c} classes", way) for c in (10, 12) for way in ("sampled", "marginalized")}
+    assert all("over_previous" in record for (_, way), record in found.items() if way == "marginalized")
+
+
 def test_bad_arguments_end_in_a_sentence(bench, monkeypatch):
     with pytest.raises(SystemExit, match="--steps must be at least 60"):
         bench.main(["train", "--steps", "30"])

@@ -15,9 +15,6 @@ from taugrad.callbacks import (
     RandomStates,
     SaveConfig,
     Scalars,
-    grid,
-    prior_samples,
-    reconstructions,
 )
 
 
@@ -58,7 +55,7 @@ def test_a_checkpoint_carries_the_config(tmp_path):
 
 def test_tensorboard_shows_scalars_images_and_histograms(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="tensorboard", default_hp_metric=False)
-    callbacks = (Scalars(), Pictures(columns=20, rows=2))  # more columns than images a batch
+    callbacks = (Scalars(), Pictures())
     run = trainer(tmp_path, *callbacks, logger=logger, max_steps=39, log_every_n_steps=3)
     run.fit(cat_vae(), *loaders(stack=4))
     logger.finalize("success")
@@ -68,7 +65,7 @@ def test_tensorboard_shows_scalars_images_and_histograms(tmp_path):
     training = {"train/loss", "train/elbo", "train/reconstruction", "train/kl", "train/grad_norm", "tau"}
     validation = {"val/loss", "val/elbo", "val/reconstruction", "val/kl", "val/code_perplexity", "val/active_codes"}
     assert training | validation | {"train/steps_per_second"} <= set(tags["scalars"])
-    assert set(tags["images"]) == {"reconstruction", "prior_samples"}
+    assert set(tags["images"]) == {"reconstruction", "prior_samples", "class_samples", "latent_traversal"}
     assert set(tags["histograms"]) == {"codes/perplexity_per_latent", "codes/active_per_latent"}
     model = run.lightning_module
     for event in events.Scalars("tau"):
@@ -102,27 +99,3 @@ def test_a_progress_bar_counts_optimizer_steps_and_shows_loss_and_tau(tmp_path, 
     assert "39/39" in out
     assert "13/13" in out
     assert run.progress_bar_callback is not None
-
-
-def test_a_grid_lays_images_row_by_row():
-    images = torch.arange(6.0).view(6, 1, 1).expand(6, 2, 3)
-    picture = grid(images, columns=3)
-    assert picture.shape == (4, 9)
-    assert picture[::2, ::3].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
-
-
-def test_reconstructions_stand_below_their_images():
-    model = cat_vae()
-    x = torch.rand(8, 4, 4)
-    picture = reconstructions(model, x, columns=4)
-    assert picture.shape == (16, 16)
-    assert torch.equal(picture[:4], grid(x[:4], 4))
-    assert torch.equal(picture[8:12], grid(x[4:], 4))
-
-
-def test_prior_samples_use_the_same_codes_at_every_call_and_are_means():
-    model = cat_vae()
-    a, b = (prior_samples(model, 8, columns=4) for _ in range(2))
-    assert torch.equal(a, b)
-    assert a.shape == (8, 16)
-    assert ((a > 0) & (a < 1)).all()

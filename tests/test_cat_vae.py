@@ -10,11 +10,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from taugrad import estimators
 from taugrad.bounds import elbo
 from taugrad.callbacks import RandomStates
-from taugrad.categorical import bernoulli_log_prob
+from taugrad.categorical import bernoulli_log_prob, log_prob
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split
 from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import Enumeration, Estimator, configurations
+from taugrad.pictures import grid
 from taugrad.tasks.cat_vae import CatVAE
 
 ESTIMATORS = sorted(
@@ -68,15 +69,15 @@ class Losses(Callback):
         self.losses = {}
 
     def setup(self, trainer, pl_module, stage):
-        original = pl_module.elbo_terms
+        original = pl_module.loss_terms
 
-        def elbo_terms(x, step):
-            reconstruction, kl = original(x, step)
+        def loss_terms(x, labels, step):
+            terms = original(x, labels, step)
             lr = trainer.optimizers[0].param_groups[0]["lr"]
-            self.losses[step] = ((kl - reconstruction).item(), pl_module.tau(step), lr, x.flatten(1).sum(-1).tolist())
-            return reconstruction, kl
+            self.losses[step] = (terms["loss"].item(), pl_module.tau(step), lr, x.flatten(1).sum(-1).tolist())
+            return terms
 
-        pl_module.elbo_terms = elbo_terms
+        pl_module.loss_terms = loss_terms
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -103,8 +104,9 @@ def test_the_training_loss_is_minus_the_elbo():
     pixels = model.decode(z)
     reconstruction = Enumeration().expectation(lambda z: bernoulli_log_prob(pixels, x.flatten(1)), logits)
     expected = -elbo(reconstruction, logits).mean()
-    reconstruction, kl = model.elbo_terms(x, step=0)
-    torch.testing.assert_close(kl - reconstruction, expected)
+    terms = model.loss_terms(x, torch.zeros(7), step=0)
+    torch.testing.assert_close(terms["loss"], expected)
+    torch.testing.assert_close(terms["kl"] - terms["reconstruction"], expected)
 
 
 def test_the_tested_bound_approaches_the_enumerated_likelihood_from_below(tmp_path):
@@ -132,6 +134,34 @@ def test_evaluation_is_discrete_repeatable_and_leaves_the_random_state_alone(tmp
     assert metrics[0] == metrics[1]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(((z == 0) | (z == 1)).all() for z in seen)
+
+
+def test_elbo_plus_kl_to_the_posterior_is_the_log_evidence():
+    model = cat_vae(estimator={"_target_": "taugrad.estimators.Enumeration"}).double()
+    x = torch.randint(2, (7, 4, 4)).double()
+    logits = model.encode(x)
+    z = configurations(logits)
+    log_joint = model.log_likelihood(x, z) - 3 * math.log(4)
+    log_evidence = log_joint.logsumexp(0)
+    log_q = log_prob(logits, z).sum(-1)
+    gap = (log_q.exp() * (log_q - (log_joint - log_evidence))).sum(0)
+    elbo = model.loss_terms(x, torch.zeros(7), step=0)["elbo"]
+    torch.testing.assert_close(elbo + gap.mean(), log_evidence.mean(), rtol=0, atol=1e-10)
+
+
+def test_pictures_have_a_row_a_class_and_a_row_a_latent_and_repeat():
+    model = cat_vae()
+    split = images(40)
+    x, labels = split.images / 255, torch.arange(40) % 5
+    a, b = (model.pictures(x, labels) for _ in range(2))
+    sizes = {"reconstruction": (4 * 2 * 4, 10 * 4), "prior_samples": (5 * 4, 10 * 4)}
+    sizes |= {"class_samples": (5 * 4, 10 * 4), "latent_traversal": (3 * 4, 4 * 4)}
+    assert {name: tuple(picture.shape) for name, picture in a.items()} == sizes
+    for name, picture in a.items():
+        assert torch.equal(picture, b[name])
+        assert ((picture >= 0) & (picture <= 1)).all()
+    assert torch.equal(a["reconstruction"][:4], grid(x[:10].unsqueeze(0)))
+    assert torch.equal(a["reconstruction"][8:12], grid(x[10:20].unsqueeze(0)))
 
 
 def test_code_usage_is_all_codes_for_a_uniform_q_and_one_for_a_constant_code(tmp_path):

@@ -17,7 +17,7 @@ from taugrad.data import binarized_mnist as embedded
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.datamodule import ImageData
 from taugrad.data.idx import read_idx
-from taugrad.data.images import Split, binarize, split
+from taugrad.data.images import Split, balanced, binarize, split
 from taugrad.data.mnist import fashion_mnist, mnist
 from taugrad.errors import ConfigError, DataError
 
@@ -332,6 +332,62 @@ def test_dynamic_binarization_draws_anew_at_every_visit_and_by_intensity():
     assert stats.binomtest(int(a.sum()), a.numel(), 0.2).pvalue > FALSE_FAILURE
 
 
+def partly_labelled(stack=1):
+    split = Split(numbered(20).images, torch.arange(20) % 2)
+    return ShuffledBatches(split, 4, seed=0, stack=stack, labelled=torch.tensor([3, 6, 9]), labelled_batch_size=2)
+
+
+def test_only_the_labelled_images_keep_their_labels_and_stand_behind_every_batch():
+    seen = []
+    for x, y in partly_labelled():
+        assert x.shape == (1, 6, 1, 1)
+        assert y[0, :4].tolist() == [-1] * 4
+        index = x[0, 4:].flatten().mul(255).round().long()
+        assert len(set(index.tolist())) == 2  # none twice
+        assert torch.equal(y[0, 4:], index % 2)
+        seen += index.tolist()
+    assert set(seen) == {3, 6, 9}
+    unlabelled = [x[:, :4].flatten() for x, _ in partly_labelled()]
+    whole = [x.flatten() for x, _ in ShuffledBatches(numbered(20), 4, seed=0)]
+    assert all(torch.equal(a, b) for a, b in zip(unlabelled, whole, strict=True))
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_labelled_images_do_not_depend_on_the_stack_and_follow_from_a_loaded_state(stack):
+    def flat(batches):
+        return torch.cat([x.flatten(0, 1) for x, _ in batches])
+
+    assert torch.equal(flat(partly_labelled(stack)), flat(partly_labelled()))
+    original, resumed = partly_labelled(stack), partly_labelled(stack)
+    epoch = iter(original)
+    next(epoch)
+    resumed.load_state_dict(original.state_dict())
+    assert torch.equal(flat(epoch), flat(resumed))
+
+
+def test_balanced_labels_are_as_many_of_each_class_and_depend_on_the_seed():
+    labels = torch.tensor([0, 1, 2] * 30 + [0] * 50)
+    chosen = balanced(labels, 12, seed=0)
+    assert labels[chosen].bincount().tolist() == [4, 4, 4]
+    assert len(set(chosen.tolist())) == 12
+    assert torch.equal(chosen, balanced(labels, 12, seed=0))
+    assert not torch.equal(chosen, balanced(labels, 12, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (2, "labels must be a positive multiple of the number of classes, 3, got 2"),
+        (0, "labels must be a positive multiple of the number of classes, 3, got 0"),
+        (10, "labels must be a positive multiple of the number of classes, 3, got 10"),
+        (15, "labels must be at most 12, as one class has 4, got 15"),
+    ],
+)
+def test_a_number_of_labels_that_does_not_fit_the_classes_gets_a_sentence(count, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        balanced(torch.tensor([0, 1, 2] * 4 + [0, 0]), count, seed=0)
+
+
 @pytest.mark.parametrize("size", [0, -1, 11])
 def test_a_batch_size_outside_the_split_gets_a_sentence(size):
     for build in (Batches, lambda split, size: ShuffledBatches(split, size, seed=0)):
@@ -366,9 +422,32 @@ def test_the_datamodule_raises_before_training_for_a_batch_larger_than_the_set(s
         ImageData(source, batch_size=21).setup("fit")
 
 
+def test_the_datamodule_keeps_as_many_labels_as_asked_for():
+    source = {"_target_": "taugrad.data.binarized_mnist.binarized_mnist"}
+    data = ImageData(source, batch_size=100, stack=5, labels=100, labelled_batch_size=100, seed=1)
+    data.setup("fit")
+    x, y = next(iter(data.train_dataloader()))
+    assert x.shape == (5, 200, 28, 28)
+    assert (y[:, :100] == -1).all()
+    assert all(labels.bincount().tolist() == [10] * 10 for labels in y[:, 100:])
+    ordered = [{tuple(image.flatten().tolist()) for image in images[100:]} for images in x]
+    assert all(images == ordered[0] for images in ordered)  # the same hundred
+    x, y = next(iter(data.val_dataloader()))
+    assert (y >= 0).all()
+
+
+def test_too_few_labels_for_the_classes_stop_a_run_before_it_starts():
+    source = {"_target_": "taugrad.data.binarized_mnist.binarized_mnist"}
+    data = ImageData(source, labels=5, labelled_batch_size=5)
+    with pytest.raises(ConfigError, match=r"data.labels must be a positive multiple of the number of classes, 10"):
+        data.setup("fit")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"labelled_batch_size": 0}, "labelled_batch_size must be at least 1, got 0"),
+        ({"labels": 20}, "labelled_batch_size must be at most labels, 20, got 50"),
         ({"binarize": "maybe"}, "binarize must be one of none, static, dynamic, got maybe"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"eval_batch_size": -5}, "eval_batch_size must be at least 1, got -5"),

@@ -16,11 +16,13 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from torch import Tensor
 
 from taugrad._arguments import check_count
+from taugrad.data.batches import first_images
+from taugrad.errors import ConfigError
 from taugrad.extras import extra
 from taugrad.probe import probe, reference
-from taugrad.sampling import one_hot
 from taugrad.tasks.acting import Acting
 from taugrad.tasks.cat_vae import CatVAE
+from taugrad.tasks.modelling import ImageModel
 from taugrad.tasks.training import is_kept
 
 _EVALUATIONS = ("val/", "test/", "eval/", "eval_sampled/")
@@ -137,25 +139,24 @@ class Scalars(Callback):
 
 
 class Pictures(Callback):
-    """Writes to TensorBoard after each validation: reconstructions, samples from the prior, and code usage."""
+    """Writes to TensorBoard after each validation: the model's pictures, and how it uses its codes.
 
-    def __init__(self, columns: int = 10, rows: int = 5) -> None:
-        self.columns, self.rows = columns, rows
+    Args:
+        images: of the validation split, which the model draws from.
+    """
+
+    def __init__(self, images: int = 1000) -> None:
+        check_count("images", images)
+        self.images = images
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw with fixed codes and images, so that the pictures of two steps can be compared."""
         board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-        if board is None or trainer.sanity_checking or not isinstance(pl_module, CatVAE):
+        if board is None or trainer.sanity_checking or not isinstance(pl_module, ImageModel):
             return
         step = trainer.global_step
-        x, _ = next(iter(trainer.val_dataloaders or []))
-        columns = min(self.columns, len(x))
-        n = min(self.rows, len(x) // columns) * columns
-        pictures = {
-            "reconstruction": reconstructions(pl_module, x[:n].to(pl_module.device), columns),
-            "prior_samples": prior_samples(pl_module, n, columns),
-        }
-        for name, picture in pictures.items():
+        x, labels = first_images(trainer.val_dataloaders or [], self.images)
+        for name, picture in pl_module.pictures(x.to(pl_module.device), labels.to(pl_module.device)).items():
             board.experiment.add_image(name, picture, step, dataformats="HW")
         perplexity, active = pl_module.code_usage()
         board.experiment.add_histogram("codes/perplexity_per_latent", perplexity, step)
@@ -202,11 +203,18 @@ class GradientProbe(Callback):
     def __init__(self, every: int = 500, images: int = 4, draws: int = 100, reference_samples: int = 20_000) -> None:
         self.every, self.images, self.draws, self.reference_samples = every, images, draws, reference_samples
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a task that has no encoder and likelihood to probe.
+
+        Raises:
+            ConfigError: it is no VAE.
+        """
+        if not isinstance(pl_module, CatVAE):
+            raise ConfigError(f"callbacks.probe is for a categorical VAE, got model {type(pl_module).__name__}")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Probe the loss at the weights as they are; the training's random numbers stay what they were."""
-        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.every or not isinstance(pl_module, CatVAE):
+        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.every:
             return
         x = batch[0].flatten(0, -3)[: self.images]
         logits = pl_module.encode(x).detach()
@@ -262,35 +270,6 @@ class SaveConfig(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config, plain dicts, lists and scalars."""
         checkpoint["config"] = self.config
-
-
-@torch.no_grad()
-def reconstructions(model: CatVAE, x: Tensor, columns: int) -> Tensor:
-    """Images (n, height, width) in rows, each row above the means of p(x|z) at its most probable codes."""
-    logits = model.encode(x)
-    means = model.decode(one_hot(logits.argmax(-1), logits)).sigmoid().view_as(x)
-    pairs = zip(x.split(columns), means.split(columns), strict=True)
-    return torch.cat([grid(torch.cat(pair), columns) for pair in pairs])
-
-
-@torch.no_grad()
-def prior_samples(model: CatVAE, n: int, columns: int) -> Tensor:
-    """A grid of the means of p(x|z) for n codes drawn from the prior, the same codes at every call."""
-    generator = torch.Generator().manual_seed(0)
-    index = torch.randint(model.categories, (n, model.latents), generator=generator).to(model.device)
-    z = one_hot(index, torch.zeros(n, model.latents, model.categories, device=model.device))
-    return grid(model.decode(z).sigmoid().view(n, *model.image_size), columns)
-
-
-def grid(images: Tensor, columns: int) -> Tensor:
-    """Images (n, height, width) side by side, row by row, as one picture; n is a multiple of `columns`.
-
-    >>> grid(torch.arange(4.0).view(4, 1, 1), columns=2)
-    tensor([[0., 1.],
-            [2., 3.]])
-    """
-    n, height, width = images.shape
-    return images.view(n // columns, columns, height, width).transpose(1, 2).reshape(-1, columns * width)
 
 
 def _accelerator() -> Any:

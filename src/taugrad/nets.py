@@ -1,13 +1,19 @@
 """Encoders and decoders: they know nothing of sampling."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def mlp(
-    inputs: int, hidden: Sequence[int], outputs: int, activation: str = "ReLU", layer_norm: bool = False
+    inputs: int,
+    hidden: Sequence[int],
+    outputs: int,
+    activation: str = "ReLU",
+    layer_norm: bool = False,
+    dropout: float = 0.0,
 ) -> nn.Sequential:
     """Linear layers with an activation between them; the last has none.
 
@@ -17,6 +23,7 @@ def mlp(
         outputs: size of the output's last dimension.
         activation: the name of a class of `torch.nn` that needs no argument, such as ReLU or SiLU.
         layer_norm: normalize before each activation.
+        dropout: probability that an activation is set to zero in training.
 
     Returns:
         A module from (..., inputs) to (..., outputs).
@@ -31,13 +38,92 @@ def mlp(
       (2): Linear(in_features=200, out_features=10, bias=True)
     )
     """
-    kind = getattr(nn, activation, None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ValueError(f"activation must be the name of a module of torch.nn, such as ReLU or SiLU, got {activation}")
+    kind = _activation(activation)
     sizes = [inputs, *hidden]
     if min(*sizes, outputs) < 1:
         raise ValueError(f"the sizes of an mlp must be at least 1, got {[*sizes, outputs]}")
     layers: list[nn.Module] = []
     for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), *([nn.LayerNorm(b)] if layer_norm else []), kind()]
+        layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+
+class ConvEncoder(nn.Module):
+    """Convolutions that halve height and width, then one linear layer, each with its activation.
+
+    Args:
+        image_size: height and width, multiples of 2 to the number of channels' entries.
+        channels: of each convolution.
+        outputs: size of the output's last dimension.
+        activation: the name of a class of `torch.nn`, as for `mlp`.
+
+    Raises:
+        ValueError: the image cannot be halved that often, or `activation` is not a module of `torch.nn`.
+
+    >>> import torch
+    >>> ConvEncoder([28, 28], [16, 32], 128)(torch.zeros(5, 28, 28)).shape
+    torch.Size([5, 128])
+    """
+
+    def __init__(
+        self, image_size: Sequence[int], channels: Sequence[int], outputs: int, activation: str = "ReLU"
+    ) -> None:
+        super().__init__()
+        kind, small = _activation(activation), _halved(image_size, len(channels))
+        layers: list[nn.Module] = []
+        for a, b in pairwise([1, *channels]):
+            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), kind()]
+        last = nn.Linear(channels[-1] * math.prod(small), outputs)
+        self.net = nn.Sequential(*layers, nn.Flatten(), last, kind())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, outputs) of images (batch, height, width)."""
+        return self.net(x.unsqueeze(1))
+
+
+class ConvDecoder(nn.Module):
+    """The mirror of `ConvEncoder`: one linear layer, then transposed convolutions that double height and width.
+
+    Args:
+        inputs: size of the input's last dimension.
+        channels: of each convolution's input, in the encoder's order.
+        image_size: height and width of the output.
+        activation: the name of a class of `torch.nn`, as for `mlp`.
+
+    Raises:
+        ValueError: as for `ConvEncoder`.
+
+    >>> import torch
+    >>> ConvDecoder(60, [16, 32], [28, 28])(torch.zeros(3, 5, 60)).shape
+    torch.Size([3, 5, 784])
+    """
+
+    def __init__(
+        self, inputs: int, channels: Sequence[int], image_size: Sequence[int], activation: str = "ReLU"
+    ) -> None:
+        super().__init__()
+        kind, small = _activation(activation), _halved(image_size, len(channels))
+        layers: list[nn.Module] = [nn.Linear(inputs, channels[-1] * math.prod(small)), kind()]
+        layers.append(nn.Unflatten(-1, (channels[-1], *small)))
+        for a, b in pairwise([*reversed(channels), 1]):
+            layers += [nn.ConvTranspose2d(a, b, 4, stride=2, padding=1), kind()]
+        self.net = nn.Sequential(*layers[:-1], nn.Flatten())
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., height * width) of (..., inputs)."""
+        return self.net(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
+
+
+def _activation(name: str) -> type[nn.Module]:
+    kind = getattr(nn, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(f"activation must be the name of a module of torch.nn, such as ReLU or SiLU, got {name}")
+    return kind
+
+
+def _halved(image_size: Sequence[int], times: int) -> list[int]:
+    for i, size in enumerate(image_size):
+        if size % 2**times:
+            raise ValueError(f"image_size[{i}] must be a multiple of {2**times} for {times} convolutions, got {size}")
+    return [size // 2**times for size in image_size]

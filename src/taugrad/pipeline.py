@@ -25,14 +25,18 @@ from rich.table import Table
 
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import fit_to_signature, instantiate, resolve
+from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError
 from taugrad.extras import extra
 from taugrad.native import kernels
+from taugrad.pictures import save
 from taugrad.runs import load_checkpoint, load_run
 from taugrad.tasks.acting import Acting
+from taugrad.tasks.modelling import ImageModel
 
 Config = dict[str, Any]
 
+_PICTURED = 1000  # test images, which a model draws from
 _CHECKPOINTED = ("model", "data", "seed")  # the part of the config that a checkpoint needs to be evaluated
 
 
@@ -69,6 +73,7 @@ class EvaluateConfig:
     num_samples: int | None = None
     episodes: int | None = None
     video: str | None = None
+    images: bool = False
 
 
 def train(config: DictConfig) -> float:
@@ -129,6 +134,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     seed_everything(saved["seed"], workers=True, verbose=False)
     if arguments.video is not None:
         _film(model, Path(arguments.video))
+    if arguments.images:
+        _draw(model, data, Path(arguments.run) / "pictures")
     trainer = _trainer(arguments.trainer, arguments.run, [Progress()], [])
     metrics = dict(trainer.test(model, data, verbose=False)[0])
     _write_json(Path(arguments.run) / "evaluation.json", metrics)
@@ -145,6 +152,16 @@ def _film(model: Any, path: Path) -> None:
     frames, fps = model.film()
     options = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps}
     imageio.imwrite(path, frames, **options)
+
+
+def _draw(model: Any, data: LightningDataModule | None, directory: Path) -> None:
+    """Write the model's pictures of the first test images as PNG files."""
+    if not isinstance(model, ImageModel) or data is None:
+        raise ConfigError(f"images is for models of images, got a run of {type(model).__name__}")
+    data.setup("test")
+    directory.mkdir(exist_ok=True)
+    for name, picture in model.pictures(*first_images(data.test_dataloader(), _PICTURED)).items():
+        save(picture, directory / f"{name}.png")
 
 
 def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:

@@ -22,6 +22,7 @@ from taugrad.estimators import Estimator
 from taugrad.extras import extra
 from taugrad.probe import Function, Quality, probe, reference
 from taugrad.runs import load_run
+from taugrad.tasks.cat_vae import CatVAE
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def problem(arguments: ProbeConfig) -> tuple[Function, Tensor]:
     """A run's decoder as log p(x|z), and its encoder's logits, for the first test images."""
     model, data, _ = load_run(Path(arguments.run or ""), arguments.checkpoint)
     model.requires_grad_(False)
-    if data is None:
+    if data is None or not isinstance(model, CatVAE):
         raise ConfigError(f"run must be a run of a VAE, got {arguments.run}, one of {type(model).__name__}")
     data.setup("test")
     x = torch.cat([x for x, _ in data.test_dataloader()])[: arguments.images]

@@ -1,6 +1,6 @@
 """Batches as index slices of tensors in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -39,20 +39,34 @@ class ShuffledBatches:
     of an epoch with the batches that were left. Without a loaded state each `iter` starts the next epoch. An epoch
     drops its incomplete last batch.
 
+    For semi-supervised learning, `labelled` names the only images whose labels may be used: the labels of a batch are
+    then -1, and behind it come `labelled_batch_size` of these images with theirs.
+
     Args:
         split: the images and labels.
         batch_size: images a batch.
         seed: of the order.
         stack: batches an item.
         sample_pixels: draw each pixel from its intensity anew at every visit (dynamic binarization).
+        labelled: indices of the images that keep their labels; None: all do, and batches are as they are.
+        labelled_batch_size: of them, in every batch.
     """
 
     def __init__(
-        self, split: Split, batch_size: int, *, seed: int, stack: int = 1, sample_pixels: bool = False
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int,
+        stack: int = 1,
+        sample_pixels: bool = False,
+        labelled: Tensor | None = None,
+        labelled_batch_size: int = 0,
     ) -> None:
         self.split = split
         self.batch_size = _fitting(batch_size, split)
         self.seed, self.stack, self.sample_pixels = seed, stack, sample_pixels
+        self.labelled, self.labelled_batch_size = labelled, labelled_batch_size
         self._epoch, self._batch = -1, 0
         self._loaded = False
 
@@ -66,9 +80,15 @@ class ShuffledBatches:
         order = np.random.default_rng([self.seed, self._epoch]).permutation(len(self.split.labels))
         batches = torch.from_numpy(order)[: self._batches * self.batch_size].view(self._batches, self.batch_size)
         for rows in batches[self._batch :].split(self.stack):
+            if self.labelled is None:
+                labels = self.split.labels[rows]
+            else:
+                known = torch.stack([self._known(self._batch + i) for i in range(len(rows))])
+                labels = torch.cat([torch.full_like(rows, -1), self.split.labels[known]], 1)
+                rows = torch.cat([rows, known], 1)
             self._batch += len(rows)
             x = self.split.images[rows].float().div_(255)
-            yield (torch.bernoulli(x) if self.sample_pixels else x), self.split.labels[rows]
+            yield (torch.bernoulli(x) if self.sample_pixels else x), labels
 
     def state_dict(self) -> dict[str, int]:
         """The position: the epoch in progress and the batches of it handed out."""
@@ -79,9 +99,26 @@ class ShuffledBatches:
         self._epoch, self._batch = state["epoch"], state["batch"]
         self._loaded = self._epoch >= 0
 
+    def _known(self, batch: int) -> Tensor:
+        """Indices of the labelled images of a batch of the epoch, without repetition."""
+        assert self.labelled is not None  # asked for only then
+        rng = np.random.default_rng([self.seed, self._epoch, batch])
+        return torch.from_numpy(rng.choice(self.labelled.numpy(), self.labelled_batch_size, replace=False))
+
     @property
     def _batches(self) -> int:
         return len(self.split.labels) // self.batch_size
+
+
+def first_images(batches: Iterable[tuple[Tensor, Tensor]], n: int) -> tuple[Tensor, Tensor]:
+    """The first `n` images and labels of an evaluation's batches, or all if there are fewer."""
+    xs, labels = [], []
+    for x, y in batches:
+        xs.append(x)
+        labels.append(y)
+        if sum(map(len, xs)) >= n:
+            break
+    return torch.cat(xs)[:n], torch.cat(labels)[:n]
 
 
 def _fitting(batch_size: int, split: Split) -> int:

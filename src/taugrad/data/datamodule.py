@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from lightning import LightningDataModule
+from torch import Tensor
 
 from taugrad._arguments import check_count
 from taugrad.config import instantiate
 from taugrad.data.batches import Batches, ShuffledBatches
-from taugrad.data.images import Split, Splits, binarize
+from taugrad.data.images import Split, Splits, balanced, binarize
 from taugrad.errors import ConfigError
 
 _BINARIZE = ("none", "static", "dynamic")
@@ -26,11 +27,14 @@ class ImageData(LightningDataModule):
         stack: batches that training takes at a time.
         binarize: `none` keeps intensities; `static` draws each pixel once, by a fixed seed; `dynamic` draws the
             training pixels anew at every visit and keeps validation and test static.
-        seed: of the order of the training images.
+        seed: of the order of the training images, and of which of them keep their labels.
+        labels: how many training labels are kept, as many of each class, for semi-supervised learning (see
+            `ShuffledBatches`); None keeps all.
+        labelled_batch_size: labelled images behind every training batch, when `labels` is given.
 
     Raises:
         ValueError: a size below 1, an unknown `binarize`.
-        ConfigError: `batch_size` is larger than the training split.
+        ConfigError: `batch_size` is larger than the training split, or `labels` does not fit its classes.
         DataError: the source's files are missing or damaged.
     """
 
@@ -42,6 +46,8 @@ class ImageData(LightningDataModule):
         stack: int = 10,
         binarize: str = "none",
         seed: int = 0,
+        labels: int | None = None,
+        labelled_batch_size: int = 50,
     ) -> None:
         super().__init__()
         if binarize not in _BINARIZE:
@@ -49,8 +55,12 @@ class ImageData(LightningDataModule):
         check_count("batch_size", batch_size)
         check_count("eval_batch_size", eval_batch_size)
         check_count("stack", stack)
+        check_count("labelled_batch_size", labelled_batch_size)
+        if labels is not None and labelled_batch_size > labels:
+            raise ValueError(f"labelled_batch_size must be at most labels, {labels}, got {labelled_batch_size}")
         self.save_hyperparameters(logger=False)
         self._splits: Splits | None = None
+        self._labelled: Tensor | None = None  # indices of the training images that keep their labels
 
     def setup(self, stage: str) -> None:
         """Load the splits, once."""
@@ -60,6 +70,11 @@ class ImageData(LightningDataModule):
                 f"data.batch_size must be at most {len(train.labels)}, the size of the training split, "
                 f"got {self.hparams['batch_size']}"
             )
+        if self.hparams["labels"] is not None:
+            try:
+                self._labelled = balanced(train.labels, self.hparams["labels"], self.hparams["seed"])
+            except ValueError as error:
+                raise ConfigError(f"data.{error}") from error
 
     def train_dataloader(self) -> ShuffledBatches:
         """Stacks of shuffled batches of the training split."""
@@ -70,6 +85,8 @@ class ImageData(LightningDataModule):
             seed=self.hparams["seed"],
             stack=self.hparams["stack"],
             sample_pixels=binarize == "dynamic",
+            labelled=self._labelled,
+            labelled_batch_size=self.hparams["labelled_batch_size"],
         )
 
     def val_dataloader(self) -> Batches:

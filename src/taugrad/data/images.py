@@ -37,6 +37,27 @@ def split(train: Split, test: Split, validation: int) -> Splits:
     return Splits(Split(train.images[:n], train.labels[:n]), val, test)
 
 
+def balanced(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Indices of `count` labels, as many of each class, drawn by `seed`.
+
+    Raises:
+        ValueError: `count` is no positive multiple of the number of classes, or a class has too few.
+
+    >>> labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    >>> labels[balanced(labels, count=4, seed=0)]
+    tensor([0, 0, 1, 1])
+    """
+    classes = labels.unique()
+    if count < 1 or count % len(classes):
+        raise ValueError(f"labels must be a positive multiple of the number of classes, {len(classes)}, got {count}")
+    share, fewest = count // len(classes), int(labels.bincount()[classes].min())
+    if share > fewest:
+        raise ValueError(f"labels must be at most {fewest * len(classes)}, as one class has {fewest}, got {count}")
+    rng = np.random.default_rng(seed)
+    chosen = [rng.permutation(torch.nonzero(labels == c)[:, 0].numpy())[:share] for c in classes]
+    return torch.from_numpy(np.concatenate(chosen))
+
+
 def binarize(images: Tensor) -> Tensor:
     """One fixed binarization: a pixel is on (255) with the probability of its intensity, else off (0).
 

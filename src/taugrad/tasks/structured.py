@@ -1,0 +1,173 @@
+r"""Structured output prediction: the lower half of an image from its upper half, through two stochastic layers.
+
+    p(z1|u) = prod_n Cat(z1_n; softmax(first(u)_n)),   p(z2|z1) = prod_n Cat(z2_n; softmax(second(z1)_n))
+    p(x|z2) = Bernoulli(decoder(z2)),     u the upper half, x the lower
+    loss    = -E_{z1, z2} log p(x|z2)   >=   -log p(x|u)                            (1406.2989, 1611.01144)
+    test    = -log 1/m sum_i p(x|z2_i)  with m hard samples of both layers          (1602.06725)
+
+The expectations over the layers are nested, each by any estimator at tau = schedule(step). Bernoulli units are
+categorical ones of two classes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from taugrad._arguments import check_count, check_share
+from taugrad.bounds import hard_samples, multi_sample_bound
+from taugrad.categorical import bernoulli_log_prob
+from taugrad.estimators import Enumeration, check_enumerable
+from taugrad.nets import mlp
+from taugrad.pictures import grid, traversal
+from taugrad.sampling import one_hot
+from taugrad.tasks.modelling import ImageModel
+
+
+class Structured(ImageModel):
+    """A conditional model of an image's lower half given its upper half.
+
+    Args:
+        latents: N, the number of categorical latents of each of the two layers.
+        categories: K, classes a latent, at least 2.
+        first: sizes of the hidden layers between the upper half and z1.
+        second: sizes of the hidden layers between z1 and z2.
+        decoder: sizes of the hidden layers between z2 and the lower half.
+        activation: name of the activation of `torch.nn` between their layers.
+        dropout: probability that a hidden unit is set to zero in training.
+        image_size: see `ImageModel`, as for all arguments not named here; the height is even.
+        nll_samples: m, the samples of the bound at test.
+
+    Raises:
+        ValueError: a size is out of range, the height is odd, or enumeration has too much to enumerate.
+    """
+
+    changeable: ClassVar[tuple[str, ...]] = (*ImageModel.changeable, "nll_samples")
+    metrics: ClassVar[tuple[str, ...]] = (*ImageModel.metrics, "test/nll", "test/nll_samples")
+
+    def __init__(
+        self,
+        latents: int,
+        categories: int,
+        first: Sequence[int],
+        second: Sequence[int],
+        decoder: Sequence[int],
+        activation: str,
+        dropout: float,
+        image_size: Sequence[int],
+        estimator: Mapping[str, Any],
+        tau: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        lr_factor: Mapping[str, Any],
+        nll_samples: int = 1000,
+    ) -> None:
+        super().__init__(image_size, estimator, tau, optimizer, lr_factor)
+        check_count("latents", latents)
+        check_count("categories", categories, smallest=2)
+        check_count("nll_samples", nll_samples)
+        check_share("dropout", dropout)
+        if image_size[0] % 2:
+            raise ValueError(f"image_size[0], the height, must be even for two halves, got {image_size[0]}")
+        for name, sizes in (("first", first), ("second", second), ("decoder", decoder)):
+            for i, size in enumerate(sizes):
+                check_count(f"{name}[{i}]", size)
+        self.save_hyperparameters(logger=False)
+        self.latents, self.categories, self.nll_samples = latents, categories, nll_samples
+        if isinstance(self.estimator, Enumeration):
+            check_enumerable(2 * latents, categories)  # of both layers, nested
+        pixels, codes = math.prod(image_size) // 2, latents * categories
+        self.first = mlp(pixels, first, codes, activation, dropout=dropout)
+        self.second = mlp(codes, second, codes, activation, dropout=dropout)
+        self.decoder = mlp(codes, decoder, pixels, activation, dropout=dropout)
+
+    def logits_1(self, x: Tensor) -> Tensor:
+        """Logits of p(z1|u), (batch, N, K), of whole images (batch, height, width), whose lower half is not used."""
+        return self.first(halves(x)[0].flatten(1)).unflatten(-1, (self.latents, self.categories))
+
+    def logits_2(self, z1: Tensor) -> Tensor:
+        """Logits of p(z2|z1), (..., N, K), of one-hot z1 (..., N, K)."""
+        return self.second(z1.flatten(-2)).unflatten(-1, (self.latents, self.categories))
+
+    def decode(self, z2: Tensor) -> Tensor:
+        """Logits of p(x|z2), (..., pixels of a half), of one-hot z2 (..., N, K)."""
+        return self.decoder(z2.flatten(-2))
+
+    def log_likelihood(self, x: Tensor, z2: Tensor) -> Tensor:
+        """Log p(lower half|z2), (*more, batch), of images (batch, height, width) and z2 (*more, batch, N, K)."""
+        return bernoulli_log_prob(self.decode(z2), halves(x)[1].flatten(1))
+
+    def expected_log_likelihood(self, x: Tensor, tau: float) -> Tensor:
+        """E_{z1, z2} log p(x|z2), (batch,), by the estimator."""
+
+        def given_z1(z1: Tensor) -> Tensor:
+            return self.estimator.expectation(lambda z2: self.log_likelihood(x, z2), self.logits_2(z1), tau)
+
+        return self.estimator.expectation(given_z1, self.logits_1(x), tau)
+
+    def loss_terms(self, x: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
+        """The negative of the expected log-likelihood."""
+        loss = -self.expected_log_likelihood(x, self.tau(step)).mean()
+        self.require_finite("log-likelihood", loss, step)
+        return {"loss": loss}
+
+    def evaluation_terms(
+        self, x: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The same with one hard sample of each layer; the codes are those of both layers."""
+        logits_1 = self.logits_1(x)
+        logits_2 = self.logits_2(hard_samples(logits_1, 1, generator=generator)[0])
+        z2 = hard_samples(logits_2, 1, generator=generator)[0]
+        return {"loss": -self.log_likelihood(x, z2).mean()}, torch.cat([logits_1, logits_2], -2)
+
+    def test_terms(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor | float]:
+        """The bound on the negative log-likelihood of the lower half."""
+        bound = self.log_likelihood_bound(x, self.nll_samples, generator=generator)
+        return {"nll": -bound.mean(), "nll_samples": float(self.nll_samples)}
+
+    def log_likelihood_bound(self, x: Tensor, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """A lower bound on log p(lower half|upper half), (batch,), by hard samples of both layers."""
+        logits_1 = self.logits_1(x)
+
+        def log_weights(S: int) -> Tensor:
+            z1 = hard_samples(logits_1, S, generator=generator)
+            z2 = hard_samples(self.logits_2(z1), 1, generator=generator)[0]
+            return self.log_likelihood(x, z2)
+
+        return multi_sample_bound(log_weights, num_samples)
+
+    @torch.no_grad()
+    def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Completions of the first upper half of each class (a row), and the first image's z2, varied.
+
+        A row of completions is the whole image, then the means of p(x|z2) for nine hard samples of both layers.
+        """
+        generator = torch.Generator(x.device).manual_seed(0)
+        first = torch.stack([x[labels == c][0] for c in labels.unique()])
+        z1 = hard_samples(self.logits_1(first), 9, generator=generator)
+        z2 = hard_samples(self.logits_2(z1), 1, generator=generator)[0]
+        completions = torch.cat([first.unsqueeze(0), self._completed(first, z2)])
+        logits_1 = self.logits_1(x[:1])
+        logits_2 = self.logits_2(one_hot(logits_1.argmax(-1), logits_1))[0]
+        varied = traversal(one_hot(logits_2.argmax(-1), logits_2))
+        return {
+            "completions": grid(completions.transpose(0, 1)),
+            "latent_traversal": grid(self._completed(x[0], varied)),
+        }
+
+    def _completed(self, x: Tensor, z2: Tensor) -> Tensor:
+        """Images (..., height, width): the upper halves of x, below them the means of p(x|z2)."""
+        upper, lower = halves(x)
+        means = self.decode(z2).sigmoid().unflatten(-1, lower.shape[-2:])
+        return torch.cat([upper.expand_as(means), means], -2)
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The upper and lower half of images (..., height, width), the height even.
+
+    >>> halves(torch.tensor([[1.0], [2.0]]))
+    (tensor([[1.]]), tensor([[2.]]))
+    """
+    upper, lower = x.chunk(2, -2)
+    return upper, lower
