@@ -430,6 +430,9 @@ def test_the_datamodule_keeps_as_many_labels_as_asked_for():
     assert x.shape == (5, 200, 28, 28)
     assert (y[:, :100] == -1).all()
     assert all(labels.bincount().tolist() == [10] * 10 for labels in y[:, 100:])
+    few = ImageData(source, stack=1, labels=20)  # fewer than labelled_batch_size
+    few.setup("fit")
+    assert next(iter(few.train_dataloader()))[0].shape == (1, 120, 28, 28)
     ordered = [{tuple(image.flatten().tolist()) for image in images[100:]} for images in x]
     assert all(images == ordered[0] for images in ordered)  # the same hundred
     x, y = next(iter(data.val_dataloader()))
@@ -438,7 +441,7 @@ def test_the_datamodule_keeps_as_many_labels_as_asked_for():
 
 def test_too_few_labels_for_the_classes_stop_a_run_before_it_starts():
     source = {"_target_": "taugrad.data.binarized_mnist.binarized_mnist"}
-    data = ImageData(source, labels=5, labelled_batch_size=5)
+    data = ImageData(source, labels=5)
     with pytest.raises(ConfigError, match=r"data.labels must be a positive multiple of the number of classes, 10"):
         data.setup("fit")
 
@@ -447,7 +450,6 @@ def test_too_few_labels_for_the_classes_stop_a_run_before_it_starts():
     ("changes", "sentence"),
     [
         ({"labelled_batch_size": 0}, "labelled_batch_size must be at least 1, got 0"),
-        ({"labels": 20}, "labelled_batch_size must be at most labels, 20, got 50"),
         ({"binarize": "maybe"}, "binarize must be one of none, static, dynamic, got maybe"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"eval_batch_size": -5}, "eval_batch_size must be at least 1, got -5"),

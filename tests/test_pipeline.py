@@ -13,17 +13,20 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parents[1]
+SHORT = [
+    "trainer.max_steps=60",
+    "trainer.check_val_every_n_epoch=null",
+    "+trainer.val_check_interval=3",  # stacks of ten steps
+    "+trainer.limit_val_batches=4",
+    "+trainer.limit_test_batches=4",
+]
 SMALL = [
     "model=cat_vae",
     "model.encoder=[32]",
     "model.decoder=[32]",
     "model.latents=4",
     "model.nll_samples=5",
-    "trainer.max_steps=60",
-    "trainer.check_val_every_n_epoch=null",
-    "+trainer.val_check_interval=3",  # stacks of ten steps
-    "+trainer.limit_val_batches=4",
-    "+trainer.limit_test_batches=4",
+    *SHORT,
 ]
 
 
@@ -101,6 +104,47 @@ def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, 
     assert "test/nll" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("small", "metrics", "pictures"),
+    [
+        (
+            SMALL,
+            {"test/nll", "test/elbo"},
+            {"reconstruction", "prior_samples", "class_samples", "latent_traversal"},
+        ),
+        (
+            ["model=structured", "model.nll_samples=5", *SHORT],
+            {"test/nll", "test/nll_samples", "test/loss"},
+            {"completions", "latent_traversal"},
+        ),
+        (
+            ["model=semi_supervised", "model.channels=[2,4]", "model.hidden=16", *SHORT],
+            {"test/accuracy", "test/elbo", "val/accuracy"},
+            {"class_samples", "analogies", "latent_traversal"},
+        ),
+    ],
+    ids=["cat_vae", "structured", "semi_supervised"],
+)
+def test_every_model_of_images_trains_resumes_and_is_drawn(small, metrics, pictures, tmp_path):
+    target = tmp_path / "run"
+    result = run("train.py", *small, f"hydra.run.dir={target}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((target / "metrics.json").read_text())
+    assert metrics <= set(found)
+    events = EventAccumulator(str(target / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["images"]) == pictures
+    result = run("evaluate.py", f"run={target}", "images=true", "+trainer.limit_test_batches=4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (target / "pictures").iterdir()} == {f"{name}.png" for name in pictures}
+    evaluation = json.loads((target / "evaluation.json").read_text())
+    assert evaluation == {name: pytest.approx(found[name], rel=1e-5) for name in evaluation}
+    ckpt = f"ckpt_path={target / 'checkpoints' / 'last.ckpt'}"
+    result = run("train.py", *small, ckpt, "trainer.max_steps=80", f"hydra.run.dir={tmp_path / 'b'}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["steps"] == 80
+
+
 def test_more_samples_tighten_the_bound(trained):
     run_directory, _ = trained
     result = run(
@@ -172,6 +216,35 @@ def test_a_multirun_gives_a_directory_a_job_with_the_probe_in_its_events(tmp_pat
 )
 def test_a_bad_config_ends_before_training_in_a_sentence_that_names_the_key(arguments, sentence, tmp_path):
     result = run("train.py", *SMALL, *arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "training" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["model=structured", "model.image_size=[27,28]"],
+            "Structured: image_size[0], the height, must be even for two halves, got 27",
+        ),
+        (
+            ["model=structured", "callbacks=probe"],
+            "error: callbacks.probe is for a categorical VAE, got model Structured",
+        ),
+        (
+            ["model=semi_supervised", "data.labels=5"],
+            "error: data.labels must be a positive multiple of the number of classes, 10, got 5",
+        ),
+        (
+            ["model=semi_supervised", "model.classes=5"],
+            "error: labels must be in 0 to 4, or -1 for none, got 0 to 9: model.classes must be",
+        ),
+    ],
+)
+def test_a_bad_config_of_another_model_ends_before_training_in_a_sentence(arguments, sentence, tmp_path):
+    result = run("train.py", *arguments, *SHORT, cwd=tmp_path)
     assert result.returncode == 1
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr

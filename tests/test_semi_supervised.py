@@ -11,6 +11,7 @@ from taugrad.errors import DataError, NonFiniteLossError
 from taugrad.tasks.semi_supervised import SemiSupervised, kl_to_standard_normal
 
 C = 3
+AMOUNTS = {"degrees": 10, "scale": 0.1, "shear": 0.1, "shift": 0.2}
 PATHWISE = ("GumbelSoftmax", "STGumbelSoftmax", "StraightThrough", "GappedStraightThrough", "ReinMax", "GumbelRao")
 
 
@@ -21,6 +22,8 @@ def semi_supervised(**changes):
         "channels": [4],
         "hidden": 16,
         "activation": "SiLU",
+        "dropout": 0.0,
+        "augment": {"_target_": "torch.nn.Identity"},
         "alpha": 2.0,
         "image_size": [4, 4],
         "estimator": {"_target_": "taugrad.estimators.STGumbelSoftmax"},
@@ -93,15 +96,15 @@ def test_the_unlabelled_bound_plus_the_kl_to_the_posterior_of_y_is_the_log_evide
     log_joint = log_likelihood - math.log(C)
     log_evidence = log_joint.logsumexp(0)
     h = model.features(x)
-    log_q = model.classifier(h).log_softmax(-1).T
+    log_q = model.classify(x).log_softmax(-1).T
     gap = (log_q.exp() * (log_q - (log_joint - log_evidence))).sum(0)
-    U = model.unlabelled_bound(x, h, model.classifier(h), tau=1.0)
+    U = model.unlabelled_bound(x, h, model.classify(x), tau=1.0)
     torch.testing.assert_close(U + gap, log_evidence, rtol=0, atol=1e-10)
     # A sampled class has the same bound in expectation.
     sampled = semi_supervised(latent_size=1).double()
     sampled.load_state_dict(model.state_dict())
     with torch.no_grad():
-        draws = torch.stack([sampled.unlabelled_bound(x, h, model.classifier(h), tau=1.0) for _ in range(4000)])
+        draws = torch.stack([sampled.unlabelled_bound(x, h, model.classify(x), tau=1.0) for _ in range(4000)])
     assert ((draws.mean(0) - U).abs() < 5 * draws.std(0) / len(draws) ** 0.5 + 1e-9).all()
 
 
@@ -121,6 +124,19 @@ def test_the_loss_weighs_bounds_by_images_and_the_labelled_log_q_by_alpha():
     L = model.bound_given(x[[1, 4]], h, torch.eye(C, dtype=torch.float64)[[2, 0]]) - math.log(C)
     torch.manual_seed(5)
     torch.testing.assert_close(model.loss_terms(x[[1, 4]], labels[[1, 4]], 0)["labelled_elbo"], L.mean())
+
+
+def test_only_the_classifier_sees_augmented_images_and_only_in_training(tmp_path):
+    model = semi_supervised(augment={"_target_": "taugrad.data.augmentation.RandomAffine", **AMOUNTS})
+    seen = {"classifier": [], "features": []}
+    for name, images in seen.items():
+        getattr(model, name).register_forward_pre_hook(lambda _, inputs, images=images: images.append(inputs[0]))
+    x = torch.rand(50, 4, 4).round()
+    model.loss_terms(x, torch.full((50,), -1), step=0)
+    assert torch.equal(seen["features"][0], x)
+    assert not torch.equal(seen["classifier"][0], x)
+    model.evaluation_terms(x, torch.zeros(50), torch.Generator().manual_seed(0))
+    assert torch.equal(seen["classifier"][1], x)
 
 
 def test_batches_without_labels_and_with_labels_only_have_the_terms_that_they_can():
@@ -162,8 +178,8 @@ def test_three_labels_and_many_images_make_a_classifier(name, tmp_path):
 def test_accuracy_is_the_share_of_images_whose_most_probable_class_is_their_label(tmp_path):
     model = semi_supervised()
     with torch.no_grad():
-        model.classifier[-1].weight.zero_()
-        model.classifier[-1].bias.copy_(torch.tensor([0.0, 3.0, 1.0]))
+        model.classifier[-1][-1].weight.zero_()
+        model.classifier[-1][-1].bias.copy_(torch.tensor([0.0, 3.0, 1.0]))
     split = stripes(30)
     metrics = trainer(tmp_path).test(model, Batches(split, 10), verbose=False)[0]
     assert metrics["test/accuracy"] == pytest.approx(1 / 3)
@@ -228,6 +244,7 @@ def test_a_loss_that_is_not_finite_is_named(part, term):
         ({"hidden": 0}, "hidden must be at least 1, got 0"),
         ({"channels": [4, 0]}, r"channels\[1\] must be at least 1, got 0"),
         ({"channels": [4, 4, 4]}, r"image_size\[0\] must be a multiple of 8 for 3 convolutions, got 4"),
+        ({"dropout": 1.5}, r"dropout must be in \[0, 1\], got 1.5"),
         ({"alpha": 0.0}, "alpha must be a positive finite number, got 0.0"),
         ({"activation": "Tan"}, "activation must be the name of a module of torch.nn"),
     ],

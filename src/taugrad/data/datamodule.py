@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class ImageData(LightningDataModule):
         seed: of the order of the training images, and of which of them keep their labels.
         labels: how many training labels are kept, as many of each class, for semi-supervised learning (see
             `ShuffledBatches`); None keeps all.
-        labelled_batch_size: labelled images behind every training batch, when `labels` is given.
+        labelled_batch_size: labelled images behind every training batch, when `labels` is given; at most all of them.
 
     Raises:
         ValueError: a size below 1, an unknown `binarize`.
@@ -56,8 +57,6 @@ class ImageData(LightningDataModule):
         check_count("eval_batch_size", eval_batch_size)
         check_count("stack", stack)
         check_count("labelled_batch_size", labelled_batch_size)
-        if labels is not None and labelled_batch_size > labels:
-            raise ValueError(f"labelled_batch_size must be at most labels, {labels}, got {labelled_batch_size}")
         self.save_hyperparameters(logger=False)
         self._splits: Splits | None = None
         self._labelled: Tensor | None = None  # indices of the training images that keep their labels
@@ -76,6 +75,10 @@ class ImageData(LightningDataModule):
             except ValueError as error:
                 raise ConfigError(f"data.{error}") from error
 
+    def labels(self) -> Tensor:
+        """All labels of all splits, those that a training without them does not see too."""
+        return torch.cat([part.labels for part in self._load()])
+
     def train_dataloader(self) -> ShuffledBatches:
         """Stacks of shuffled batches of the training split."""
         split, binarize = self._load().train, self.hparams["binarize"]
@@ -86,7 +89,7 @@ class ImageData(LightningDataModule):
             stack=self.hparams["stack"],
             sample_pixels=binarize == "dynamic",
             labelled=self._labelled,
-            labelled_batch_size=self.hparams["labelled_batch_size"],
+            labelled_batch_size=min(self.hparams["labelled_batch_size"], self.hparams["labels"] or 0),
         )
 
     def val_dataloader(self) -> Batches:

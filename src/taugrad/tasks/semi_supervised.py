@@ -1,7 +1,7 @@
 r"""Semi-supervised generative classification: Kingma's M2 (1406.5298) with a class that may be sampled (1611.01144).
 
-    q(y|x) = Cat(classifier(h(x))),  q(z|x,y) = N(mu, sigma^2)(h(x), y),  p(x|y,z) = Bernoulli(decoder(y, z))
-    p(y)   = uniform,                p(z) = N(0, I)
+    q(y|x) = Cat(classifier(x)),  q(z|x,y) = N(mu, sigma^2)(h(x), y),  p(x|y,z) = Bernoulli(decoder(y, z))
+    p(y)   = uniform,             p(z) = N(0, I)
     F(x,y) = E_q(z|x,y) log p(x|y,z) - KL(q(z|x,y) || p(z))
     labelled:    L(x,y) = F(x,y) - log C                                       <= log p(x,y)
     unlabelled:  U(x)   = E_q(y|x) F(x,y) - KL(q(y|x) || p(y))                 <= log p(x)
@@ -9,19 +9,24 @@ r"""Semi-supervised generative classification: Kingma's M2 (1406.5298) with a cl
 
 E_q(y|x) and its gradient come from any estimator at tau = schedule(step): `estimator=enumeration` marginalizes y, at a
 cost that grows with C; a pathwise one evaluates F once. z is Gaussian, its expectation by one reparametrized sample.
+
+In training the classifier sees images through a random `augment`: q(y|x) is then q(y|augment(x)), a proposal like any
+other, for which U is a bound as before. Every augmentation of an image so has to agree with what its F(x, y) prefers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from taugrad._arguments import check_count, check_positive
+from taugrad._arguments import check_count, check_positive, check_share
 from taugrad.bounds import elbo, hard_samples
 from taugrad.categorical import bernoulli_log_prob
+from taugrad.config import instantiate
+from taugrad.data.datamodule import ImageData
 from taugrad.errors import DataError
 from taugrad.nets import ConvDecoder, ConvEncoder, mlp
 from taugrad.pictures import grid
@@ -35,9 +40,11 @@ class SemiSupervised(ImageModel):
     Args:
         classes: C, at least 2.
         latent_size: D, the size of z.
-        channels: of the encoder's convolutions, each of which halves the image; the decoder mirrors them.
-        hidden: size of h(x), and of the hidden layers of classifier, q(z|x,y) and decoder.
+        channels: of the convolutions of classifier and h, each of which halves the image; the decoder mirrors them.
+        hidden: size of h(x), and of the hidden layers of classifier and q(z|x,y).
         activation: name of the activation of `torch.nn`.
+        dropout: probability that a hidden unit of the classifier is set to zero in training.
+        augment: config of a random function of images (batch, height, width) that keeps their class.
         alpha: weight of the labelled images' mean log q(y|x), in nats an image.
         image_size: see `ImageModel`, as for all arguments not named here.
 
@@ -57,6 +64,8 @@ class SemiSupervised(ImageModel):
         channels: Sequence[int],
         hidden: int,
         activation: str,
+        dropout: float,
+        augment: Mapping[str, Any],
         alpha: float,
         image_size: Sequence[int],
         estimator: Mapping[str, Any],
@@ -68,19 +77,30 @@ class SemiSupervised(ImageModel):
         check_count("classes", classes, smallest=2)
         check_count("latent_size", latent_size)
         check_count("hidden", hidden)
+        check_share("dropout", dropout)
         check_positive("alpha", alpha)
         for i, size in enumerate(channels):
             check_count(f"channels[{i}]", size)
         self.save_hyperparameters(logger=False)
         self.classes, self.latent_size, self.alpha = classes, latent_size, alpha
+        self.augment: Callable[[Tensor], Tensor] = instantiate(augment)
+        # Its own convolutions: what tells classes apart is not what reconstructs an image.
+        trunk = ConvEncoder(image_size, channels, hidden, activation)
+        head = mlp(hidden, [hidden], classes, activation, dropout=dropout)
+        self.classifier = nn.Sequential(trunk, nn.Dropout(dropout), head)
         self.features = ConvEncoder(image_size, channels, hidden, activation)
-        self.classifier = mlp(hidden, [hidden], classes, activation)
         self.posterior = mlp(hidden + classes, [hidden], 2 * latent_size, activation)
         self.decoder = ConvDecoder(classes + latent_size, channels, image_size, activation)
 
+    def setup(self, stage: str) -> None:
+        """Check the data's labels, before anything is trained."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageData):
+            self._check(data.labels())
+
     def classify(self, x: Tensor) -> Tensor:
         """Logits of q(y|x), (batch, C), of images (batch, height, width) in [0, 1]."""
-        return self.classifier(self.features(x))
+        return self.classifier(x)
 
     def encode(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log sigma of q(z|x,y), (..., D) each, of features h and one-hot y that broadcast."""
@@ -104,7 +124,7 @@ class SemiSupervised(ImageModel):
         """The loss, U of the unlabelled images, and of the labelled ones L, accuracy and log q(y|x), as there are."""
         self._check(labels)
         h = self.features(x)
-        logits = self.classifier(h)
+        logits = self.classify(self.augment(x))
         known = labels >= 0
         terms, bounds = {}, []
         if not known.all():
@@ -137,7 +157,7 @@ class SemiSupervised(ImageModel):
         """U with a hard sample of y, and the share of images whose most probable class is their label."""
         self._check(labels)
         h = self.features(x)
-        logits = self.classifier(h)
+        logits = self.classify(x)
         y = hard_samples(logits, 1, generator=generator)[0]
         bound = elbo(self.bound_given(x, h, y, generator=generator), logits.unsqueeze(-2)).mean()
         accuracy = (logits.argmax(-1) == labels).float().mean()
@@ -156,10 +176,9 @@ class SemiSupervised(ImageModel):
         """
         generator = torch.Generator(x.device).manual_seed(0)
         z = torch.randn(10, self.latent_size, generator=generator, device=x.device)
-        h = self.features(x[:10])
-        logits = self.classifier(h)
+        logits = self.classify(x[:10])
         y = one_hot(logits.argmax(-1), logits)
-        style, _ = self.encode(h, y)
+        style, _ = self.encode(self.features(x[:10]), y)
         analogies = torch.cat([x[:10].unsqueeze(1), self._of_every_class(style)], 1)
         values = torch.linspace(-3, 3, 9, device=x.device)
         rows = min(20, self.latent_size)

@@ -1,0 +1,53 @@
+"""Random changes of images that leave what they show the same."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from taugrad._arguments import check_share
+
+
+@dataclass(frozen=True)
+class RandomAffine:
+    """Each image rotated, scaled, sheared and shifted by itself, uniformly up to the given amounts.
+
+    Args:
+        degrees: most rotation, either way.
+        scale: most change of the size, as a share of it.
+        shear: most horizontal shear, in heights.
+        shift: most shift along both axes, as a share of the size.
+
+    Raises:
+        ValueError: an amount is out of range.
+
+    >>> RandomAffine(degrees=10, scale=0.1, shear=0.15, shift=0.07)(torch.ones(5, 28, 28)).shape
+    torch.Size([5, 28, 28])
+    """
+
+    degrees: float
+    scale: float
+    shear: float
+    shift: float
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "shear", "shift"):
+            check_share(name, getattr(self, name))
+        check_share("degrees / 180", self.degrees / 180)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Images (batch, height, width) in [0, 1]; what comes in from outside is 0, pixels are drawn from {0, 1}."""
+        angle, scale, shear, *shift = (
+            amount * (2 * torch.rand(len(x), device=x.device) - 1) for amount in self._most()
+        )
+        cos, sin, size = angle.cos(), angle.sin(), 1 + scale
+        rows = [size * cos, shear - size * sin, shift[0], size * sin, size * cos, shift[1]]
+        theta = torch.stack(rows, -1).view(-1, 2, 3).to(x.dtype)
+        places = affine_grid(theta, [len(x), 1, *x.shape[1:]], align_corners=False)
+        return torch.bernoulli(grid_sample(x.unsqueeze(1), places, align_corners=False).squeeze(1).clamp(0, 1))
+
+    def _most(self) -> tuple[float, ...]:
+        # In units of half an image, those of the grid, a shift of a share s is 2 s.
+        return math.radians(self.degrees), self.scale, self.shear, 2 * self.shift, 2 * self.shift
