@@ -9,8 +9,8 @@ from taugrad.errors import one_sentence
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 @one_sentence
-def main(config: DictConfig) -> float:
-    """Train, evaluate, return the objective."""
+def main(config: DictConfig) -> float | list[float]:
+    """Train, evaluate, return the objective or objectives."""
     return pipeline.train(config)
 
 

@@ -13,7 +13,7 @@ from taugrad.tasks.acting import Acting
 from taugrad.tasks.modelling import ImageModel
 
 CONF = Path(__file__).parents[1] / "conf"
-OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "sweep")
 
 
 def composed(*overrides):

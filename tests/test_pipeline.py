@@ -208,6 +208,7 @@ def test_a_multirun_gives_a_directory_a_job_with_the_probe_in_its_events(tmp_pat
             "error: taugrad.schedules.Constant: value must be a positive finite number, got 0.0",
         ),
         (["objective=test/fun"], "error: objective must be one of train/epoch_loss, val/loss, "),
+        (["optimizer.lr=-1"], "error: optimizer: Invalid learning rate: -1.0"),
         (["seed=-1"], "error: seed must be in [0, 4294967295], got -1"),
         (["ckpt_path=absent.ckpt"], "error: ckpt_path must be a checkpoint file, got absent.ckpt"),
         (["data.batch_size=50001"], "error: data.batch_size must be at most 50000"),

@@ -23,7 +23,6 @@ def structured(**changes):
         "second": [8],
         "decoder": [8],
         "activation": "SiLU",
-        "dropout": 0.0,
         "image_size": [4, 4],
         "estimator": {"_target_": "taugrad.estimators.STGumbelSoftmax"},
         "tau": {"_target_": "taugrad.schedules.Constant", "value": 1.0},

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColu
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
+from taugrad import sweeps
 from taugrad._arguments import check_count
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError
@@ -226,6 +227,31 @@ class GradientProbe(Callback):
         for logger in trainer.loggers:
             metrics = {"probe/cosine": quality.cosine, "probe/snr": quality.snr}
             logger.log_metrics(metrics, step=trainer.global_step)
+
+
+class Pruning(Callback):
+    """Reports each evaluation's objective to the trial of a study, and ends the run when the study's pruner says so.
+
+    Args:
+        directory: of the sweep, which holds the study.
+        trial: the trial's number.
+        monitor: the metric.
+        pruner: of the study, which its storage does not keep.
+    """
+
+    def __init__(self, directory: str, trial: int, monitor: str, pruner: Any) -> None:
+        optuna = extra("optuna", "optuna")
+        study = optuna.load_study(study_name=sweeps.NAME, storage=sweeps.storage(directory), pruner=pruner)
+        self._trial, self.monitor = optuna.Trial(study, study.trials[trial]._trial_id), monitor
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Report, and raise Optuna's `TrialPruned`, which the sweep records as such."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        step = pl_module.clock()[0]
+        self._trial.report(trainer.callback_metrics[self.monitor].item(), step)
+        if self._trial.should_prune():
+            raise extra("optuna", "optuna").TrialPruned(f"pruned at step {step}")
 
 
 class RandomStates(Callback):

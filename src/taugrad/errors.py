@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -27,8 +28,17 @@ class NonFiniteLossError(TaugradError, RuntimeError):
 
 
 def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
-    """Let a script end on a user's error with its sentence and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    """Let a script end on a user's error with its sentence and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback.
+
+    A job of a sweep prints the sentence, or the traceback of what is no user's error, and raises: its exit would be the
+    sweep's, and Hydra keeps what it catches to itself.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from lightning.fabric.utilities.exceptions import MisconfigurationException  # seconds, which only scripts wait
+
+    def in_sweep() -> bool:
+        return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -37,6 +47,13 @@ def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
         except (TaugradError, MisconfigurationException) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
+            if in_sweep():
+                sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {error}\n")
+                raise
             sys.exit(f"error: {error}")
+        except Exception as error:
+            if in_sweep() and type(error).__name__ != "TrialPruned":
+                traceback.print_exc()
+            raise
 
     return run

@@ -53,7 +53,8 @@ class TrainConfig:
     callbacks: Config
     logger: Config
     seed: int
-    objective: str
+    objective: str | list[str]
+    direction: str | list[str]  # of a sweep
     run_dir: str
     length: int  # of the training, which schedules refer to
     data: Config | None = None
@@ -76,11 +77,11 @@ class EvaluateConfig:
     images: bool = False
 
 
-def train(config: DictConfig) -> float:
+def train(config: DictConfig) -> float | list[float]:
     """Train, evaluate the best checkpoint, write `metrics.json`, print a table.
 
     Returns:
-        The metric that `objective` names.
+        The metric that `objective` names, or a list of metrics for a list of names.
 
     Raises:
         ConfigError: before training, when anything in the config does not fit.
@@ -113,12 +114,15 @@ def train(config: DictConfig) -> float:
     facts |= {
         "wall_seconds": time.perf_counter() - start,
         "seed": run.seed,
+        "threads": torch.get_num_threads(),
         "backend": backend,
     }
     _write_json(Path(run.run_dir) / "metrics.json", results | facts | _versions())
     _print_metrics(console, results)
     console.print(f"{facts['wall_seconds']:.0f} s; the run is in {run.run_dir}", soft_wrap=True)
-    return float(results[run.objective])
+    if isinstance(run.objective, str):
+        return float(results[run.objective])
+    return [float(results[name]) for name in run.objective]
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -172,8 +176,10 @@ def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:
         raise ConfigError(f"ckpt_path must be a checkpoint file, got {run.ckpt_path}")
     seed_everything(run.seed, workers=True, verbose=False)
     model = instantiate(run.model, recursive=False)
-    if run.objective not in model.metrics:
-        raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {run.objective}")
+    for name in [run.objective] if isinstance(run.objective, str) else run.objective:
+        if name not in model.metrics:
+            raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {name}")
+    model.configure_optimizers()  # which may refuse its arguments
     return model, instantiate(run.data, recursive=False) if run.data else None
 
 

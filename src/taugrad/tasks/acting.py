@@ -32,7 +32,7 @@ from taugrad.rl.networks import Actor
 from taugrad.rl.normalization import RunningNorm
 from taugrad.rl.rollouts import Collector, Rollout, Window
 from taugrad.schedules import Schedule
-from taugrad.tasks.training import is_kept
+from taugrad.tasks.training import is_kept, optimizer_over
 
 _EVALUATION_SEED = 1_000_000
 
@@ -162,7 +162,7 @@ class Acting(LightningModule, ABC):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The configured optimizer over all parameters."""
-        return instantiate(self.optimizer_config)(self.parameters())
+        return optimizer_over(self.parameters(), self.optimizer_config)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The count of training steps up to the next evaluation, which makes an epoch; they need no other data."""

@@ -23,7 +23,7 @@ from taugrad.categorical import entropy
 from taugrad.config import instantiate
 from taugrad.estimators import Estimator
 from taugrad.schedules import Schedule
-from taugrad.tasks.training import is_kept, require_finite
+from taugrad.tasks.training import is_kept, optimizer_over, require_finite
 
 _EVALUATION_SEED = 0
 _ACTIVE = 0.01  # the share of the data that a code must stand for to count as used
@@ -141,7 +141,7 @@ class ImageModel(LightningModule, ABC):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The configured optimizer over all parameters."""
-        return instantiate(self.optimizer_config)(self.parameters())
+        return optimizer_over(self.parameters(), self.optimizer_config)
 
     def on_validation_epoch_start(self) -> None:
         """Start the evaluation's own noise, the same at every evaluation."""

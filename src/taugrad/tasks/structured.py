@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from taugrad._arguments import check_count, check_share
+from taugrad._arguments import check_count
 from taugrad.bounds import hard_samples, multi_sample_bound
 from taugrad.categorical import bernoulli_log_prob
 from taugrad.estimators import Enumeration, check_enumerable
@@ -36,7 +36,6 @@ class Structured(ImageModel):
         second: sizes of the hidden layers between z1 and z2.
         decoder: sizes of the hidden layers between z2 and the lower half.
         activation: name of the activation of `torch.nn` between their layers.
-        dropout: probability that a hidden unit is set to zero in training.
         image_size: see `ImageModel`, as for all arguments not named here; the height is even.
         nll_samples: m, the samples of the bound at test.
 
@@ -55,7 +54,6 @@ class Structured(ImageModel):
         second: Sequence[int],
         decoder: Sequence[int],
         activation: str,
-        dropout: float,
         image_size: Sequence[int],
         estimator: Mapping[str, Any],
         tau: Mapping[str, Any],
@@ -67,7 +65,6 @@ class Structured(ImageModel):
         check_count("latents", latents)
         check_count("categories", categories, smallest=2)
         check_count("nll_samples", nll_samples)
-        check_share("dropout", dropout)
         if image_size[0] % 2:
             raise ValueError(f"image_size[0], the height, must be even for two halves, got {image_size[0]}")
         for name, sizes in (("first", first), ("second", second), ("decoder", decoder)):
@@ -78,9 +75,9 @@ class Structured(ImageModel):
         if isinstance(self.estimator, Enumeration):
             check_enumerable(2 * latents, categories)  # of both layers, nested
         pixels, codes = math.prod(image_size) // 2, latents * categories
-        self.first = mlp(pixels, first, codes, activation, dropout=dropout)
-        self.second = mlp(codes, second, codes, activation, dropout=dropout)
-        self.decoder = mlp(codes, decoder, pixels, activation, dropout=dropout)
+        self.first = mlp(pixels, first, codes, activation)
+        self.second = mlp(codes, second, codes, activation)
+        self.decoder = mlp(codes, decoder, pixels, activation)
 
     def logits_1(self, x: Tensor) -> Tensor:
         """Logits of p(z1|u), (batch, N, K), of whole images (batch, height, width), whose lower half is not used."""

@@ -1,10 +1,28 @@
 """What the training steps of all tasks need."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 from lightning import Trainer
 from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
 
-from taugrad.errors import NonFiniteLossError
+from taugrad.config import instantiate
+from taugrad.errors import ConfigError, NonFiniteLossError
+
+
+def optimizer_over(parameters: Iterable[Parameter], config: Mapping[str, Any]) -> Optimizer:
+    """The optimizer of a partial config.
+
+    Raises:
+        ConfigError: it refuses its arguments.
+    """
+    try:
+        return instantiate(config)(parameters)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer: {error}") from error
 
 
 def is_kept(trainer: Trainer) -> bool:

@@ -1,0 +1,102 @@
+"""Sweeps: Hydra's plugins are found here, by every Hydra application; so nothing heavy is imported before a sweep runs.
+
+`GridSweeper` runs every combination of the values on the command line, `OptunaSweeper` asks Optuna for them. Both go on
+after a failed job, and leave `sweep.csv`, a table and `sweep.png` (`taugrad.sweeps`).
+"""
+
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class _Sweeper(Sweeper):
+    """What both share: the launcher, and the parts of a command line."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's interface."""
+        self.settings, self.config_loader = config, hydra_context.config_loader
+        self.jobs_launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        self.directory = Path(config.hydra.sweep.dir)
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Run the jobs, report them, and return their objectives; an error ends in one sentence."""
+        from taugrad import sweeps
+        from taugrad.errors import TaugradError
+
+        try:
+            jobs = self.run(*self.split(arguments))
+            sweeps.report(jobs, self.directory, self.settings)
+        except TaugradError as error:
+            sys.exit(f"error: {error}")
+        return [job.values for job in jobs]
+
+    @abstractmethod
+    def run(self, fixed: list[str], swept: list[Override]) -> list[Any]:
+        """The jobs, after they have run."""
+
+    def launch(self, fixed: list[str], points: list[dict[str, Any]], first: int) -> Sequence[JobReturn]:
+        """Run a job at each point, numbered from `first`."""
+        overrides = [[*fixed, *(f"{name}={value}" for name, value in point.items())] for point in points]
+        return self.jobs_launcher.launch(overrides, first)
+
+    def split(self, arguments: list[str]) -> tuple[list[str], list[Override]]:
+        """The overrides that are the same for all jobs, and those to sweep; the sweep's directory is made."""
+        parser = OverridesParser.create(config_loader=self.config_loader)
+        overrides = parser.parse_overrides(arguments)
+        fixed = [o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None]
+        self.directory.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.settings, self.directory / "multirun.yaml")
+        return fixed, [o for o in overrides if o.is_sweep_override()]
+
+
+class GridSweeper(_Sweeper):
+    """Every combination of the swept values."""
+
+    def run(self, fixed: list[str], swept: list[Override]) -> list[Any]:
+        """All jobs in one launch."""
+        from taugrad import sweeps
+
+        names = [o.get_key_element() for o in swept]
+        values = [sweeps.values(o) for o in swept]
+        points = [dict(zip(names, point, strict=True)) for point in product(*values)]
+        returns = self.launch(fixed, points, 0)
+        return [sweeps.job(n, point, r) for n, (point, r) in enumerate(zip(points, returns, strict=True))]
+
+
+class OptunaSweeper(_Sweeper):
+    """Trials that a study asks for, up to a total that counts those of an earlier run of the same study.
+
+    Args:
+        trials: how many in all.
+        jobs: how many are launched at a time.
+        seed: of the sampler.
+        sampler: from a seed to a sampler of Optuna; in a config, a partial one.
+        pruner: one of Optuna.
+    """
+
+    def __init__(self, trials: int, jobs: int, seed: int, sampler: Callable[..., Any], pruner: Any) -> None:
+        self.trials, self.jobs, self.seed = trials, jobs, seed
+        self.sampler, self.pruner = sampler, pruner
+
+    def run(self, fixed: list[str], swept: list[Override]) -> list[Any]:
+        """The trials that are left, `jobs` at a launch; all of the study are returned."""
+        from taugrad import sweeps
+
+        trials = sweeps.Trials(self.directory, self.settings, fixed, swept, self.sampler, self.pruner, self.seed)
+        while (left := self.trials - len(trials)) > 0:
+            batch = trials.ask(min(left, self.jobs))
+            trials.tell(batch, self.launch(fixed, [trial.params for trial in batch], batch[0].number))
+        return trials.jobs()
