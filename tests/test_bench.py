@@ -3,27 +3,20 @@
 No time is asserted here. Pyro and reinmax come with the development dependencies.
 """
 
-import importlib.util
 import json
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "bench.py"
+from taugrad import benchmarks
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPT.parent))  # as for a script
-        spec.loader.exec_module(module)
-    return module
+    return benchmarks
 
 
 @pytest.fixture

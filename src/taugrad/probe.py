@@ -27,7 +27,7 @@ from taugrad.estimators import RLOO, Enumeration, Estimator
 Function = Callable[[Tensor], Tensor]
 
 _MOST_BITS = 13  # log2 of the configurations that are enumerated
-_GROUPS = 10  # of draws, for standard errors
+GROUPS = 10  # of draws, for standard errors
 _TIMED = 20  # steps that the time is the median of
 
 
@@ -122,14 +122,14 @@ def probe(
     Raises:
         ValueError: `draws` is below 20 or no multiple of ten, or the exact gradient is zero.
     """
-    check_count("draws", draws, smallest=2 * _GROUPS)
-    if draws % _GROUPS:
-        raise ValueError(f"draws must be a multiple of {_GROUPS}, got {draws}")
+    check_count("draws", draws, smallest=2 * GROUPS)
+    if draws % GROUPS:
+        raise ValueError(f"draws must be a multiple of {GROUPS}, got {draws}")
     scale = exact.norm()
     if not scale > 0:
         raise ValueError("the exact gradient is zero: nothing can be compared with it")
     g = exact.flatten() / scale
-    G = gradients(estimator, f, logits, tau, draws).view(_GROUPS, -1, len(g)) / scale  # (groups, draws a group, ...)
+    G = gradients(estimator, f, logits, tau, draws).view(GROUPS, -1, len(g)) / scale  # (groups, draws a group, ...)
     n = G.shape[1]
     mean = G.mean(1)
     variance = (G - mean.unsqueeze(1)).square().sum((1, -1)) / (n - 1)

@@ -20,7 +20,7 @@ from taugrad.config import fit_to_signature, instantiate, resolve
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.extras import extra
-from taugrad.probe import Function, Quality, probe, reference
+from taugrad.probe import GROUPS, Function, Quality, probe, reference
 from taugrad.runs import load_run
 from taugrad.tasks.cat_vae import CatVAE
 
@@ -56,6 +56,7 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
         for tau in arguments.taus:
             check_positive("taus", tau)
         check_count("images", arguments.images)
+        check_count("draws", arguments.draws, smallest=2 * GROUPS)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     named = {name: _estimator(estimators, name) for name in arguments.estimators}

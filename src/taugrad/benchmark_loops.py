@@ -1,4 +1,4 @@
-"""The training loops that scripts/bench.py compares: each returns the seconds that a step takes."""
+"""The training loops that `taugrad bench` compares: each returns the seconds that a step takes."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from taugrad.config import instantiate, resolve
 from taugrad.nets import mlp
 
 WARM_UP = 20  # optimizer steps not counted
-_CONF = Path(__file__).resolve().parent.parent / "conf"
+_CONF = Path(__file__).resolve().parent / "conf"
 
 
 class StepTimes(Callback):

@@ -1,0 +1,391 @@
+"""Benchmarks. All sides run in turn, once a round; a ratio is that of medians, beside the least and most of any round.
+
+python scripts/bench.py op: a hard Gumbel-Softmax sample and its gradient beside torch's, torch.compile's and Pyro's,
+ReinMax beside its authors', and a copy of the logits, which is the memory's limit.
+
+python scripts/bench.py backward: the softmax's backward without the Jacobian, with it, and torch's own.
+
+python scripts/bench.py train: a step of the categorical VAE in Lightning, with bar and TensorBoard on, beside the same
+model, data and optimizer in a hand-written loop, and beside the loop that one would write with torch alone.
+
+python scripts/bench.py classes: a step of the semi-supervised classifier with its class marginalized and sampled, at
+several numbers of classes.
+
+python scripts/bench.py policy: an environment step of the policy's training in Lightning and in a hand-written loop.
+"""
+
+import argparse
+import gc
+import importlib.util
+import json
+import math
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from taugrad import GumbelRao, ReinMax, gumbel_softmax
+from taugrad.benchmark_loops import (
+    WARM_UP,
+    hand_written,
+    lightning,
+    policy_by_hand,
+    policy_in_lightning,
+    task_by_hand,
+    torch_alone,
+)
+from taugrad.errors import ConfigError, one_sentence
+from taugrad.native import kernels
+from taugrad.softmax import softmax_backward, softmax_backward_by_jacobian
+
+Record = dict[str, Any]  # what was measured of one contestant at one shape and number of threads
+
+_SLICE = 0.04  # seconds that a contestant runs at a time
+_GRAPHS, _GRAPHS_BYTES = 64, 1e8  # at most so many are built before their backwards are timed, and so large
+_JACOBIAN_BYTES = 2e9  # a larger Jacobian is left out
+_TRAIN = ("experiment=deep_cat_vae", "estimator=st_gumbel_softmax", "model.latents=30")  # 784-512-256-(30x10)
+
+TORCH, COMPILED, COPY = "F.gumbel_softmax", "F.gumbel_softmax, compiled", "copy of the logits"
+OURS, OWN, BY_JACOBIAN = "taugrad.softmax_backward", "torch._softmax_backward_data", "Jacobian product"
+
+
+def bench_op(arguments: argparse.Namespace) -> list[Record]:
+    """The samplers at every shape; what Gumbel-Rao saves only where its Jacobians are smallest: it is slow."""
+    smallest = min(arguments.shapes, key=lambda shape: math.prod(shape) * shape[-1])
+    records = []
+    for shape in arguments.shapes:
+        records += op_at(shape, arguments)
+    x = torch.randn(smallest, requires_grad=True)
+    for draws in (1, 100):
+        saved = saved_bytes(GumbelRao(draws).sample, x) / x.nbytes
+        records.append({"shape": written(smallest), "contestant": f"taugrad.GumbelRao({draws})", "saved": saved})
+    return records
+
+
+def op_at(shape: Sequence[int], arguments: argparse.Namespace) -> list[Record]:
+    """Nanoseconds an element, and bytes saved for the backward over bytes of the logits, of every sampler.
+
+    The backward alone runs on graphs that were built before, so that less of its memory is in the cache than when it
+    follows its forward.
+    """
+    x = torch.randn(shape, requires_grad=True)
+    grad, out = torch.randn(shape), torch.empty(shape)
+
+    def backward(z: Tensor) -> None:
+        z.backward(grad)
+        x.grad = None
+
+    logits = partial(list, [x])
+    sides: dict[Any, Callable[[], float]] = {}
+    candidates = samplers(x, compiled=arguments.compile)
+    saved = {name: saved_bytes(f, x) for name, f in candidates.items()}
+    for name, f in candidates.items():
+        both = partial(lambda f, x: backward(f(x)), f)
+        n = max(1, min(_GRAPHS, int(_GRAPHS_BYTES / (saved[name] + x.nbytes))))
+        sides[name, "forward_ns"] = partial(time_call, f, logits)
+        sides[name, "backward_ns"] = partial(time_call, backward, partial(lambda f, n: [f(x) for _ in range(n)], f, n))
+        sides[name, "both_ns"] = partial(time_call, both, logits)
+        for _ in range(3):  # warm up
+            both(x)
+    sides[COPY, "forward_ns"] = partial(time_call, lambda x: out.copy_(x.detach()), logits)
+    measured = interleave(sides, arguments.rounds)
+    records: dict[str, Record] = {name: {"shape": written(shape), "contestant": name} for name in [*candidates, COPY]}
+    for (name, part), seconds in measured.items():
+        records[name][part] = 1e9 * statistics.median(seconds) / x.numel()
+    for name in candidates:
+        records[name] |= ratio("speedup", measured[TORCH, "both_ns"], measured[name, "both_ns"])
+        records[name]["saved"] = saved[name] / x.nbytes
+    return list(records.values())
+
+
+def samplers(x: Tensor, *, compiled: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+    """From logits to a hard sample at tau = 1: by everything that there is on this machine."""
+    found: dict[str, Callable[[Tensor], Tensor]] = {TORCH: lambda x: F.gumbel_softmax(x, 1.0, hard=True)}
+    if compiled:
+        torch.compiler.reset()
+        call = torch.compile(F.gumbel_softmax)
+        try:
+            call(x, 1.0, hard=True).sum().backward()
+            found[COMPILED] = lambda x: call(x, 1.0, hard=True)
+        except RuntimeError as error:  # there may be no working compiler
+            reason = next(iter(str(error).split("\n")))
+            print(f"torch.compile is left out at {written(x.shape)}: {reason}", file=sys.stderr)
+        x.grad = None
+    if importlib.util.find_spec("pyro"):
+        from pyro.distributions import RelaxedOneHotCategoricalStraightThrough as Relaxed
+
+        found["Pyro"] = lambda x: Relaxed(torch.tensor(1.0), logits=x).rsample()
+    found["taugrad.gumbel_softmax"] = lambda x: gumbel_softmax(x, 1.0, hard=True)
+    if importlib.util.find_spec("reinmax"):
+        from reinmax import reinmax
+
+        found["reinmax.reinmax"] = lambda x: reinmax(x, 1.0)[0]
+    found["taugrad.ReinMax"] = lambda x: ReinMax().sample(x, 1.0)
+    return found
+
+
+def saved_bytes(f: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Bytes that autograd keeps for f's backward, the logits too where they are kept: each storage once."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t  # which also keeps another from taking its place
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        f(x)
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def bench_backward(arguments: argparse.Namespace) -> list[Record]:
+    """Microseconds of the three backwards of a softmax over the last dimension, and bytes of what it works on."""
+    records = []
+    for shape in arguments.shapes:
+        y = torch.randn(shape, dtype=getattr(torch, arguments.dtype)).softmax(-1)
+        grad = torch.randn_like(y)
+        calls: dict[str, Callable[..., Any]] = {
+            OURS: softmax_backward,
+            OWN: lambda grad, y: torch._softmax_backward_data(grad, y, -1, y.dtype),  # pyright: ignore
+        }
+        size = {OURS: y.nbytes, OWN: y.nbytes, BY_JACOBIAN: y.nbytes * shape[-1]}
+        if size[BY_JACOBIAN] <= _JACOBIAN_BYTES:
+            calls[BY_JACOBIAN] = softmax_backward_by_jacobian
+        for call in calls.values():  # warm up
+            call(grad, y)
+        sides = {name: partial(time_call, partial(call, grad), partial(list, [y])) for name, call in calls.items()}
+        measured = interleave(sides, arguments.rounds)
+        for name, seconds in measured.items():
+            record: Record = {"shape": written(shape), "dtype": arguments.dtype, "contestant": name}
+            record["microseconds"] = 1e6 * statistics.median(seconds)
+            records.append(record | ratio("over_ours", seconds, measured[OURS]) | {"bytes": size[name]})
+    return records
+
+
+def bench_train(arguments: argparse.Namespace) -> list[Record]:
+    """Steps a second of the three loops."""
+    if arguments.steps < 3 * WARM_UP:
+        raise ConfigError(f"--steps must be at least {3 * WARM_UP}, {WARM_UP} are not counted; got {arguments.steps}")
+    keys = [*_TRAIN, f"trainer.max_steps={arguments.steps}", *arguments.overrides]
+    loops = {
+        "taugrad, hand-written loop": hand_written,
+        "taugrad, Lightning": lightning,
+        "torch alone, hand-written loop": torch_alone,
+    }
+    return over_previous({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
+
+
+def bench_classes(arguments: argparse.Namespace) -> list[Record]:
+    """Milliseconds a step for every number of classes, the class marginalized and sampled."""
+    keys = ["model=semi_supervised", f"trainer.max_steps={arguments.steps}", *arguments.overrides]
+    ways = {"sampled": "st_gumbel_softmax", "marginalized": "enumeration"}
+    records: list[Record] = []
+    for classes in arguments.classes:
+        changed = [*keys, f"model.classes={classes}"]
+        loops = {name: partial(task_by_hand, [*changed, f"estimator={way}"]) for name, way in ways.items()}
+        records += [{"shape": f"{classes} classes", **r} for r in over_previous(loops, arguments.rounds)]
+    return records
+
+
+def bench_policy(arguments: argparse.Namespace) -> list[Record]:
+    """Environment steps a second of the two loops."""
+    keys = ["model=policy", f"model.max_env_steps={arguments.steps}", *arguments.overrides]
+    loops = {"taugrad, hand-written loop": policy_by_hand, "taugrad, Lightning": policy_in_lightning}
+    return over_previous({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
+
+
+def over_previous(loops: dict[str, Callable[[], float]], rounds: int) -> list[Record]:
+    """Steps a second of loops that return seconds a step, and the time of each over that of the one before."""
+    measured = interleave(loops, rounds)
+    records: list[Record] = []
+    for name, seconds in measured.items():
+        median = statistics.median(seconds)
+        record: Record = {"contestant": name, "steps_per_second": 1 / median, "milliseconds": 1e3 * median}
+        if records:
+            record |= ratio("over_previous", seconds, measured[records[-1]["contestant"]])
+        records.append(record)
+    return records
+
+
+def time_call(call: Callable[[Any], Any], prepare: Callable[[], list[Any]]) -> float:
+    """Seconds a call, over a slice of calls, each on an item of what `prepare` returns, whose time is not counted."""
+    elapsed, calls = 0.0, 0
+    gc.disable()
+    while elapsed < _SLICE:
+        items = prepare()
+        start = time.perf_counter()
+        for item in items:
+            call(item)
+        elapsed += time.perf_counter() - start
+        calls += len(items)
+    gc.enable()
+    return elapsed / calls
+
+
+def interleave(sides: dict[Any, Callable[[], float]], rounds: int) -> dict[Any, list[float]]:
+    """Measure each side once a round, in turn."""
+    measured: dict[Any, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            measured[name].append(side())
+    return measured
+
+
+def ratio(name: str, above: list[float], below: list[float]) -> Record:
+    """The ratio of medians, and the least and the most of any round."""
+    each = [a / b for a, b in zip(above, below, strict=True)]
+    medians = statistics.median(above) / statistics.median(below)
+    return {name: medians, f"{name}_min": min(each), f"{name}_max": max(each)}
+
+
+def machine() -> Record:
+    """What every number depends on."""
+    info = Path("/proc/cpuinfo")  # on Linux; elsewhere platform knows better
+    models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
+    return {
+        "torch": torch.__version__,
+        "backend": "native" if kernels.available() else "torch",
+        "bound": kernels.bound(),  # to torch's C++ autograd, by python -m taugrad.native
+        "cpu": [*models, platform.processor()][0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def show(records: list[Record], title: str, caption: str) -> None:
+    """Print a table: a column for each key, a ratio's spread beside it."""
+    keys = list(dict.fromkeys(key for r in records for key in r if not key.endswith(("_min", "_max"))))
+    table = Table(*(key.replace("_", " ") for key in keys), title=title, caption=caption)
+    for record in records:
+        table.add_row(*(cell(record, key) for key in keys))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)  # a file has no width
+
+
+def cell(record: Record, key: str) -> str:
+    """One value as text."""
+    value = record.get(key, "-")
+    if isinstance(value, str):
+        return value
+    spread = [number(record[end]) for end in (f"{key}_min", f"{key}_max") if end in record]
+    return f"{number(value)} ({' to '.join(spread)})" if spread else number(value)
+
+
+def number(value: float) -> str:
+    """Three digits, or all of a large number's."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def draw(records: list[Record], path: Path, key: str, label: str) -> None:
+    """Bars of `key`: a panel for each number of threads, a group for each shape, the copy as a line across it."""
+    from matplotlib.figure import Figure
+
+    threads, shapes = (list(dict.fromkeys(r.get(k, "") for r in records)) for k in ("threads", "shape"))
+    names = list(dict.fromkeys(r["contestant"] for r in records if key in r))
+    width = 0.85 / len(names)
+    figure = Figure(figsize=(4 + 0.35 * len(names) * len(shapes), 4.2 * len(threads)), layout="constrained")
+    for axes, n in zip(figure.subplots(len(threads), 1, squeeze=False, sharey=True)[:, 0], threads, strict=True):
+        panel = [(shapes.index(r.get("shape", "")), r) for r in records if r["threads"] == n]
+        for i, name in enumerate(names):
+            bars = {group: r[key] for group, r in panel if r["contestant"] == name}
+            places = [group + (i - (len(names) - 1) / 2) * width for group in bars]
+            drawn = axes.bar(places, list(bars.values()), width, label=name)
+            axes.bar_label(drawn, list(map(number, bars.values())), rotation=90, padding=3, fontsize=9)
+        copies = {group: r["forward_ns"] for group, r in panel if r["contestant"] == COPY}
+        if copies:
+            ends = [[group + end for group in copies] for end in (-0.45, 0.45)]
+            axes.hlines(list(copies.values()), *ends, "black", "--", label=COPY)
+        axes.set(title=f"{n} thread{'s' * (n > 1)}", ylabel=label, yscale="log" if len(shapes) > 1 else "linear")
+        axes.set_xticks(range(len(shapes)), shapes)
+        axes.margins(y=0.3)
+    figure.axes[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=130)
+
+
+def written(shape: Sequence[int]) -> str:
+    """As on the command line."""
+    return "x".join(map(str, shape))
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    """The sizes in a text such as 32x512."""
+    return tuple(map(count, text.split("x")))
+
+
+def count(text: str) -> int:
+    """A number that is at least 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+@one_sentence
+def main(command: Sequence[str] | None = None) -> None:
+    """Run one benchmark, once for each number of threads."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--threads", type=count, nargs="+", default=[torch.get_num_threads()], help="default: torch's")
+    common.add_argument("--rounds", type=count, default=7)
+    common.add_argument("--json", type=Path, help="write a list of what was measured here")
+    common.add_argument("--plot", type=Path, help="draw it here, a PNG")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    benches = parser.add_subparsers(dest="bench", required=True)
+
+    op = benches.add_parser("op", parents=[common], help="hard Gumbel-Softmax, forward and backward")
+    shapes = [(2000, 10), (32, 512), (16384, 64), (256, 32000)]
+    op.add_argument("--shapes", type=shape_of, nargs="+", default=shapes, help="such as 2000x10")
+    op.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    caption = f"ns an element; speedup: {TORCH}'s both over this; saved: bytes for the backward over the logits'"
+    op.set_defaults(measure=bench_op, caption=caption, drawn=("both_ns", "forward + backward, ns an element"))
+
+    backward = benches.add_parser("backward", parents=[common], help="the softmax's backward")
+    shapes = [(32, 512), (2000, 10), (16384, 64)]
+    backward.add_argument("--shapes", type=shape_of, nargs="+", default=shapes, help="such as 2000x10")
+    backward.add_argument("--dtype", choices=["float32", "float64"], default="float64")
+    caption = f"bytes: of y or of the Jacobian, which is left out above {_JACOBIAN_BYTES:.0e}"
+    backward.set_defaults(measure=bench_backward, caption=caption, drawn=("microseconds", "microseconds"))
+
+    train = benches.add_parser("train", parents=[common], help="Lightning beside hand-written loops")
+    train.add_argument("--steps", type=count, default=300, help="of each loop in each round")
+    train.add_argument("overrides", nargs="*", help="of the config, such as model.encoder=[] data.batch_size=20")
+    caption = "over previous: a step's time over that of the row above"
+    train.set_defaults(measure=bench_train, caption=caption, drawn=("steps_per_second", "steps a second"))
+
+    classes = benches.add_parser("classes", parents=[common], help="a class marginalized and sampled")
+    classes.add_argument("--classes", type=count, nargs="+", default=[10, 100])
+    classes.add_argument("--steps", type=count, default=6, help="of each loop in each round, half of them not counted")
+    classes.add_argument("overrides", nargs="*", help="of the config, such as model.latent_size=10")
+    classes.set_defaults(measure=bench_classes, caption=caption, drawn=("milliseconds", "milliseconds a step"))
+
+    policy = benches.add_parser("policy", parents=[common], help="the policy in Lightning beside a hand-written loop")
+    policy.add_argument("--steps", type=count, default=20_000, help="environment steps of each loop in each round")
+    policy.add_argument("overrides", nargs="*", help="of the config, such as env=acrobot")
+    policy.set_defaults(measure=bench_policy, caption=caption, drawn=("steps_per_second", "environment steps a second"))
+
+    given = parser.parse_args(command)
+    if given.plot and not importlib.util.find_spec("matplotlib"):
+        raise ConfigError("--plot needs matplotlib: pip install 'taugrad[plot]'")
+    facts = machine() | {"command": " ".join(sys.argv[1:] if command is None else command)}
+    records: list[Record] = []
+    for threads in given.threads:
+        torch.set_num_threads(threads)
+        measured = given.measure(given)
+        backend = f"{facts['backend']}, bound" if facts["bound"] else facts["backend"]
+        about = f"{given.bench}, {threads} threads, {given.rounds} rounds, torch {facts['torch']}, {backend}"
+        show(measured, about, given.caption)
+        records += [{"bench": given.bench, "threads": threads, **record, **facts} for record in measured]
+    if given.json:
+        given.json.write_text(json.dumps(records, indent=2) + "\n")
+    if given.plot:
+        draw(records, given.plot, *given.drawn)
+
+
+if __name__ == "__main__":
+    main()

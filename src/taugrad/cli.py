@@ -1,0 +1,82 @@
+"""The commands: `taugrad train model=cat_vae` anywhere, or `python scripts/train.py model=cat_vae` in a checkout.
+
+What a command needs is imported when it runs: torch and Lightning take seconds.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from taugrad.errors import one_sentence
+
+CONF = Path(__file__).parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@one_sentence
+def train(config: DictConfig) -> float | list[float]:
+    """Train a model, evaluate it, return its objective or objectives."""
+    from taugrad import pipeline
+
+    return pipeline.train(config)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@one_sentence
+def evaluate(config: DictConfig) -> dict[str, float]:
+    """Evaluate a run from its checkpoint, return its test metrics."""
+    from taugrad import pipeline
+
+    return pipeline.evaluate(config)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="probe")
+@one_sentence
+def probe(config: DictConfig) -> None:
+    """Compare gradient estimators with the exact gradient."""
+    from taugrad.probing import run_probe
+
+    run_probe(config, CONF / "estimator")
+
+
+def bench() -> None:
+    """Time the samplers and the training loops."""
+    from taugrad import benchmarks
+
+    benchmarks.main()
+
+
+@one_sentence
+def compare() -> None:
+    """Draw a metric of several runs, with intervals over seeds."""
+    from taugrad.curves import compare as draw
+
+    parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description="Draw a metric of several runs.")
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs, or of sweeps of runs")
+    parser.add_argument("--metric", default="rollout/ep_rew_mean", help="a tag of TensorBoard's scalars")
+    parser.add_argument("--out", type=Path, default=Path("curves.png"))
+    arguments = parser.parse_args()
+    for label, count in draw(arguments.runs, arguments.metric, arguments.out).items():
+        sys.stdout.write(f"{count} runs of {label}\n")
+    sys.stdout.write(f"the curves are in {arguments.out}\n")
+
+
+_COMMANDS: dict[str, Callable[[], object]] = {f.__name__: f for f in (train, evaluate, probe, bench, compare)}
+
+
+def main() -> None:
+    """Run the command that the first argument names, with the others as its own."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        lines = (f"  taugrad {name:<9} {str(command.__doc__).splitlines()[0]}" for name, command in _COMMANDS.items())
+        sys.stdout.write("\n".join(["taugrad trains networks through discrete choices.", "", *lines, ""]))
+        sys.stdout.write("\ntaugrad COMMAND --help shows what a command takes.\n")
+        return
+    if name not in _COMMANDS:
+        sys.exit(f"error: the command must be one of {', '.join(_COMMANDS)}, got {name}")
+    sys.argv = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
+    _COMMANDS[name]()

@@ -1,0 +1,100 @@
+"""The package as a wheel, away from the checkout; a user's own package beside it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from taugrad import cli
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "own_estimator"
+SHORT = ["trainer.max_steps=40", "trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=2"]
+SHORT += ["+trainer.limit_val_batches=3", "+trainer.limit_test_batches=3"]
+
+
+def run(command, cwd, *, path=""):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(path)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A directory with what the wheel installs, and nothing of the checkout."""
+    directory = tmp_path_factory.mktemp("wheel")
+    built = run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)], ROOT)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = directory.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(directory / "site")
+    return directory / "site"
+
+
+def test_the_wheel_carries_every_config(installed):
+    configs = {path.relative_to(ROOT) for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {path.relative_to(installed / "taugrad") for path in installed.rglob("*.yaml")} == configs
+    assert (installed / "hydra_plugins" / "taugrad_sweepers.py").is_file()
+
+
+def test_an_installed_package_trains_and_evaluates_from_any_folder(installed, tmp_path):
+    taugrad = [sys.executable, "-c", "import sys, taugrad.cli; sys.argv[0] = 'taugrad'; taugrad.cli.main()"]
+    where = run([sys.executable, "-c", "import taugrad; print(taugrad.__file__)"], tmp_path, path=installed)
+    assert str(installed) in where.stdout
+    result = run([*taugrad, "train", "model=cat_vae", "model.nll_samples=2", *SHORT], tmp_path, path=installed)
+    assert result.returncode == 0, result.stderr
+    (directory,) = (tmp_path / "outputs" / "cat_vae").iterdir()
+    result = run([*taugrad, "evaluate", f"run={directory}", "+trainer.limit_test_batches=3"], tmp_path, path=installed)
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((directory / "metrics.json").read_text())
+    evaluation = json.loads((directory / "evaluation.json").read_text())
+    assert evaluation["test/nll"] == pytest.approx(metrics["test/nll"], rel=1e-6)
+    probe = [f"run={directory}", "estimators=[reinmax]", "taus=[1]", "draws=20", "reference_samples=100", "images=2"]
+    result = run([*taugrad, "probe", *probe, f"hydra.run.dir={tmp_path}"], tmp_path, path=installed)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "probe.png").is_file()
+
+
+def test_the_commands_are_listed_and_an_unknown_one_gets_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["taugrad"])
+    cli.main()
+    shown = capsys.readouterr().out
+    assert re.findall(r"^  taugrad (\w+)", shown, re.MULTILINE) == ["train", "evaluate", "probe", "bench", "compare"]
+    monkeypatch.setattr(sys, "argv", ["taugrad", "trian"])
+    with pytest.raises(
+        SystemExit, match="error: the command must be one of train, evaluate, probe, bench, compare, got"
+    ):
+        cli.main()
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "probe", "bench", "compare"])
+def test_a_script_is_the_command_of_its_name(name, tmp_path):
+    script = run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"], tmp_path)
+    assert script.returncode == 0, script.stderr
+    command = run([str(Path(sys.executable).with_name("taugrad")), name, "--help"], tmp_path)
+    assert command.returncode == 0, command.stderr
+    names = {"taugrad", name, f"{name}.py"}
+    assert set(command.stdout.split()) - names == set(script.stdout.split()) - names
+
+
+def test_a_users_own_package_plugs_in_without_touching_ours(tmp_path):
+    own = (EXAMPLE / "own" / "__init__.py").read_text()
+    assert len(own.splitlines()) < 60
+    (printed,) = re.findall(
+        r"^    PYTHONPATH=\. taugrad train (.*)$", (EXAMPLE / "README.md").read_text(), re.MULTILINE
+    )
+    keys = [key.strip('"') for key in printed.split(" ")]
+    train = [str(Path(sys.executable).with_name("taugrad")), "train", *keys, *SHORT, f"hydra.run.dir={tmp_path}"]
+    result = run(train, tmp_path, path=EXAMPLE)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 40
+    evaluate = [str(Path(sys.executable).with_name("taugrad")), "evaluate", f"run={tmp_path}", "images=true"]
+    result = run([*evaluate, "+trainer.limit_test_batches=3"], tmp_path, path=EXAMPLE)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "pictures" / "means.png").is_file()
+    result = run([*train, "model.components=many"], tmp_path, path=EXAMPLE)
+    assert "error: model.components must be int, got 'many'" in result.stderr
