@@ -1,6 +1,7 @@
 """Every option of every group composes, fits the signatures that it names, and builds."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,10 @@ def test_every_model_and_experiment_builds_with_its_optimizer(option):
 @pytest.mark.parametrize("option", [*options("trainer"), *options("callbacks"), *options("logger")])
 def test_trainer_callbacks_and_loggers_build(option, tmp_path):
     config = composed(option, f"run_dir={tmp_path}")
+    if option in ("logger=wandb", "logger=mlflow") and not find_spec(option.split("=")[1]):
+        with pytest.raises(ConfigError, match=r"Logger needs a package that is missing: .*pip install"):
+            instantiate(config["logger"][option.split("=")[1]])
+        return
     parts = [instantiate(node) for group in ("callbacks", "logger") for node in config[group].values()]
     assert len(parts) == len(config["callbacks"]) + len(config["logger"])
     assert instantiate(config["trainer"])(logger=False).max_steps == config["trainer"]["max_steps"]

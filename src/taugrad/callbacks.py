@@ -108,10 +108,20 @@ class Progress(ProgressBar):
 
 
 class Scalars(Callback):
-    """Writes what a task logs, and the training speed, to the loggers: over its clock, evaluations left out."""
+    """Writes what a task logs, and the training speed, to the loggers: over its clock, evaluations left out.
+
+    In TensorBoard's tab of custom scalars the task's `charts` stand side by side.
+    """
 
     def __init__(self) -> None:
         self._since: tuple[int, float] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Lay out the charts."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                charts = {title: ["Multiline", list(tags)] for title, tags in pl_module.charts.items()}
+                logger.experiment.add_custom_scalars({"training": charts})
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Write the training's metrics every `log_every_n_steps`."""

@@ -53,6 +53,8 @@ def instantiate(config: Mapping[str, Any], *, recursive: bool = True) -> Any:
             raise error.__cause__ from error
         if isinstance(error.__cause__, (TypeError, ValueError)):
             raise ConfigError(f"{config['_target_']}: {error.__cause__}") from error
+        if isinstance(error.__cause__, ImportError):
+            raise ConfigError(f"{config['_target_']} needs a package that is missing: {error.__cause__}") from error
         raise
 
 

@@ -65,6 +65,14 @@ class Acting(LightningModule, ABC):
         *("max_env_steps", "lr_factor", "optimizer.lr", "evaluation_every", "evaluation_episodes", "test_episodes"),
         *("gamma", "lam", "ent_coef", "batch_size"),
     )
+    charts: ClassVar[dict[str, tuple[str, ...]]] = {  # side by side in TensorBoard
+        "return": ("rollout/ep_rew_mean", "eval/mean_reward", "eval_sampled/mean_reward"),
+        "loss": ("train/actor_loss", "train/critic_loss"),
+        "temperature": ("policy/tau",),
+        "entropy": ("policy/entropy",),
+        "step of the policy": ("train/approx_kl", "train/beta"),
+        "speed": ("time/fps",),
+    }
     metrics: ClassVar[tuple[str, ...]] = (
         *(f"{kind}/{name}" for kind in ("eval", "eval_sampled") for name in ("mean_reward", "std_reward", "ep_len")),
         "rollout/ep_rew_mean",

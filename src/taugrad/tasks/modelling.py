@@ -46,6 +46,14 @@ class ImageModel(LightningModule, ABC):
     evaluated: ClassVar[str] = "best"  # checkpoint
     speed: ClassVar[str] = "train/steps_per_second"
     changeable: ClassVar[tuple[str, ...]] = ("estimator", "tau", "lr_factor", "optimizer.lr")  # on resume
+    charts: ClassVar[dict[str, tuple[str, ...]]] = {  # side by side in TensorBoard
+        "loss": ("train/loss", "val/loss"),
+        "terms": ("train/reconstruction", "train/kl", "train/labelled_elbo", "train/elbo", "train/classification"),
+        "temperature": ("tau",),
+        "gradient": ("train/grad_norm",),
+        "gradient against the exact one": ("probe/cosine", "probe/snr"),
+        "codes": ("val/code_perplexity", "val/active_codes"),
+    }
     metrics: ClassVar[tuple[str, ...]] = (
         *("train/epoch_loss", "val/loss", "test/loss"),
         *("val/code_perplexity", "val/active_codes"),
