@@ -124,6 +124,16 @@ def test_several_objectives_and_processes_with_a_share_of_the_threads_each(tmp_p
         assert 2 * metrics["threads"] <= max(2, os.cpu_count() or 1)
 
 
+def test_a_grid_runs_by_submitit_at_most_so_many_jobs_at_a_time(tmp_path):
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "hydra.sweeper.jobs=1"]
+    keys = [*SMALL, "seed=0,1", *launcher, f"hydra.sweep.dir={tmp_path}"]
+    result = run("train.py", "-m", *keys, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [(row["seed"], row["state"]) for row in rows(tmp_path)] == [("0", "complete"), ("1", "complete")]
+    first, second = (tmp_path / name / ".hydra" / "config.yaml" for name in "01")
+    assert second.stat().st_mtime > (tmp_path / "0" / "metrics.json").stat().st_mtime >= first.stat().st_mtime
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -63,16 +63,25 @@ class _Sweeper(Sweeper):
 
 
 class GridSweeper(_Sweeper):
-    """Every combination of the swept values."""
+    """Every combination of the swept values.
+
+    Args:
+        jobs: how many are launched at a time, where the launcher itself has no limit; None: all.
+    """
+
+    def __init__(self, jobs: int | None) -> None:
+        self.jobs = jobs
 
     def run(self, fixed: list[str], swept: list[Override]) -> list[Any]:
-        """All jobs in one launch."""
+        """All jobs, `jobs` at a launch."""
         from taugrad import sweeps
 
         names = [o.get_key_element() for o in swept]
         values = [sweeps.values(o) for o in swept]
         points = [dict(zip(names, point, strict=True)) for point in product(*values)]
-        returns = self.launch(fixed, points, 0)
+        at_a_time = self.jobs or len(points)
+        firsts = range(0, len(points), at_a_time)
+        returns = [r for first in firsts for r in self.launch(fixed, points[first : first + at_a_time], first)]
         return [sweeps.job(n, point, r) for n, (point, r) in enumerate(zip(points, returns, strict=True))]
 
 

@@ -64,7 +64,7 @@ def distribution(override: Override) -> Any:
     """The distribution of Optuna that a swept override stands for.
 
     Choices are categorical; `range(a, b, step)` is a whole or fractional number; `interval(a, b)` any number between,
-    or a whole one if both ends are; `tag(log, interval(a, b))` is uniform in its logarithm.
+    `int(interval(a, b))` a whole one; `tag(log, interval(a, b))` is uniform in its logarithm.
     """
     optuna = extra("optuna", "optuna")
     swept = override.value()

@@ -21,6 +21,7 @@ from torch import Tensor
 from taugrad._arguments import check_count
 from taugrad.categorical import entropy
 from taugrad.config import instantiate
+from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.schedules import Schedule
 from taugrad.tasks.training import is_kept, optimizer_over, require_finite
@@ -137,6 +138,15 @@ class ImageModel(LightningModule, ABC):
     def require_finite(self, term: str, value: Tensor, step: int) -> None:
         """Raise when a term of the loss is not finite, naming it, the step and tau."""
         require_finite(term, value, step, self.tau(step))
+
+    def on_fit_start(self) -> None:
+        """Refuse several devices: each would train on the same batches with the same noise.
+
+        Raises:
+            ConfigError: the trainer has more than one.
+        """
+        if self.trainer.world_size > 1:
+            raise ConfigError(f"a model trains on one device, got trainer.devices={self.trainer.world_size}")
 
     def on_train_epoch_start(self) -> None:
         """Gather the epoch's losses anew."""
