@@ -63,15 +63,28 @@ def test_the_commands_are_listed_and_an_unknown_one_gets_a_sentence(monkeypatch,
     monkeypatch.setattr(sys, "argv", ["taugrad"])
     cli.main()
     shown = capsys.readouterr().out
-    assert re.findall(r"^  taugrad (\w+)", shown, re.MULTILINE) == ["train", "evaluate", "probe", "bench", "compare"]
+    assert re.findall(r"^  taugrad (\w+)", shown, re.MULTILINE) == [
+        "train",
+        "evaluate",
+        "probe",
+        "export",
+        "bench",
+        "compare",
+    ]
     monkeypatch.setattr(sys, "argv", ["taugrad", "trian"])
-    with pytest.raises(
-        SystemExit, match="error: the command must be one of train, evaluate, probe, bench, compare, got"
-    ):
+    with pytest.raises(SystemExit, match="error: the command must be one of train, evaluate, probe, export, bench"):
         cli.main()
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "probe", "bench", "compare"])
+def test_every_command_has_its_script():
+    commands = {f.stem: f.read_text() for f in (ROOT / "scripts").glob("*.py") if f.stem != "pack_binarized_mnist"}
+    assert set(commands) == set(cli._COMMANDS)
+    for name, text in commands.items():
+        assert f"from taugrad.cli import {name}\n" in text
+        assert f"\n    {name}()\n" in text
+
+
+@pytest.mark.parametrize("name", ["train", "bench"])
 def test_a_script_is_the_command_of_its_name(name, tmp_path):
     script = run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"], tmp_path)
     assert script.returncode == 0, script.stderr

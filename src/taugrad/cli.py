@@ -43,6 +43,15 @@ def probe(config: DictConfig) -> None:
     run_probe(config, CONF / "estimator")
 
 
+@hydra.main(version_base="1.3", config_path="conf", config_name="export")
+@one_sentence
+def export(config: DictConfig) -> None:
+    """Write a run's model, sampling replaced by argmax, to an ONNX file or a program of torch.export."""
+    from taugrad.exporting import export as write
+
+    write(config)
+
+
 def bench() -> None:
     """Time the samplers and the training loops."""
     from taugrad import benchmarks
@@ -65,7 +74,7 @@ def compare() -> None:
     sys.stdout.write(f"the curves are in {arguments.out}\n")
 
 
-_COMMANDS: dict[str, Callable[[], object]] = {f.__name__: f for f in (train, evaluate, probe, bench, compare)}
+_COMMANDS: dict[str, Callable[[], object]] = {f.__name__: f for f in (train, evaluate, probe, export, bench, compare)}
 
 
 def main() -> None:

@@ -1,7 +1,5 @@
 """An estimator, a model and a data set of one's own."""
 
-import math
-
 import torch
 
 from taugrad.bounds import elbo
@@ -28,9 +26,8 @@ class Mixture(ImageModel):
     def __init__(self, components: int, image_size: list[int], estimator, tau, optimizer, lr_factor):
         super().__init__(image_size, estimator, tau, optimizer, lr_factor)
         self.save_hyperparameters(logger=False)
-        pixels = math.prod(image_size)
-        self.logits = torch.nn.Linear(pixels, components)
-        self.means = torch.nn.Linear(components, pixels, bias=False)
+        self.logits = torch.nn.Linear(image_size[0] * image_size[1], components)
+        self.means = torch.nn.Linear(components, image_size[0] * image_size[1], bias=False)
 
     def loss_terms(self, x, labels, step):
         logits = self.logits(x.flatten(1)).unsqueeze(-2)
@@ -44,7 +41,11 @@ class Mixture(ImageModel):
 
     def test_terms(self, x, labels, generator):
         z = torch.eye(self.means.in_features).view(-1, 1, 1, self.means.in_features)
-        return {"nll": (math.log(len(z)) - self.log_likelihood(x, z).logsumexp(0)).mean()}  # exact
+        prior = torch.tensor(1 / len(z)).log()
+        return {"nll": -(self.log_likelihood(x, z) + prior).logsumexp(0).mean()}  # exact
+
+    def greedy(self, x):
+        return self.logits(x.flatten(1)).argmax(-1)
 
     def pictures(self, x, labels):
         return {"means": grid(self.means.weight.T.detach().sigmoid().view(1, -1, *self.image_size))}

@@ -141,6 +141,11 @@ class Acting(LightningModule, ABC):
         """The most probable choices (E, F)."""
         return self.actor(self.norm(observation.to(self.device))).argmax(-1)
 
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Of one input of `greedy`."""
+        return (self.observation_size,)
+
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Collect a rollout, improve the actor, log."""
         rollout = self.collect()

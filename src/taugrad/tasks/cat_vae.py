@@ -119,6 +119,10 @@ class CatVAE(ImageModel):
         )
         return {"nll": -bound.mean(), "nll_samples": float(self.nll_samples)}
 
+    def greedy(self, x: Tensor) -> Tensor:
+        """The most probable code (batch, N) of images."""
+        return self.encode(x).argmax(-1)
+
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Reconstructions, samples from the prior and for each class (a row), and the first image's latents, varied.

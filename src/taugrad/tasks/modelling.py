@@ -95,8 +95,17 @@ class ImageModel(LightningModule, ABC):
         """What the test reports beside them."""
 
     @abstractmethod
+    def greedy(self, x: Tensor) -> Tensor:
+        """The most probable choices for images (batch, height, width), without sampling: what an export computes."""
+
+    @abstractmethod
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Pictures (height, width) in [0, 1] by their names, of images x (n, height, width) and their labels (n,)."""
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Of one input of `greedy`."""
+        return self.image_size
 
     def clock(self) -> tuple[int, int]:
         """Optimizer steps done, and in all (-1: no end)."""

@@ -167,6 +167,10 @@ class SemiSupervised(ImageModel):
         """Nothing more."""
         return {}
 
+    def greedy(self, x: Tensor) -> Tensor:
+        """The most probable class (batch,) of images."""
+        return self.classify(x).argmax(-1)
+
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Samples of each class, images in the style of others, and the first image's z, varied; a class a column.

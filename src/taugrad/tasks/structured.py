@@ -134,6 +134,12 @@ class Structured(ImageModel):
 
         return multi_sample_bound(log_weights, num_samples)
 
+    def greedy(self, x: Tensor) -> Tensor:
+        """Images whose lower halves are the means of p(x|z2) at the most probable z1, and z2 given it."""
+        logits_1 = self.logits_1(x)
+        logits_2 = self.logits_2(one_hot(logits_1.argmax(-1), logits_1))
+        return self._completed(x, one_hot(logits_2.argmax(-1), logits_2))
+
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Completions of the first upper half of each class (a row), and the first image's z2, varied.

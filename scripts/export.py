@@ -1,0 +1,6 @@
+"""The same as `taugrad export`."""
+
+from taugrad.cli import export
+
+if __name__ == "__main__":
+    export()

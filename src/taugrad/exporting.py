@@ -1,0 +1,90 @@
+"""A trained policy, encoder or classifier without taugrad: an ONNX file, or a program of `torch.export`.
+
+What is exported is the model's `greedy`: every sample is replaced by the most probable choice.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import Tensor, nn
+
+from taugrad.config import fit_to_signature, resolve
+from taugrad.data.batches import first_images
+from taugrad.errors import ConfigError, TaugradError
+from taugrad.extras import extra
+from taugrad.runs import load_run
+
+_CHECKED = 100  # inputs on which the file is compared with the model
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """The keys of conf/export.yaml and their types."""
+
+    run: str
+    out: str
+    checkpoint: str | None = None
+
+
+class Greedy(nn.Module):
+    """A task's `greedy` as a module of its own."""
+
+    def __init__(self, task: Any) -> None:
+        super().__init__()
+        self.task = task.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The most probable choices for inputs (batch, ...)."""
+        return self.task.greedy(x)
+
+
+def export(config: DictConfig) -> None:
+    """Write the run's model to `out`, and compare the file with the model.
+
+    Raises:
+        ConfigError: `out` has another ending than .onnx and .pt2, or there is no such run.
+        TaugradError: the file does not compute what the model does.
+    """
+    arguments = ExportConfig(**fit_to_signature(ExportConfig, resolve(config)))
+    out = Path(arguments.out)
+    if out.suffix not in (".onnx", ".pt2"):
+        raise ConfigError(f"out must end in .onnx or .pt2, got {out}")
+    if out.suffix == ".onnx":
+        for package in ("onnxscript", "onnxruntime"):
+            extra(package, "onnx")
+    model, data, _ = load_run(Path(arguments.run), arguments.checkpoint)
+    module, x = Greedy(model), _inputs(model, data)
+    dynamic = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(module, (x[:2],), dynamic_shapes=dynamic)
+    if out.suffix == ".onnx":
+        torch.onnx.export(program, (), out, input_names=["x"], output_names=["choices"], verbose=False)
+    else:
+        torch.export.save(program, out)
+    expected, found = module(x).numpy(), _run(out, x)
+    if not np.allclose(found, expected, atol=1e-5):
+        raise TaugradError(f"{out} differs from the model on {np.mean(found != expected):.1%} of {_CHECKED} inputs")
+    shapes = (
+        f"(batch, {', '.join(map(str, model.input_size))}) to (batch{''.join(f', {n}' for n in expected.shape[1:])})"
+    )
+    Console().print(f"{out}: {shapes}, {expected.dtype}; the same as the model on {len(x)} inputs", soft_wrap=True)
+
+
+def _inputs(model: Any, data: LightningDataModule | None) -> Tensor:
+    """Test images, or for a policy random observations."""
+    if data is None:
+        return 2 * torch.randn(_CHECKED, *model.input_size, generator=torch.Generator().manual_seed(0))
+    data.setup("test")
+    return first_images(data.test_dataloader(), _CHECKED)[0]
+
+
+def _run(path: Path, x: Tensor) -> np.ndarray:
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(x).numpy()
+    session = extra("onnxruntime", "onnx").InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x.numpy()})[0]
