@@ -5,7 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from taugrad.config import instantiate, resolve
 from taugrad.errors import ConfigError
@@ -62,6 +64,10 @@ def test_trainer_callbacks_and_loggers_build(option, tmp_path):
         return
     parts = [instantiate(node) for group in ("callbacks", "logger") for node in config[group].values()]
     assert len(parts) == len(config["callbacks"]) + len(config["logger"])
+    if option == "trainer=gpu" and not torch.cuda.is_available():
+        with pytest.raises(MisconfigurationException, match="No supported gpu backend found"):
+            instantiate(config["trainer"])(logger=False)
+        return
     assert instantiate(config["trainer"])(logger=False).max_steps == config["trainer"]["max_steps"]
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from test_pipeline import SHORT, SMALL, run
 
-from taugrad.data.binarized_mnist import binarized_mnist
 from taugrad.runs import load_run
 
 POLICY = ["model=policy", "env=k_cartpoles", "model.hidden=[16]", "model.max_env_steps=600", "model.test_episodes=2"]
@@ -28,8 +27,7 @@ def test_an_exported_model_chooses_as_the_run_does(name, tmp_path):
         assert result.returncode == 0, result.stderr
         assert "the same as the model on 100 inputs" in result.stdout
     model = load_run(tmp_path)[0].eval()
-    images = binarized_mnist().test.images[200:260].float() / 255  # others than the command compares
-    x = 2 * torch.randn(60, *model.input_size) if name == "policy" else images
+    x = 5 * torch.randn(60, *model.input_size)  # loud, so that choices differ after this short a training
     with torch.no_grad():
         expected = model.greedy(x).numpy()
     (onnx,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"x": x.numpy()})

@@ -46,6 +46,7 @@ from taugrad.benchmark_loops import (
     torch_alone,
 )
 from taugrad.errors import ConfigError, one_sentence
+from taugrad.extras import extra
 from taugrad.native import kernels
 from taugrad.softmax import softmax_backward, softmax_backward_by_jacobian
 
@@ -370,8 +371,8 @@ def main(command: Sequence[str] | None = None) -> None:
     policy.set_defaults(measure=bench_policy, caption=caption, drawn=("steps_per_second", "environment steps a second"))
 
     given = parser.parse_args(command)
-    if given.plot and not importlib.util.find_spec("matplotlib"):
-        raise ConfigError("--plot needs matplotlib: pip install 'taugrad[plot]'")
+    if given.plot:
+        extra("matplotlib.figure", "plot")  # before anything is measured
     facts = machine() | {"command": " ".join(sys.argv[1:] if command is None else command)}
     records: list[Record] = []
     for threads in given.threads:

@@ -247,9 +247,14 @@ class Pruning(Callback):
         trial: the trial's number.
         monitor: the metric.
         pruner: of the study, which its storage does not keep.
+
+    Raises:
+        ConfigError: there is no trial, as the run is no job of a sweep.
     """
 
-    def __init__(self, directory: str, trial: int, monitor: str, pruner: Any) -> None:
+    def __init__(self, directory: str, trial: int | None, monitor: str, pruner: Any) -> None:
+        if trial is None:
+            raise ConfigError("callbacks.pruning is for the jobs of a sweep: add -m, or ~callbacks.pruning")
         optuna = extra("optuna", "optuna")
         study = optuna.load_study(study_name=sweeps.NAME, storage=sweeps.storage(directory), pruner=pruner)
         self._trial, self.monitor = optuna.Trial(study, study.trials[trial]._trial_id), monitor

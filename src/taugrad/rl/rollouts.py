@@ -104,6 +104,11 @@ class Collector:
         self.lengths: deque[int] = deque(maxlen=100)
         self.restart(seed)
 
+    @property
+    def mean_return(self) -> float | None:
+        """Of the last episodes that ended, or None before the first."""
+        return sum(self.returns) / len(self.returns) if self.returns else None
+
     def restart(self, seed: int) -> None:
         """Begin new episodes in all environments; those in flight are dropped, steps and past episodes counted on."""
         self._observation = self.environments.reset(seed)

@@ -288,17 +288,17 @@ class Acting(LightningModule, ABC):
         self.log_dict(dict(terms), batch_size=1, logger=False if fitting else None)
 
     def _note_solution(self) -> None:
-        returns, threshold = self.collector.returns, self.reward_threshold
-        if self.solved_at is not None or threshold is None or len(returns) < (returns.maxlen or 0):
+        returns, mean = self.collector.returns, self.collector.mean_return
+        if self.solved_at is not None or self.reward_threshold is None or len(returns) < (returns.maxlen or 0):
             return
-        if sum(returns) / len(returns) >= threshold:
+        if mean is not None and mean >= self.reward_threshold:
             self.solved_at = self.collector.env_steps
 
     def _log(self, terms: Mapping[str, Tensor], rollout: Rollout) -> None:
         collector = self.collector
         shown = {}
-        if collector.returns:
-            shown["rollout/ep_rew_mean"] = sum(collector.returns) / len(collector.returns)
+        if collector.mean_return is not None:
+            shown["rollout/ep_rew_mean"] = collector.mean_return
             self.log_dict({"rollout/ep_len_mean": sum(collector.lengths) / len(collector.lengths)}, logger=False)
         self.log_dict(shown, prog_bar=True, logger=False)
         chosen = rollout.action[rollout.valid]
