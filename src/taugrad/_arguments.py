@@ -1,6 +1,7 @@
 """Checks of the arguments that every function of logits shares; each failure is one sentence naming the argument."""
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import NoReturn
 
@@ -126,3 +127,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     torch.float32
     """
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def check_counts(name: str, values: Sequence[int]) -> None:
+    """Raise unless every one of `values` is a whole number of at least 1.
+
+    >>> check_counts("encoder", [16, 0])
+    Traceback (most recent call last):
+    ValueError: encoder[1] must be at least 1, got 0
+    """
+    for i, value in enumerate(values):
+        check_count(f"{name}[{i}]", value)

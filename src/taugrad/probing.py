@@ -17,6 +17,7 @@ from torch import Tensor
 
 from taugrad._arguments import check_count, check_positive
 from taugrad.config import fit_to_signature, instantiate, resolve
+from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.extras import extra
@@ -92,7 +93,7 @@ def problem(arguments: ProbeConfig) -> tuple[Function, Tensor]:
     if data is None or not isinstance(model, CatVAE):
         raise ConfigError(f"run must be a run of a VAE, got {arguments.run}, one of {type(model).__name__}")
     data.setup("test")
-    x = torch.cat([x for x, _ in data.test_dataloader()])[: arguments.images]
+    x, _ = first_images(data.test_dataloader(), arguments.images)
     return lambda z: model.log_likelihood(x, z), model.encode(x)
 
 

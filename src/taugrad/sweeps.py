@@ -66,18 +66,19 @@ def distribution(override: Override) -> Any:
     Choices are categorical; `range(a, b, step)` is a whole or fractional number; `interval(a, b)` any number between,
     `int(interval(a, b))` a whole one; `tag(log, interval(a, b))` is uniform in its logarithm.
     """
-    optuna = extra("optuna", "optuna")
+    kinds = extra("optuna", "optuna").distributions
+
+    def between(low: Any, high: Any, **how: Any) -> Any:
+        whole = isinstance(low, int) and isinstance(high, int)
+        return (kinds.IntDistribution if whole else kinds.FloatDistribution)(low, high, **how)
+
     swept = override.value()
-    if isinstance(swept, IntervalSweep) and swept.start is not None and swept.end is not None:
-        whole = isinstance(swept.start, int) and isinstance(swept.end, int)
-        kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
-        return kind(swept.start, swept.end, log="log" in swept.tags)
+    if isinstance(swept, IntervalSweep):
+        return between(swept.start, swept.end, log="log" in swept.tags)
     if isinstance(swept, RangeSweep):
         found = list(swept.range())
-        whole = all(isinstance(x, int) for x in found)
-        kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
-        return kind(found[0], found[-1], step=swept.step)
-    return optuna.distributions.CategoricalDistribution(values(override))
+        return between(found[0], found[-1], step=swept.step)
+    return kinds.CategoricalDistribution(values(override))
 
 
 def storage(directory: str | Path) -> str:

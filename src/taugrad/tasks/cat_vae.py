@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from taugrad._arguments import check_count
+from taugrad._arguments import check_count, check_counts
 from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
 from taugrad.categorical import bernoulli_log_prob, kl_to_uniform
 from taugrad.estimators import Enumeration, check_enumerable
@@ -66,9 +66,8 @@ class CatVAE(ImageModel):
         check_count("latents", latents)
         check_count("categories", categories, smallest=2)
         check_count("nll_samples", nll_samples)
-        for name, sizes in (("encoder", encoder), ("decoder", decoder)):
-            for i, size in enumerate(sizes):
-                check_count(f"{name}[{i}]", size)
+        check_counts("encoder", encoder)
+        check_counts("decoder", decoder)
         self.save_hyperparameters(logger=False)
         self.latents, self.categories, self.nll_samples = latents, categories, nll_samples
         if isinstance(self.estimator, Enumeration):

@@ -18,7 +18,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from taugrad._arguments import check_count
+from taugrad._arguments import check_counts
 from taugrad.categorical import entropy
 from taugrad.config import instantiate
 from taugrad.errors import ConfigError
@@ -69,8 +69,7 @@ class ImageModel(LightningModule, ABC):
         lr_factor: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        for i, size in enumerate(image_size):
-            check_count(f"image_size[{i}]", size)
+        check_counts("image_size", image_size)
         self.automatic_optimization = False  # a training step makes several optimizer steps
         self.image_size = tuple(image_size)
         self.estimator: Estimator = instantiate(estimator)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from taugrad._arguments import check_count, check_positive, check_share
+from taugrad._arguments import check_count, check_counts, check_positive, check_share
 from taugrad.bounds import elbo, hard_samples
 from taugrad.categorical import bernoulli_log_prob
 from taugrad.config import instantiate
@@ -79,8 +79,7 @@ class SemiSupervised(ImageModel):
         check_count("hidden", hidden)
         check_share("dropout", dropout)
         check_positive("alpha", alpha)
-        for i, size in enumerate(channels):
-            check_count(f"channels[{i}]", size)
+        check_counts("channels", channels)
         self.save_hyperparameters(logger=False)
         self.classes, self.latent_size, self.alpha = classes, latent_size, alpha
         self.augment: Callable[[Tensor], Tensor] = instantiate(augment)

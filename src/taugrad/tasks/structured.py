@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from taugrad._arguments import check_count
+from taugrad._arguments import check_count, check_counts
 from taugrad.bounds import hard_samples, multi_sample_bound
 from taugrad.categorical import bernoulli_log_prob
 from taugrad.estimators import Enumeration, check_enumerable
@@ -67,9 +67,9 @@ class Structured(ImageModel):
         check_count("nll_samples", nll_samples)
         if image_size[0] % 2:
             raise ValueError(f"image_size[0], the height, must be even for two halves, got {image_size[0]}")
-        for name, sizes in (("first", first), ("second", second), ("decoder", decoder)):
-            for i, size in enumerate(sizes):
-                check_count(f"{name}[{i}]", size)
+        check_counts("first", first)
+        check_counts("second", second)
+        check_counts("decoder", decoder)
         self.save_hyperparameters(logger=False)
         self.latents, self.categories, self.nll_samples = latents, categories, nll_samples
         if isinstance(self.estimator, Enumeration):
