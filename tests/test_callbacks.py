@@ -1,5 +1,6 @@
 import random
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from taugrad.callbacks import (
     Scalars,
 )
 
+ONE = SimpleNamespace(world_size=1)
+
 
 def draws():
     return random.random(), np.random.rand(), torch.rand(3).tolist()
@@ -29,9 +32,9 @@ def test_random_states_restore_python_numpy_and_torch_when_training_starts():
     restored = RandomStates()
     restored.load_state_dict(saved)
     assert draws() != expected  # not yet
-    restored.on_train_start()
+    restored.on_train_start(ONE)
     assert draws() == expected
-    restored.on_train_start()
+    restored.on_train_start(ONE)
     assert draws() != expected  # once
 
 
@@ -41,7 +44,7 @@ def test_random_states_are_safe_to_load(tmp_path):
     expected = draws()
     states = RandomStates()
     states.load_state_dict(loaded)
-    states.on_train_start()
+    states.on_train_start(ONE)
     assert draws() == expected
 
 

@@ -213,7 +213,6 @@ def test_a_multirun_gives_a_directory_a_job_with_the_probe_in_its_events(tmp_pat
         (["ckpt_path=absent.ckpt"], "error: ckpt_path must be a checkpoint file, got absent.ckpt"),
         (["data.batch_size=50001"], "error: data.batch_size must be at most 50000"),
         (["sweep=optuna"], "error: callbacks.pruning is for the jobs of a sweep: add -m, or ~callbacks.pruning"),
-        (["trainer.devices=2"], "error: a model trains on one device, got trainer.devices=2"),
         (["trainer.accelerator=abacus"], "error: trainer: You selected an invalid accelerator name"),
     ],
 )

@@ -134,6 +134,17 @@ def test_a_grid_runs_by_submitit_at_most_so_many_jobs_at_a_time(tmp_path):
     assert second.stat().st_mtime > (tmp_path / "0" / "metrics.json").stat().st_mtime >= first.stat().st_mtime
 
 
+@pytest.mark.slow
+def test_a_grid_runs_on_a_local_instance_of_ray_and_goes_on_after_a_failed_job(tmp_path):
+    pytest.importorskip("ray", reason="needs the extra ray")
+    keys = [*SMALL, "optimizer.lr=-1,1e-2,1e-3", "hydra/launcher=ray", f"hydra.sweep.dir={tmp_path}"]
+    result = run("train.py", "-m", *keys, cwd=tmp_path)
+    assert result.returncode == 1
+    assert [row["state"] for row in rows(tmp_path)] == ["failed", "complete", "complete"]
+    assert "Invalid learning rate" in rows(tmp_path)[0]["error"]
+    assert (tmp_path / "2" / "metrics.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

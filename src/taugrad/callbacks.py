@@ -165,6 +165,8 @@ class Pictures(Callback):
         board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         if board is None or trainer.sanity_checking or not isinstance(pl_module, ImageModel):
             return
+        if not trainer.is_global_zero:  # of several processes the others have no TensorBoard
+            return
         step = trainer.global_step
         x, labels = first_images(trainer.val_dataloaders or [], self.images)
         for name, picture in pl_module.pictures(x.to(pl_module.device), labels.to(pl_module.device)).items():
@@ -225,7 +227,7 @@ class GradientProbe(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Probe the loss at the weights as they are; the training's random numbers stay what they were."""
-        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.every:
+        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.every or not trainer.is_global_zero:
             return
         x = batch[0].flatten(0, -3)[: self.images]
         logits = pl_module.encode(x).detach()
@@ -270,7 +272,10 @@ class Pruning(Callback):
 
 
 class RandomStates(Callback):
-    """Puts the states of all random generators into checkpoints, so that a resumed run draws what it would have."""
+    """Puts the states of all random generators into checkpoints, so that a resumed run draws what it would have.
+
+    Of several processes each draws numbers of its own, at the start and after a resume.
+    """
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
@@ -289,17 +294,18 @@ class RandomStates(Callback):
         """Keep the states until training starts: set-up draws numbers too."""
         self._loaded = state_dict
 
-    def on_train_start(self, *_: Any) -> None:
-        """Restore what a checkpoint brought."""
-        if self._loaded is None:
-            return
-        random.setstate(self._loaded["python"])
-        name, key, *rest = self._loaded["numpy"]
-        np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))  # noqa: NPY002
-        torch.set_rng_state(self._loaded["torch"].cpu())
-        if self._loaded["accelerator"] is not None and torch.accelerator.is_available():
-            _accelerator().set_rng_state(self._loaded["accelerator"].cpu())
-        self._loaded = None
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Restore what a checkpoint brought, and part the processes, which have the same states till here."""
+        if self._loaded is not None:
+            random.setstate(self._loaded["python"])
+            name, key, *rest = self._loaded["numpy"]
+            np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))  # noqa: NPY002
+            torch.set_rng_state(self._loaded["torch"].cpu())
+            if self._loaded["accelerator"] is not None and torch.accelerator.is_available():
+                _accelerator().set_rng_state(self._loaded["accelerator"].cpu())
+            self._loaded = None
+        if trainer.world_size > 1:
+            torch.manual_seed(int(torch.randint(2**62, ())) + trainer.global_rank)
 
 
 class SaveConfig(Callback):

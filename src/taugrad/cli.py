@@ -4,6 +4,7 @@ What a command needs is imported when it runs: torch and Lightning take seconds.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,8 @@ _COMMANDS: dict[str, Callable[[], object]] = {f.__name__: f for f in (train, eva
 def main() -> None:
     """Run the command that the first argument names, with the others as its own."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in _COMMANDS and "LOCAL_RANK" in os.environ:
+        sys.argv.insert(1, name := "train")  # Lightning starts the other processes by sys.argv, which lost it
     if name in ("-h", "--help"):
         lines = (f"  taugrad {name:<9} {str(command.__doc__).splitlines()[0]}" for name, command in _COMMANDS.items())
         sys.stdout.write("\n".join(["taugrad trains networks through discrete choices.", "", *lines, ""]))
@@ -87,5 +90,6 @@ def main() -> None:
         return
     if name not in _COMMANDS:
         sys.exit(f"error: the command must be one of {', '.join(_COMMANDS)}, got {name}")
-    sys.argv = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
+    program = sys.argv[0] if name == "train" else f"{sys.argv[0]} {name}"  # a usage's first words
+    sys.argv = [program, *sys.argv[2:]]
     _COMMANDS[name]()

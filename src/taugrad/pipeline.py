@@ -5,6 +5,7 @@ A run's directory holds `.hydra/` (the config and its overrides), `checkpoints/b
 """
 
 import json
+import os
 import platform
 import time
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import Any
 
 import lightning
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -90,8 +93,9 @@ def train(config: DictConfig) -> float | list[float]:
     run = TrainConfig(**fit_to_signature(TrainConfig, resolve(config)))
     if run.threads is not None:
         torch.set_num_threads(run.threads)
+        os.environ["OMP_NUM_THREADS"] = str(run.threads)  # else Lightning sets the threads of several processes
     backend = "native" if kernels.available() else "torch"  # of the samples; found out, and logged, before all else
-    console = Console()
+    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # of the processes of a run the first speaks
     console.print(Syntax(OmegaConf.to_yaml(config, resolve=True), "yaml", background_color="default"))
     model, data = _model_and_data(run)
     if run.ckpt_path is not None:
@@ -100,6 +104,7 @@ def train(config: DictConfig) -> float | list[float]:
     saved = {key: getattr(run, key) for key in _CHECKPOINTED}
     trainer = _trainer(run.trainer, run.run_dir, [*callbacks, RandomStates(), SaveConfig(saved)], loggers)
     evaluator = _trainer(run.trainer, run.run_dir, [c for c in callbacks if isinstance(c, ProgressBar)], [])
+    _check_processes(trainer, run, model)
 
     trainer.fit(model, datamodule=data, ckpt_path=run.ckpt_path, weights_only=True)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
@@ -114,10 +119,12 @@ def train(config: DictConfig) -> float | list[float]:
     facts |= {
         "wall_seconds": time.perf_counter() - start,
         "seed": run.seed,
+        "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
         "backend": backend,
     }
-    _write_json(Path(run.run_dir) / "metrics.json", results | facts | _versions())
+    if trainer.is_global_zero:
+        _write_json(Path(run.run_dir) / "metrics.json", results | facts | _versions())
     _print_metrics(console, results)
     console.print(f"{facts['wall_seconds']:.0f} s; the run is in {run.run_dir}", soft_wrap=True)
     if isinstance(run.objective, str):
@@ -181,6 +188,24 @@ def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:
             raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {name}")
     model.configure_optimizers()  # which may refuse its arguments
     return model, instantiate(run.data, recursive=False) if run.data else None
+
+
+def _check_processes(trainer: Trainer, run: TrainConfig, model: Any) -> None:
+    """Refuse several processes where they would train on the same data, or on different configs.
+
+    Raises:
+        ConfigError: the task, the strategy or a sweep's job cannot be shared.
+    """
+    if trainer.world_size == 1:
+        return
+    several = f"got {trainer.world_size} processes"
+    if not isinstance(model, ImageModel):
+        raise ConfigError(f"trainer.devices must be 1 for {type(model).__name__}, {several}")
+    if run.trainer.get("strategy", "auto") not in ("auto", "ddp"):
+        raise ConfigError(f"trainer.strategy must be ddp for {several[4:]}, got {run.trainer['strategy']}")
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        # Lightning starts the whole command line again for each process: another sweep, not another part of this job.
+        raise ConfigError(f"trainer.devices must be 1 in a sweep, whose jobs are one process each, {several}")
 
 
 def _check_resume(run: TrainConfig, model: Any) -> None:

@@ -42,14 +42,17 @@ class ShuffledBatches:
     For semi-supervised learning, `labelled` names the only images whose labels may be used: the labels of a batch are
     then -1, and behind it come `labelled_batch_size` of these images with theirs.
 
+    Of several processes that train together each takes its `share` of every batch.
+
     Args:
         split: the images and labels.
-        batch_size: images a batch.
+        batch_size: images a batch, all shares together.
         seed: of the order.
         stack: batches an item.
         sample_pixels: draw each pixel from its intensity anew at every visit (dynamic binarization).
         labelled: indices of the images that keep their labels; None: all do, and batches are as they are.
-        labelled_batch_size: of them, in every batch.
+        labelled_batch_size: of them, in every batch, all shares together.
+        share: which rows of every batch are handed out.
     """
 
     def __init__(
@@ -62,11 +65,13 @@ class ShuffledBatches:
         sample_pixels: bool = False,
         labelled: Tensor | None = None,
         labelled_batch_size: int = 0,
+        share: slice = slice(None),
     ) -> None:
         self.split = split
         self.batch_size = _fitting(batch_size, split)
         self.seed, self.stack, self.sample_pixels = seed, stack, sample_pixels
         self.labelled, self.labelled_batch_size = labelled, labelled_batch_size
+        self.share = share
         self._epoch, self._batch = -1, 0
         self._loaded = False
 
@@ -79,7 +84,7 @@ class ShuffledBatches:
         self._loaded = False
         order = np.random.default_rng([self.seed, self._epoch]).permutation(len(self.split.labels))
         batches = torch.from_numpy(order)[: self._batches * self.batch_size].view(self._batches, self.batch_size)
-        for rows in batches[self._batch :].split(self.stack):
+        for rows in batches[self._batch :, self.share].split(self.stack):
             if self.labelled is None:
                 labels = self.split.labels[rows]
             else:
@@ -103,7 +108,7 @@ class ShuffledBatches:
         """Indices of the labelled images of a batch of the epoch, without repetition."""
         assert self.labelled is not None  # asked for only then
         rng = np.random.default_rng([self.seed, self._epoch, batch])
-        return torch.from_numpy(rng.choice(self.labelled.numpy(), self.labelled_batch_size, replace=False))
+        return torch.from_numpy(rng.choice(self.labelled.numpy(), self.labelled_batch_size, replace=False))[self.share]
 
     @property
     def _batches(self) -> int:

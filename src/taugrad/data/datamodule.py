@@ -19,11 +19,12 @@ _BINARIZE = ("none", "static", "dynamic")
 class ImageData(LightningDataModule):
     """Training, validation and test batches (x, labels) of one source, x (batch, height, width) in [0, 1].
 
-    Training batches come in stacks, x (stack, batch, height, width): one optimizer step for each.
+    Training batches come in stacks, x (stack, batch, height, width): one optimizer step for each. Of several processes
+    each gets its share of every training batch, and of the other splits.
 
     Args:
         source: config of the function that returns the three splits (`_target_` and its arguments).
-        batch_size: images a training batch.
+        batch_size: images a training batch, of all processes together.
         eval_batch_size: images a batch of validation and test.
         stack: batches that training takes at a time.
         binarize: `none` keeps intensities; `static` draws each pixel once, by a fixed seed; `dynamic` draws the
@@ -35,7 +36,8 @@ class ImageData(LightningDataModule):
 
     Raises:
         ValueError: a size below 1, an unknown `binarize`.
-        ConfigError: `batch_size` is larger than the training split, or `labels` does not fit its classes.
+        ConfigError: `batch_size` is larger than the training split, `labels` does not fit its classes, or a batch
+            cannot be shared evenly.
         DataError: the source's files are missing or damaged.
     """
 
@@ -69,6 +71,13 @@ class ImageData(LightningDataModule):
                 f"data.batch_size must be at most {len(train.labels)}, the size of the training split, "
                 f"got {self.hparams['batch_size']}"
             )
+        processes = self.trainer.world_size if self.trainer else 1
+        for name, size in (
+            ("batch_size", self.hparams["batch_size"]),
+            ("labelled_batch_size", self._labelled_batch_size),
+        ):
+            if size % processes:
+                raise ConfigError(f"data.{name} must be a multiple of the number of processes, {processes}, got {size}")
         if self.hparams["labels"] is not None:
             try:
                 self._labelled = balanced(train.labels, self.hparams["labels"], self.hparams["seed"])
@@ -89,7 +98,8 @@ class ImageData(LightningDataModule):
             stack=self.hparams["stack"],
             sample_pixels=binarize == "dynamic",
             labelled=self._labelled,
-            labelled_batch_size=min(self.hparams["labelled_batch_size"], self.hparams["labels"] or 0),
+            labelled_batch_size=self._labelled_batch_size,
+            share=self._share(),
         )
 
     def val_dataloader(self) -> Batches:
@@ -100,13 +110,22 @@ class ImageData(LightningDataModule):
         """The test split in order."""
         return self._evaluation(self._load().test)
 
+    @property
+    def _labelled_batch_size(self) -> int:
+        return min(self.hparams["labelled_batch_size"], self.hparams["labels"] or 0)
+
+    def _share(self) -> slice:
+        """The rows of this process."""
+        return slice(self.trainer.global_rank, None, self.trainer.world_size) if self.trainer else slice(None)
+
     def _load(self) -> Splits:
         if self._splits is None:
             self._splits = instantiate(self.hparams["source"])
         return cast(Splits, self._splits)
 
     def _evaluation(self, split: Split) -> Batches:
-        split = split if self.hparams["binarize"] == "none" else _binary(split)
+        images, labels = split if self.hparams["binarize"] == "none" else _binary(split)
+        split = Split(images[self._share()], labels[self._share()])
         return Batches(split, min(self.hparams["eval_batch_size"], len(split.labels)))
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from taugrad._arguments import check_counts
 from taugrad.categorical import entropy
 from taugrad.config import instantiate
-from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.schedules import Schedule
 from taugrad.tasks.training import is_kept, optimizer_over, require_finite
@@ -126,8 +125,8 @@ class ImageModel(LightningModule, ABC):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             terms["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
             shown = {"train/loss": terms.pop("loss"), "tau": self.tau(self.global_step - 1)}
-            self.log_dict({f"train/{name}": term for name, term in terms.items()}, logger=False)
-            self.log_dict(shown, prog_bar=True, logger=False)
+            self.log_dict({f"train/{name}": term for name, term in terms.items()}, logger=False, sync_dist=True)
+            self.log_dict(shown, prog_bar=True, logger=False, sync_dist=True)
 
     def optimization_step(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One step on the loss of a batch; tau and the learning rate follow from the step."""
@@ -147,15 +146,6 @@ class ImageModel(LightningModule, ABC):
         """Raise when a term of the loss is not finite, naming it, the step and tau."""
         require_finite(term, value, step, self.tau(step))
 
-    def on_fit_start(self) -> None:
-        """Refuse several devices: each would train on the same batches with the same noise.
-
-        Raises:
-            ConfigError: the trainer has more than one.
-        """
-        if self.trainer.world_size > 1:
-            raise ConfigError(f"a model trains on one device, got trainer.devices={self.trainer.world_size}")
-
     def on_train_epoch_start(self) -> None:
         """Gather the epoch's losses anew."""
         self.epoch_losses = []
@@ -163,7 +153,7 @@ class ImageModel(LightningModule, ABC):
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch's steps, each by its training sample."""
         if self.epoch_losses:
-            self.log("train/epoch_loss", torch.stack(self.epoch_losses).mean(), logger=False)
+            self.log("train/epoch_loss", torch.stack(self.epoch_losses).mean(), logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The configured optimizer over all parameters."""
@@ -172,7 +162,7 @@ class ImageModel(LightningModule, ABC):
     def on_validation_epoch_start(self) -> None:
         """Start the evaluation's own noise, the same at every evaluation."""
         self.aggregate = None
-        self._generator = torch.Generator(self.device).manual_seed(_EVALUATION_SEED)
+        self._generator = torch.Generator(self.device).manual_seed(_EVALUATION_SEED + self.global_rank)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the loss by hard samples, and gather which codes are used."""
@@ -183,6 +173,8 @@ class ImageModel(LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log how many codes a latent uses, on average over the latents."""
+        if self.aggregate is not None:
+            self.aggregate = cast(Tensor, self.trainer.strategy.reduce(self.aggregate, reduce_op="sum"))
         perplexity, active = self.code_usage()
         self._log_evaluation("val", {"code_perplexity": perplexity.mean(), "active_codes": active.mean()})
 
@@ -195,7 +187,7 @@ class ImageModel(LightningModule, ABC):
 
     def on_test_epoch_start(self) -> None:
         """Start the evaluation's own noise."""
-        self._generator = torch.Generator(self.device).manual_seed(_EVALUATION_SEED)
+        self._generator = torch.Generator(self.device).manual_seed(_EVALUATION_SEED + self.global_rank)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the loss by hard samples, and what only the test computes."""
@@ -206,4 +198,4 @@ class ImageModel(LightningModule, ABC):
     def _log_evaluation(self, split: str, terms: Mapping[str, Tensor | float], batch_size: int | None = None) -> None:
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         named = {f"{split}/{name}": term for name, term in terms.items()}
-        self.log_dict(named, batch_size=batch_size, logger=False if fitting else None)
+        self.log_dict(named, batch_size=batch_size, logger=False if fitting else None, sync_dist=True)
