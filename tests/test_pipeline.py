@@ -210,7 +210,7 @@ def test_a_multirun_gives_a_directory_a_job_with_the_probe_in_its_events(tmp_pat
         (["objective=test/fun"], "error: objective must be one of train/epoch_loss, val/loss, "),
         (["optimizer.lr=-1"], "error: optimizer: Invalid learning rate: -1.0"),
         (["seed=-1"], "error: seed must be in [0, 4294967295], got -1"),
-        (["ckpt_path=absent.ckpt"], "error: ckpt_path must be a checkpoint file, got absent.ckpt"),
+        (["ckpt_path=absent.ckpt"], "error: ckpt_path must be a checkpoint file, or last, got absent.ckpt"),
         (["data.batch_size=50001"], "error: data.batch_size must be at most 50000"),
         (["sweep=optuna"], "error: callbacks.pruning is for the jobs of a sweep: add -m, or ~callbacks.pruning"),
         (["trainer.accelerator=abacus"], "error: trainer: You selected an invalid accelerator name"),

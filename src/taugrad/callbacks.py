@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
@@ -122,6 +123,19 @@ class Scalars(Callback):
             if isinstance(logger, TensorBoardLogger):
                 charts = {title: ["Multiline", list(tags)] for title, tags in pl_module.charts.items()}
                 logger.experiment.add_custom_scalars({"training": charts})
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Let TensorBoard forget what a run wrote after the checkpoint that this one goes on from."""
+        step = pl_module.clock()[0]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero and step > 0:
+                start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+                logger.experiment._get_file_writer().add_event(start)
+
+    def on_save_checkpoint(self, trainer: Trainer, *_: Any) -> None:
+        """Write to disk what belongs to the training up to the checkpoint."""
+        for logger in trainer.loggers:
+            logger.save()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Write the training's metrics every `log_every_n_steps`."""

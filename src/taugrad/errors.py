@@ -23,6 +23,10 @@ class DataError(TaugradError, ValueError):
     """A data file that cannot be used; the message names it."""
 
 
+class CheckpointError(TaugradError, RuntimeError):
+    """A checkpoint that cannot be written, read or trusted; the message names it."""
+
+
 class NonFiniteLossError(TaugradError, RuntimeError):
     """A term of the loss became NaN or infinite; the message names it, the step and tau."""
 
@@ -44,6 +48,8 @@ def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.exit(130)
         except (TaugradError, MisconfigurationException) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise

@@ -7,6 +7,8 @@ A run's directory holds `.hydra/` (the config and its overrides), `checkpoints/b
 import json
 import os
 import platform
+import shlex
+import sys
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -26,6 +28,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from taugrad import checkpoints
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import fit_to_signature, instantiate, resolve
 from taugrad.data.batches import first_images
@@ -33,7 +36,8 @@ from taugrad.errors import ConfigError
 from taugrad.extras import extra
 from taugrad.native import kernels
 from taugrad.pictures import save
-from taugrad.runs import load_checkpoint, load_run
+from taugrad.runs import load_run
+from taugrad.stopping import Stopped, StopSignals
 from taugrad.tasks.acting import Acting
 from taugrad.tasks.modelling import ImageModel
 
@@ -98,22 +102,29 @@ def train(config: DictConfig) -> float | list[float]:
     console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # of the processes of a run the first speaks
     console.print(Syntax(OmegaConf.to_yaml(config, resolve=True), "yaml", background_color="default"))
     model, data = _model_and_data(run)
-    if run.ckpt_path is not None:
-        _check_resume(run, model)
+    checkpoint = _checkpoint(run, console)
+    if checkpoint is not None:
+        _check_resume(checkpoint, run, model)
     callbacks, loggers = ([instantiate(node) for node in group.values()] for group in (run.callbacks, run.logger))
     saved = {key: getattr(run, key) for key in _CHECKPOINTED}
-    trainer = _trainer(run.trainer, run.run_dir, [*callbacks, RandomStates(), SaveConfig(saved)], loggers)
+    stop = StopSignals(Path(run.run_dir) / "checkpoints" / "last.ckpt")
+    trainer = _trainer(run.trainer, run.run_dir, [*callbacks, RandomStates(), SaveConfig(saved), stop], loggers)
     evaluator = _trainer(run.trainer, run.run_dir, [c for c in callbacks if isinstance(c, ProgressBar)], [])
     _check_processes(trainer, run, model)
 
-    trainer.fit(model, datamodule=data, ckpt_path=run.ckpt_path, weights_only=True)
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    facts = model.results()
-    if best and model.evaluated == "best":
-        model.load_state_dict(load_checkpoint(Path(best))["state_dict"])
-    results: dict[str, Any] = {k: v.item() for k, v in trainer.callback_metrics.items() if k in model.metrics}
-    for evaluate_split in (evaluator.validate, evaluator.test):
-        results |= evaluate_split(model, data, verbose=False)[0]
+    try:
+        with stop:
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+            facts = model.results()
+            if best and model.evaluated == "best":
+                model.load_state_dict(checkpoints.load(Path(best))["state_dict"])
+            results: dict[str, Any] = {k: v.item() for k, v in trainer.callback_metrics.items() if k in model.metrics}
+            for evaluate_split in (evaluator.validate, evaluator.test):
+                results |= evaluate_split(model, data, verbose=False)[0]
+    except Stopped:
+        console.print(f"stopped; to go on: {_resuming(run)}", soft_wrap=True, markup=False, highlight=False)
+        raise
 
     _log_hyperparameters(loggers, run, results)
     facts |= {
@@ -179,8 +190,6 @@ def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:
     """Build them from the seed, and check what can only be checked with them."""
     if not 0 <= run.seed < 2**32:
         raise ConfigError(f"seed must be in [0, {2**32 - 1}], got {run.seed}")
-    if run.ckpt_path is not None and not Path(run.ckpt_path).is_file():
-        raise ConfigError(f"ckpt_path must be a checkpoint file, got {run.ckpt_path}")
     seed_everything(run.seed, workers=True, verbose=False)
     model = instantiate(run.model, recursive=False)
     for name in [run.objective] if isinstance(run.objective, str) else run.objective:
@@ -208,13 +217,46 @@ def _check_processes(trainer: Trainer, run: TrainConfig, model: Any) -> None:
         raise ConfigError(f"trainer.devices must be 1 in a sweep, whose jobs are one process each, {several}")
 
 
-def _check_resume(run: TrainConfig, model: Any) -> None:
+def _checkpoint(run: TrainConfig, console: Console) -> Path | None:
+    """What to resume from: `ckpt_path`, or for `last` the newest whole checkpoint of the run's directory, if any.
+
+    Raises:
+        ConfigError: there is no such file, no run's directory, or none of its checkpoints is whole.
+    """
+    if run.ckpt_path is None:
+        return None
+    if run.ckpt_path != "last":
+        if not Path(run.ckpt_path).is_file():
+            raise ConfigError(f"ckpt_path must be a checkpoint file, or last, got {run.ckpt_path}")
+        return Path(run.ckpt_path)
+    if not any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in HydraConfig.get().overrides.hydra):
+        raise ConfigError("ckpt_path=last goes on with a run: give its directory as hydra.run.dir=...")
+    newest, damaged = checkpoints.newest(Path(run.run_dir))
+    for error in damaged:
+        console.print(str(error), soft_wrap=True)
+    if newest is None and damaged:
+        raise ConfigError(f"ckpt_path=last: no checkpoint in {run.run_dir} is whole")
+    told = f"going on from {newest}" if newest else f"{run.run_dir} holds no checkpoint yet: from the beginning"
+    console.print(told, soft_wrap=True)
+    return newest
+
+
+def _resuming(run: TrainConfig) -> str:
+    """The command that goes on with this run."""
+    given = HydraConfig.get().overrides
+    kept = [o for o in given.hydra if o.startswith("hydra.searchpath")]
+    kept += [o for o in given.task if not o.startswith("ckpt_path=")]
+    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else ["taugrad", "train"]
+    return shlex.join([*program, *kept, f"hydra.run.dir={run.run_dir}", "ckpt_path=last"])
+
+
+def _check_resume(checkpoint: Path, run: TrainConfig, model: Any) -> None:
     """Refuse what a resumed run cannot follow: a checkpoint's weights, optimizer and rollouts have their sizes.
 
     Raises:
         ConfigError: an argument of the model differs from the checkpoint's, and its class does not name it changeable.
     """
-    saved = load_checkpoint(Path(run.ckpt_path or "")).get("config", {}).get("model")
+    saved = checkpoints.load(checkpoint).get("config", {}).get("model")
     if saved is None:
         return
     there, here = _flat(saved), _flat(run.model)
@@ -244,8 +286,10 @@ def _versions() -> dict[str, str]:
 
 def _trainer(config: Config, directory: str, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
     parts: Config = {"callbacks": callbacks, "logger": loggers, "default_root_dir": directory}
+    parts["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     try:
-        return instantiate(config)(enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks), **parts)
+        call = instantiate(config)
+        return call(plugins=[*(call.keywords.get("plugins") or []), checkpoints.WholeCheckpoints()], **parts)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error
 
@@ -260,7 +304,7 @@ def _log_hyperparameters(loggers: list[Logger], run: TrainConfig, metrics: dict[
 
 
 def _write_json(path: Path, metrics: dict[str, Any]) -> None:
-    path.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+    checkpoints.write_whole(path, (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _print_metrics(console: Console, metrics: dict[str, float]) -> None:

@@ -3,17 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import get_class
 from lightning import LightningDataModule
 
+from taugrad import checkpoints
 from taugrad.config import fit_to_signature, instantiate
 from taugrad.errors import ConfigError
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, plain values and tensors, loaded with `weights_only=True`."""
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_run(
@@ -44,4 +39,4 @@ def _content(run: Path, checkpoint: str) -> dict[str, Any]:
     path = run / "checkpoints" / f"{checkpoint}.ckpt"
     if not path.is_file():
         raise ConfigError(f"run must be a run's directory that holds checkpoints/{path.name}, got {run}")
-    return load_checkpoint(path)
+    return checkpoints.load(path)
