@@ -257,6 +257,21 @@ def test_a_real_download_that_fails_its_checksum_is_refused(tmp_path, monkeypatc
     assert list((tmp_path / "target").iterdir()) == []
 
 
+def test_a_flipped_bit_in_a_real_file_is_refused_by_checksum(tmp_path):
+    directory = os.environ.get("TAUGRAD_MNIST")
+    if directory is None:
+        pytest.skip("needs MNIST's files in TAUGRAD_MNIST")
+    for name in NAMES:
+        (tmp_path / name).write_bytes(gzip.decompress((Path(directory) / f"{name}.gz").read_bytes()))
+    assert len(mnist(tmp_path).train.labels) == 50_000
+    path = tmp_path / NAMES[2]
+    content = bytearray(path.read_bytes())
+    content[123_456] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte is damaged, or not of MNIST: its content does not"):
+        mnist(tmp_path)
+
+
 # Batches
 
 

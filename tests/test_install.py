@@ -105,7 +105,13 @@ def test_a_users_own_package_plugs_in_without_touching_ours(tmp_path):
     result = run(train, tmp_path, path=EXAMPLE)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 40
-    evaluate = [str(Path(sys.executable).with_name("taugrad")), "evaluate", f"run={tmp_path}", "images=true"]
+    evaluate = [
+        str(Path(sys.executable).with_name("taugrad")),
+        "evaluate",
+        f"run={tmp_path}",
+        "images=true",
+        "trust=[own]",
+    ]
     result = run([*evaluate, "+trainer.limit_test_batches=3"], tmp_path, path=EXAMPLE)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "pictures" / "means.png").is_file()

@@ -93,7 +93,8 @@ def test_the_handlers_of_before_come_back_and_a_signal_outside_training_stops_at
 
 def start(cwd, *arguments):
     (cwd / "spy.py").write_text(SPY)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(cwd)}
+    path = [str(cwd), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(path)}
     spy = [*SPIED, f"+callbacks.spy.path={cwd / 'step'}", "threads=1"]
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *spy, *arguments, f"hydra.run.dir={cwd / 'run'}"]
     return subprocess.Popen(

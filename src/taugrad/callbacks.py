@@ -2,6 +2,7 @@
 
 import random
 import time
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -323,7 +324,7 @@ class RandomStates(Callback):
 
 
 class SaveConfig(Callback):
-    """Puts the run's config into its checkpoints: a checkpoint alone can be evaluated."""
+    """Puts the run's config, and whose it is, into its checkpoints: a checkpoint alone can be evaluated."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -331,6 +332,7 @@ class SaveConfig(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config, plain dicts, lists and scalars."""
         checkpoint["config"] = self.config
+        checkpoint["versions"] = {"taugrad": version("taugrad")}
 
 
 def _accelerator() -> Any:

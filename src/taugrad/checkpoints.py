@@ -58,8 +58,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, archive + _DIGEST.to_bytes(2, "little") + hashlib.sha256(archive).hexdigest().encode())
     except OSError as error:
-        before = "the one before is whole" if path.exists() else "there is none before it"
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}; {before}") from error
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}; what was there is as it was") from error
 
 
 def load(path: Path) -> dict[str, Any]:

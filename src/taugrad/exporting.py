@@ -3,7 +3,7 @@
 What is exported is the model's `greedy`: every sample is replaced by the most probable choice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class ExportConfig:
     run: str
     out: str
     checkpoint: str | None = None
+    trust: list[str] = field(default_factory=list)
 
 
 class Greedy(nn.Module):
@@ -58,7 +59,7 @@ def export(config: DictConfig) -> None:
     if out.suffix == ".onnx":
         for package in ("onnxscript", "onnxruntime"):
             extra(package, "onnx")
-    model, data, _ = load_run(Path(arguments.run), arguments.checkpoint)
+    model, data, _ = load_run(Path(arguments.run), arguments.checkpoint, arguments.trust)
     module, x = Greedy(model), _inputs(model, data)
     dynamic = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module, (x[:2],), dynamic_shapes=dynamic)

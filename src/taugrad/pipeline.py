@@ -78,6 +78,7 @@ class EvaluateConfig:
     run: str
     trainer: Config
     checkpoint: str | None = None
+    trust: list[str] = field(default_factory=list)
     num_samples: int | None = None
     episodes: int | None = None
     video: str | None = None
@@ -152,7 +153,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     arguments = EvaluateConfig(**fit_to_signature(EvaluateConfig, resolve(config)))
     changes = {"nll_samples": arguments.num_samples, "test_episodes": arguments.episodes}
     changes = {name: value for name, value in changes.items() if value is not None}
-    model, data, saved = load_run(Path(arguments.run), arguments.checkpoint, **changes)
+    model, data, saved = load_run(Path(arguments.run), arguments.checkpoint, arguments.trust, **changes)
     seed_everything(saved["seed"], workers=True, verbose=False)
     if arguments.video is not None:
         _film(model, Path(arguments.video))

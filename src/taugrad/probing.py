@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class ProbeConfig:
     out: str
     checkpoint: str
     run: str | None = None
+    trust: list[str] = field(default_factory=list)
 
 
 def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
@@ -88,7 +89,7 @@ def toy() -> tuple[Function, Tensor]:
 
 def problem(arguments: ProbeConfig) -> tuple[Function, Tensor]:
     """A run's decoder as log p(x|z), and its encoder's logits, for the first test images."""
-    model, data, _ = load_run(Path(arguments.run or ""), arguments.checkpoint)
+    model, data, _ = load_run(Path(arguments.run or ""), arguments.checkpoint, arguments.trust)
     model.requires_grad_(False)
     if data is None or not isinstance(model, CatVAE):
         raise ConfigError(f"run must be a run of a VAE, got {arguments.run}, one of {type(model).__name__}")

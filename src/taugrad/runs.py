@@ -1,5 +1,7 @@
-"""Loading what a run left: its model and data from a checkpoint alone."""
+"""Loading what a run left: its model and data from a checkpoint alone, which may come from a stranger."""
 
+import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,31 +10,96 @@ from lightning import LightningDataModule
 
 from taugrad import checkpoints
 from taugrad.config import fit_to_signature, instantiate
-from taugrad.errors import ConfigError
+from taugrad.errors import CheckpointError, ConfigError, TaugradError
+
+# What a checkpoint's config may name as `_target_`. Whole packages would be too much: torch has a class that starts a
+# process when it is built, hydra a function that calls anything, and our own build runs a compiler.
+TRUSTED = (
+    *("taugrad.data", "taugrad.estimators", "taugrad.nets", "taugrad.rl", "taugrad.schedules", "taugrad.tasks"),
+    *("torch.nn", "torch.optim"),
+)
+_TRUSTED_ENVIRONMENTS = ("lbforaging",)  # modules that an environment's id imports, `module:name`
 
 
 def load_run(
-    run: Path, checkpoint: str | None = None, **changes: Any
+    run: Path, checkpoint: str | None = None, trust: Sequence[str] = (), **changes: Any
 ) -> tuple[Any, LightningDataModule | None, dict[str, Any]]:
     """A run's model with its weights, its data, and the config that its checkpoint carries.
 
     Args:
         run: the run's directory; only `checkpoints/` is read.
         checkpoint: `best` or `last`; by default the one that the model's class reports, its `evaluated`.
+        trust: packages beside `TRUSTED` that the config may name.
         changes: arguments of the model to set otherwise than the run did.
 
     Raises:
-        ConfigError: the directory holds no such checkpoint.
+        ConfigError: the directory holds no such checkpoint, or `changes` does not fit the model.
+        CheckpointError: the checkpoint is damaged, does not fit this version, or names what is not trusted.
     """
     either = "last" if (run / "checkpoints" / "last.ckpt").is_file() else "best"
     content = _content(run, checkpoint or either)
-    config = content["config"]
+    config = content.get("config")
+    if config is None:
+        raise CheckpointError(f"{run}/checkpoints holds no config to build the model from")
+    require_trusted(config, trust)
     fit_to_signature(get_class(config["model"]["_target_"]), changes, "model")
-    model = instantiate(config["model"] | changes, recursive=False)
-    if checkpoint is None and model.evaluated != either:
-        content = _content(run, model.evaluated)
-    model.load_state_dict(content["state_dict"])
-    return model, config["data"] and instantiate(config["data"], recursive=False), config
+    try:
+        model = instantiate(config["model"] | changes, recursive=False)
+        data = config["data"] and instantiate(config["data"], recursive=False)
+        if checkpoint is None and model.evaluated != either:
+            content = _content(run, model.evaluated)
+        model.load_state_dict(content["state_dict"])
+    except (TaugradError, RuntimeError) as error:  # an argument or a weight that is not this version's
+        written = content.get("versions", {}).get("taugrad", "an unknown version")
+        raise CheckpointError(f"{run}, written by taugrad {written}, does not load: {_first_line(error)}") from error
+    return model, data, config
+
+
+def require_trusted(config: Any, trust: Sequence[str] = ()) -> None:
+    """Refuse a config that would call anything but `TRUSTED` and what the user trusts, before anything is called.
+
+    Both the name and what it leads to must lie there: a trusted module holds names of what it imports itself.
+
+    Raises:
+        CheckpointError: it names something else.
+
+    >>> require_trusted({"_target_": "taugrad.schedules.Constant", "value": 1.0})
+    >>> require_trusted({"model": [{"_target_": "os.system", "command": "true"}]})
+    Traceback (most recent call last):
+    taugrad.errors.CheckpointError: os.system is not trusted: trust=[os] allows it, if you know what it does
+    """
+    if isinstance(config, list):
+        for child in config:
+            require_trusted(child, trust)
+    if not isinstance(config, dict):
+        return
+    if "_target_" in config:
+        _require_trusted_target(str(config["_target_"]), trust)
+        package, colon, _ = str(config.get("id", "")).partition(":")
+        if colon and not _within(package, (*_TRUSTED_ENVIRONMENTS, *trust)):
+            raise CheckpointError(f"environment {config['id']} {_not_trusted(package)}")
+    for child in config.values():
+        require_trusted(child, trust)
+
+
+def _require_trusted_target(target: str, trust: Sequence[str]) -> None:
+    allowed = (*TRUSTED, *trust)
+    if _within(target, allowed):
+        try:
+            found = pkgutil.resolve_name(target)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"{target} is not there in this version: {_first_line(error)}") from error
+        if _within(str(getattr(found, "__module__", None)), allowed) and not found.__name__.startswith("_"):
+            return
+    raise CheckpointError(f"{target} {_not_trusted(target)}")
+
+
+def _not_trusted(name: str) -> str:
+    return f"is not trusted: trust=[{name.rpartition('.')[0] or name}] allows it, if you know what it does"
+
+
+def _within(name: str, packages: Sequence[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def _content(run: Path, checkpoint: str) -> dict[str, Any]:
@@ -40,3 +107,7 @@ def _content(run: Path, checkpoint: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"run must be a run's directory that holds checkpoints/{path.name}, got {run}")
     return checkpoints.load(path)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(":")

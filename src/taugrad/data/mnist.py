@@ -1,5 +1,6 @@
 """MNIST and Fashion-MNIST from their four IDX files, in a directory or downloaded into it once."""
 
+import hashlib
 from pathlib import Path
 
 import pooch
@@ -18,6 +19,14 @@ _MNIST_SHA256 = (
     "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 )
+# Of the four files' images and labels themselves. Of Fashion-MNIST only its archives' sums are published.
+_MNIST_CONTENT = (
+    "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+)
+_SIZES = 60_000, 60_000, 10_000, 10_000
 _FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _FASHION_MNIST_SHA256 = (
     "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
@@ -31,7 +40,9 @@ def mnist(root: str | Path, validation: int = 10_000) -> Splits:
     """MNIST, 28 x 28 handwritten digits.
 
     Args:
-        root: the directory of the four IDX files, gzipped or not; missing ones are downloaded into it.
+        root: the directory of the four IDX files, gzipped or not; missing ones are downloaded into it. Files of
+            another number of images, as of a part of MNIST, are taken as they are; of MNIST's own number they must
+            hold MNIST.
         validation: how many of the 60,000 training images to set aside; 0 validates on the test split.
 
     Returns:
@@ -41,12 +52,18 @@ def mnist(root: str | Path, validation: int = 10_000) -> Splits:
         DataError: a file is missing and cannot be downloaded, or is damaged, or is not of the set's kind.
         ValueError: `validation` is out of range.
     """
-    return _load(Path(root), _MNIST_URL, _MNIST_SHA256, validation)
+    files = _find(Path(root), _MNIST_URL, _MNIST_SHA256)
+    train, test = _splits(files)
+    contents = (*train, *test)
+    for path, content, size, sha256 in zip(files, contents, _SIZES, _MNIST_CONTENT, strict=True):
+        if len(content) == size and hashlib.sha256(content.to(torch.uint8).numpy().data).hexdigest() != sha256:
+            raise DataError(f"{path} is damaged, or not of MNIST: its content does not have the SHA-256 of MNIST's")
+    return split(train, test, validation)
 
 
 def fashion_mnist(root: str | Path, validation: int = 10_000) -> Splits:
     """Fashion-MNIST (1708.07747), 28 x 28 pictures of clothes; arguments, result and errors as for `mnist`."""
-    return _load(Path(root), _FASHION_MNIST_URL, _FASHION_MNIST_SHA256, validation)
+    return split(*_splits(_find(Path(root), _FASHION_MNIST_URL, _FASHION_MNIST_SHA256)), validation)
 
 
 def read_split(images: Path, labels: Path) -> Split:
@@ -65,9 +82,9 @@ def read_split(images: Path, labels: Path) -> Split:
     return Split(x, y.to(torch.int64))
 
 
-def _load(root: Path, url: str, sha256: tuple[str, ...], validation: int) -> Splits:
-    train_x, train_y, test_x, test_y = _find(root, url, sha256)
-    return split(read_split(train_x, train_y), read_split(test_x, test_y), validation)
+def _splits(files: list[Path]) -> tuple[Split, Split]:
+    train_x, train_y, test_x, test_y = files
+    return read_split(train_x, train_y), read_split(test_x, test_y)
 
 
 def _find(root: Path, url: str, sha256: tuple[str, ...]) -> list[Path]:
