@@ -3,8 +3,8 @@
 import errno
 import hashlib
 import os
-import resource
 import re
+import resource
 import signal
 import tempfile
 import zipfile

@@ -196,67 +196,11 @@ def test_a_multirun_gives_a_directory_a_job_with_the_probe_in_its_events(tmp_pat
         assert [event.step for event in events.Scalars("probe/cosine")] == [20]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["model.latnts=3"], "Key 'latnts' is not in struct"),
-        (["model=nope"], "Could not find 'model/nope'"),
-        (["+model.foo=3"], "error: model.foo is not an argument of taugrad.tasks.cat_vae.CatVAE"),
-        (["model.latents=many"], "error: model.latents must be int, got 'many'"),
-        (
-            ["tau=constant", "tau.value=0"],
-            "error: taugrad.schedules.Constant: value must be a positive finite number, got 0.0",
-        ),
-        (["objective=test/fun"], "error: objective must be one of train/epoch_loss, val/loss, "),
-        (["optimizer.lr=-1"], "error: optimizer: Invalid learning rate: -1.0"),
-        (["seed=-1"], "error: seed must be in [0, 4294967295], got -1"),
-        (["ckpt_path=absent.ckpt"], "error: ckpt_path must be a checkpoint file, or last, got absent.ckpt"),
-        (["data.batch_size=50001"], "error: data.batch_size must be at most 50000"),
-        (["sweep=optuna"], "error: callbacks.pruning is for the jobs of a sweep: add -m, or ~callbacks.pruning"),
-        (["trainer.accelerator=abacus"], "error: trainer: You selected an invalid accelerator name"),
-    ],
-)
-def test_a_bad_config_ends_before_training_in_a_sentence_that_names_the_key(arguments, sentence, tmp_path):
-    result = run("train.py", *SMALL, *arguments, cwd=tmp_path)
+def test_a_bad_config_ends_before_training_in_a_sentence(tmp_path):
+    result = run("train.py", *SMALL, "tau.start=0", cwd=tmp_path)
     assert result.returncode == 1
-    assert sentence in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stderr == ("error: taugrad.schedules.Linear: start must be a positive finite number, got 0.0\n")
     assert "training" not in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (
-            ["model=structured", "model.image_size=[27,28]"],
-            "Structured: image_size[0], the height, must be even for two halves, got 27",
-        ),
-        (
-            ["model=structured", "callbacks=probe"],
-            "error: callbacks.probe is for a categorical VAE, got model Structured",
-        ),
-        (
-            ["model=semi_supervised", "data.labels=5"],
-            "error: data.labels must be a positive multiple of the number of classes, 10, got 5",
-        ),
-        (
-            ["model=semi_supervised", "model.classes=5"],
-            "error: labels must be in 0 to 4, or -1 for none, got 0 to 9: model.classes must be",
-        ),
-    ],
-)
-def test_a_bad_config_of_another_model_ends_before_training_in_a_sentence(arguments, sentence, tmp_path):
-    result = run("train.py", *arguments, *SHORT, cwd=tmp_path)
-    assert result.returncode == 1
-    assert sentence in result.stderr
-    assert "Traceback" not in result.stderr
-    assert "training" not in result.stdout
-
-
-def test_evaluating_what_is_no_run_gets_a_sentence(tmp_path):
-    result = run("evaluate.py", f"run={tmp_path}", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "error: run must be a run's directory that holds checkpoints/best.ckpt" in result.stderr
 
 
 def test_the_command_line_prints_its_config_its_help_and_completions(tmp_path):

@@ -197,9 +197,9 @@ def test_a_run_that_has_ended_can_be_evaluated_again_by_going_on(tmp_path):
 @pytest.mark.parametrize(
     "model",
     [
-        LONG,
-        ["model=structured", "trainer.max_steps=1500", *SHORT[1:], "model.nll_samples=5"],
-        ["model=policy", "model.max_env_steps=30_000", "model.test_episodes=5"],
+        [*LONG, "trainer.max_steps=8000"],
+        ["model=structured", "trainer.max_steps=8000", *SHORT[1:], "model.nll_samples=5"],
+        ["model=policy", "model.max_env_steps=60_000", "model.test_episodes=5"],
     ],
     ids=["cat_vae", "structured", "policy"],
 )
@@ -207,7 +207,7 @@ def test_twenty_kills_lose_nothing(model, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir(), other.mkdir()
     finish(start(one, *model, KEPT))
-    kill_and_go_on(other, model, 20, random.Random(1), span=1.0)
+    kill_and_go_on(other, model, 20, random.Random(1), span=0.5)
     first, second = (json.loads((d / "run" / "metrics.json").read_text()) for d in (one, other))
     if model[0] == "model=policy":  # its episodes in flight start again
         assert second["env_steps"] >= first["env_steps"] - 1000

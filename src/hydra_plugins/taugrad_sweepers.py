@@ -19,6 +19,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+_SETTINGS = "multirun.yaml"
+
 
 class _Sweeper(Sweeper):
     """What both share: the launcher, and the parts of a command line."""
@@ -37,8 +39,9 @@ class _Sweeper(Sweeper):
         from taugrad.errors import TaugradError
 
         try:
-            jobs = self.run(*self.split(arguments))
-            sweeps.report(jobs, self.directory, self.settings)
+            with sweeps.alone_in(self.directory):
+                jobs = self.run(*self.split(arguments))
+                sweeps.report(jobs, self.directory, self.settings)
         except TaugradError as error:
             sys.exit(f"error: {error}")
         return [job.values for job in jobs]
@@ -49,16 +52,15 @@ class _Sweeper(Sweeper):
 
     def launch(self, fixed: list[str], points: list[dict[str, Any]], first: int) -> Sequence[JobReturn]:
         """Run a job at each point, numbered from `first`."""
+        OmegaConf.save(self.settings, self.directory / _SETTINGS)
         overrides = [[*fixed, *(f"{name}={value}" for name, value in point.items())] for point in points]
         return self.jobs_launcher.launch(overrides, first)
 
     def split(self, arguments: list[str]) -> tuple[list[str], list[Override]]:
-        """The overrides that are the same for all jobs, and those to sweep; the sweep's directory is made."""
+        """The overrides that are the same for all jobs, and those to sweep."""
         parser = OverridesParser.create(config_loader=self.config_loader)
         overrides = parser.parse_overrides(arguments)
         fixed = [o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None]
-        self.directory.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.settings, self.directory / "multirun.yaml")
         return fixed, [o for o in overrides if o.is_sweep_override()]
 
 
@@ -75,7 +77,15 @@ class GridSweeper(_Sweeper):
     def run(self, fixed: list[str], swept: list[Override]) -> list[Any]:
         """All jobs, `jobs` at a launch."""
         from taugrad import sweeps
+        from taugrad.errors import ConfigError
 
+        if self.jobs is not None and self.jobs < 1:
+            raise ConfigError(f"hydra.sweeper.jobs must be at least 1, got {self.jobs}")
+        if (self.directory / _SETTINGS).exists() and "ckpt_path=last" not in fixed:
+            raise ConfigError(
+                f"hydra.sweep.dir={self.directory} holds a sweep already: choose another directory, or go on with the "
+                "jobs of this one by ckpt_path=last"
+            )
         names = [o.get_key_element() for o in swept]
         values = [sweeps.values(o) for o in swept]
         points = [dict(zip(names, point, strict=True)) for point in product(*values)]

@@ -40,6 +40,7 @@ class Progress(ProgressBar):
 
     def __init__(self, every: int = 50) -> None:
         super().__init__()
+        check_count("every", every)
         self.every = every
         self._bar: rich.progress.Progress | None = None
         self._enabled = True

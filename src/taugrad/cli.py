@@ -4,21 +4,68 @@ What a command needs is imported when it runs: torch and Lightning take seconds.
 """
 
 import argparse
+import difflib
+import functools
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from taugrad.errors import one_sentence
 
 CONF = Path(__file__).parent / "conf"
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
-@one_sentence
+def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+    """A command of Hydra's, by the config of the function's name; a command line that it refuses gets suggestions."""
+    began = False
+
+    @functools.wraps(function)
+    def task(config: DictConfig) -> Any:
+        nonlocal began
+        began = True
+        return one_sentence(function)(config)
+
+    main = hydra.main(version_base="1.3", config_path="conf", config_name=function.__name__)(task)
+
+    @functools.wraps(function)
+    def run() -> Any:
+        try:
+            return main()
+        except SystemExit as error:
+            if error.code == 1 and not began:
+                sys.stderr.writelines(f"did you mean {close}?\n" for close in _close(sys.argv[1:]))
+            raise
+
+    return run
+
+
+def _close(overrides: list[str]) -> list[str]:
+    """Of overrides that name no group, option or key: what is spelled almost so."""
+    groups = {str(d.relative_to(CONF)): d for d in CONF.rglob("*") if d.is_dir() and any(d.glob("*.yaml"))}
+    found = []
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name.startswith(("+", "~", "-")):
+            continue
+        first, _, key = name.partition(".")
+        if name in groups:
+            known = {f"{name}={file.stem}" for file in groups[name].glob("*.yaml")}
+            found += [(f"{name}={option}", known) for option in value.split(",")]
+        elif key and first in groups:
+            keys = {k for file in groups[first].glob("*.yaml") for k in OmegaConf.load(file)}
+            found.append((f"{first}.{key.split('.')[0]}", {f"{first}.{k}" for k in keys}))
+        else:
+            found.append((name, groups.keys() | OmegaConf.load(CONF / "train.yaml").keys()))
+    closest = [difflib.get_close_matches(name, known, n=1) for name, known in found if name not in known]
+    return [match for matches in closest for match in matches]
+
+
+@_command
 def train(config: DictConfig) -> float | list[float]:
     """Train a model, evaluate it, return its objective or objectives."""
     from taugrad import pipeline
@@ -26,8 +73,7 @@ def train(config: DictConfig) -> float | list[float]:
     return pipeline.train(config)
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-@one_sentence
+@_command
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluate a run from its checkpoint, return its test metrics."""
     from taugrad import pipeline
@@ -35,8 +81,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     return pipeline.evaluate(config)
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="probe")
-@one_sentence
+@_command
 def probe(config: DictConfig) -> None:
     """Compare gradient estimators with the exact gradient."""
     from taugrad.probing import run_probe
@@ -44,8 +89,7 @@ def probe(config: DictConfig) -> None:
     run_probe(config, CONF / "estimator")
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="export")
-@one_sentence
+@_command
 def export(config: DictConfig) -> None:
     """Write a run's model, sampling replaced by argmax, to an ONNX file or a program of torch.export."""
     from taugrad.exporting import export as write

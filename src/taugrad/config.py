@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import make_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra.utils
 from hydra.errors import InstantiationException
@@ -23,17 +23,26 @@ _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _SCALARS = (bool, int, float, str)
 
 
+T = TypeVar("T")
+
+
+def read(schema: type[T], config: DictConfig) -> T:
+    """The config as a dataclass whose fields are its top-level keys, resolved and checked as by `resolve`.
+
+    Raises:
+        ConfigError: a value is missing, does not resolve, or does not fit its field or its `_target_`.
+    """
+    plain = fit_to_signature(schema, _plain(config))  # first, as other values may refer to these
+    return schema(**_checked(plain, ""))
+
+
 def resolve(config: DictConfig) -> dict[str, Any]:
     """The config as plain dicts, lists and scalars: interpolations resolved, and every `_target_`'s arguments checked.
 
     Raises:
         ConfigError: a value is missing, does not resolve, or does not fit its `_target_`.
     """
-    try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    return _checked(plain, "")
+    return _checked(_plain(config), "")
 
 
 def instantiate(config: Mapping[str, Any], *, recursive: bool = True) -> Any:
@@ -75,6 +84,13 @@ def fit_to_signature(call: Callable[..., Any], arguments: Mapping[str, Any], key
             )
         fitted[name] = _convert(value, annotations.get(name, Any), _join(key, name))
     return fitted
+
+
+def _plain(config: DictConfig) -> Any:
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 def _checked(node: Any, key: str) -> Any:
@@ -125,7 +141,7 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         node = OmegaConf.structured(make_dataclass("Schema", [("value", schema)]))
         node.value = value
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key} must be {inspect.formatannotation(schema)}, got {value!r}") from error
+        raise ConfigError(f"{key} must be {_described(schema)}, got {value!r}") from error
     return OmegaConf.to_container(node)["value"]  # pyright: ignore
 
 
@@ -142,6 +158,14 @@ def _schema(annotation: Any) -> Any:
     if not members or (len(members) > 1 and any(member not in _SCALARS for member in members)):
         return None
     return typing.Union[(*members, None)] if type(None) in arguments else typing.Union[tuple(members)]  # noqa: UP007
+
+
+def _described(schema: Any) -> str:
+    members = [m for m in typing.get_args(schema) if m is not type(None)] if schema not in _SCALARS else []
+    if not members or typing.get_origin(schema) is list:
+        return inspect.formatannotation(schema)
+    null = ["null"] * (type(None) in typing.get_args(schema))
+    return " or ".join([*map(_described, members), *null])
 
 
 def _join(key: str, name: str) -> str:

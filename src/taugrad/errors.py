@@ -20,7 +20,7 @@ class ConfigError(TaugradError, ValueError):
 
 
 class DataError(TaugradError, ValueError):
-    """A data file that cannot be used; the message names it."""
+    """Data that cannot be used, of a file or an environment; the message names it."""
 
 
 class CheckpointError(TaugradError, RuntimeError):
@@ -32,7 +32,7 @@ class NonFiniteLossError(TaugradError, RuntimeError):
 
 
 def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
-    """Let a script end on a user's error with its sentence and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback.
+    """Let a script end on a user's error with its sentence and exit code 1; the traceback shows with `debug=true`.
 
     A job of a sweep prints the sentence, or the traceback of what is no user's error, and raises: its exit would be the
     sweep's, and Hydra keeps what it catches to itself.
@@ -51,7 +51,7 @@ def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             sys.exit(130)
         except (TaugradError, MisconfigurationException) as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            if os.environ.get("HYDRA_FULL_ERROR") == "1" or (args and getattr(args[0], "debug", False)):
                 raise
             if in_sweep():
                 sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {error}\n")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
-from taugrad.config import fit_to_signature, resolve
+from taugrad.config import read
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError, TaugradError
 from taugrad.extras import extra
@@ -31,6 +31,7 @@ class ExportConfig:
     out: str
     checkpoint: str | None = None
     trust: list[str] = field(default_factory=list)
+    debug: bool = False
 
 
 class Greedy(nn.Module):
@@ -52,7 +53,7 @@ def export(config: DictConfig) -> None:
         ConfigError: `out` has another ending than .onnx and .pt2, or there is no such run.
         TaugradError: the file does not compute what the model does.
     """
-    arguments = ExportConfig(**fit_to_signature(ExportConfig, resolve(config)))
+    arguments = read(ExportConfig, config)
     out = Path(arguments.out)
     if out.suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"out must end in .onnx or .pt2, got {out}")

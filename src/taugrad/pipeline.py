@@ -30,7 +30,7 @@ from rich.table import Table
 
 from taugrad import checkpoints
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
-from taugrad.config import fit_to_signature, instantiate, resolve
+from taugrad.config import instantiate, read
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError
 from taugrad.extras import extra
@@ -69,6 +69,7 @@ class TrainConfig:
     threads: int | None = None
     published: Config = field(default_factory=dict)  # a preset's values for each estimator, which other keys refer to
     ckpt_path: str | None = None
+    debug: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class EvaluateConfig:
     episodes: int | None = None
     video: str | None = None
     images: bool = False
+    debug: bool = False
 
 
 def train(config: DictConfig) -> float | list[float]:
@@ -95,7 +97,8 @@ def train(config: DictConfig) -> float | list[float]:
         ConfigError: before training, when anything in the config does not fit.
     """
     start = time.perf_counter()
-    run = TrainConfig(**fit_to_signature(TrainConfig, resolve(config)))
+    run = read(TrainConfig, config)
+    _check_amounts(run)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
         os.environ["OMP_NUM_THREADS"] = str(run.threads)  # else Lightning sets the threads of several processes
@@ -150,7 +153,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     Raises:
         ConfigError: the run has no such checkpoint, or something in the config does not fit.
     """
-    arguments = EvaluateConfig(**fit_to_signature(EvaluateConfig, resolve(config)))
+    arguments = read(EvaluateConfig, config)
     changes = {"nll_samples": arguments.num_samples, "test_episodes": arguments.episodes}
     changes = {name: value for name, value in changes.items() if value is not None}
     model, data, saved = load_run(Path(arguments.run), arguments.checkpoint, arguments.trust, **changes)
@@ -185,6 +188,15 @@ def _draw(model: Any, data: LightningDataModule | None, directory: Path) -> None
     directory.mkdir(exist_ok=True)
     for name, picture in model.pictures(*first_images(data.test_dataloader(), _PICTURED)).items():
         save(picture, directory / f"{name}.png")
+
+
+def _check_amounts(run: TrainConfig) -> None:
+    if run.threads is not None and run.threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {run.threads}")
+    for name in ("max_steps", "max_epochs"):
+        amount = run.trainer.get(name, -1)
+        if amount is not None and amount != -1 and amount < 1:
+            raise ConfigError(f"trainer.{name} must be at least 1, or -1 for no end, got {amount}")
 
 
 def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from taugrad._arguments import check_count, check_positive
-from taugrad.config import fit_to_signature, instantiate, resolve
+from taugrad.config import instantiate, read, resolve
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
@@ -40,6 +40,7 @@ class ProbeConfig:
     checkpoint: str
     run: str | None = None
     trust: list[str] = field(default_factory=list)
+    debug: bool = False
 
 
 def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
@@ -53,7 +54,7 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
         ConfigError: something in the config does not fit.
     """
     extra("matplotlib.figure", "plot")  # before anything is computed, not when the picture is due
-    arguments = ProbeConfig(**fit_to_signature(ProbeConfig, resolve(config)))
+    arguments = read(ProbeConfig, config)
     try:
         for tau in arguments.taus:
             check_positive("taus", tau)

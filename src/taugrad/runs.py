@@ -1,5 +1,6 @@
 """Loading what a run left: its model and data from a checkpoint alone, which may come from a stranger."""
 
+import inspect
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from hydra.utils import get_class
 from lightning import LightningDataModule
 
 from taugrad import checkpoints
-from taugrad.config import fit_to_signature, instantiate
+from taugrad.config import instantiate
 from taugrad.errors import CheckpointError, ConfigError, TaugradError
 
 # What a checkpoint's config may name as `_target_`. Whole packages would be too much: torch has a class that starts a
@@ -42,7 +43,9 @@ def load_run(
     if config is None:
         raise CheckpointError(f"{run}/checkpoints holds no config to build the model from")
     require_trusted(config, trust)
-    fit_to_signature(get_class(config["model"]["_target_"]), changes, "model")
+    model_class = get_class(config["model"]["_target_"])
+    for name in changes.keys() - inspect.signature(model_class).parameters.keys():
+        raise ConfigError(f"{name} cannot be set for a run of {model_class.__name__}, which has none")
     try:
         model = instantiate(config["model"] | changes, recursive=False)
         data = config["data"] and instantiate(config["data"], recursive=False)

@@ -5,9 +5,11 @@ with Optuna `study.db`, from which a sweep that was killed goes on.
 """
 
 import csv
+import fcntl
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,22 @@ class Job:
     state: str  # complete, pruned or failed
     seconds: float | None = None
     error: str = ""
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Hold a sweep's directory, made if need be, until the end or the death of this process.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"hydra.sweep.dir={directory}: another sweep is running there") from error
+        yield
 
 
 def values(override: Override) -> list[Any]:

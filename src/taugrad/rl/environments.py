@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from taugrad._arguments import check_count
-from taugrad.errors import ConfigError
+from taugrad.errors import ConfigError, DataError
 from taugrad.rl.spaces import factors_of, observation_size, to_environment
 
 
@@ -77,12 +77,16 @@ class Environments:
         return self._observation(self.env.reset(seed=seed)[0])
 
     def step(self, action: Tensor) -> Step:
-        """One step with choices (E, F)."""
+        """One step with choices (E, F).
+
+        Raises:
+            DataError: an observation or reward is NaN or infinite.
+        """
         given = to_environment(action, self.env.single_action_space)
         observation, reward, terminated, truncated, _ = self.env.step(given)
         ended = torch.from_numpy(np.asarray(terminated)), torch.from_numpy(np.asarray(truncated))
         valid, self._resets = ~self._resets, ended[0] | ended[1]
-        rewards = torch.from_numpy(np.asarray(reward, dtype=np.float32))
+        rewards = torch.from_numpy(_finite("a reward", reward))
         return Step(self._observation(observation), rewards, *ended, valid)
 
     def picture(self) -> np.ndarray:
@@ -104,4 +108,17 @@ class Environments:
         self.env.close()
 
     def _observation(self, observation: Any) -> Tensor:
-        return torch.from_numpy(np.array(observation, dtype=np.float32)).view(self.num_envs, -1)
+        # A copy: many environments write each observation over the last.
+        return torch.from_numpy(_finite("an observation", observation).copy()).view(self.num_envs, -1)
+
+
+def _finite(name: str, values: Any) -> np.ndarray:
+    """As float32.
+
+    Raises:
+        DataError: a value is NaN or infinite.
+    """
+    values = np.asarray(values, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise DataError(f"the environment returned {name} of {values[~np.isfinite(values)][0]}")
+    return values

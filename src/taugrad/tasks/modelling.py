@@ -21,6 +21,7 @@ from torch import Tensor
 from taugrad._arguments import check_counts
 from taugrad.categorical import entropy
 from taugrad.config import instantiate
+from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.schedules import Schedule
 from taugrad.tasks.training import is_kept, optimizer_over, require_finite
@@ -116,6 +117,11 @@ class ImageModel(LightningModule, ABC):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """One optimizer step for each batch of a stack (stack, batch, height, width), or for a batch without stack."""
         images, labels = (part if batch[0].ndim == 4 else part.unsqueeze(0) for part in batch)
+        if tuple(images.shape[-2:]) != self.image_size:
+            got = list(images.shape[-2:])
+            raise ConfigError(
+                f"model.image_size must be {got}, the size of the data's images, got {[*self.image_size]}"
+            )
         terms: dict[str, Tensor] = {}
         for x, y in zip(images, labels, strict=True):
             if self.global_step == self.trainer.max_steps:
