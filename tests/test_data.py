@@ -5,6 +5,7 @@ import os
 import runpy
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pooch
@@ -473,3 +474,21 @@ def test_too_few_labels_for_the_classes_stop_a_run_before_it_starts():
 def test_bad_arguments_of_the_datamodule_get_a_sentence(changes, sentence, source):
     with pytest.raises(ValueError, match=sentence):
         ImageData(source, **changes)
+
+
+@pytest.mark.parametrize("limit", [2, 0.5])
+def test_a_limited_epoch_that_is_over_is_followed_by_the_next_also_after_a_resume(limit):
+    def batches(trainer):
+        data = ImageData({"_target_": "taugrad.data.binarized_mnist.binarized_mnist"}, batch_size=5000, stack=2)
+        data.trainer = trainer
+        return data.train_dataloader()
+
+    trainer = SimpleNamespace(limit_train_batches=limit, global_rank=0, world_size=1)
+    loader = batches(trainer)
+    assert len(loader) == 2  # stacks, of five
+    undisturbed = [x for _ in range(2) for x, _ in loader]
+    first = batches(trainer)
+    list(first)
+    resumed = batches(trainer)
+    resumed.load_state_dict(first.state_dict())
+    assert all(torch.equal(a, b) for (a, _), b in zip(resumed, undisturbed[2:], strict=True))

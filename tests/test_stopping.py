@@ -214,3 +214,41 @@ def test_twenty_kills_lose_nothing(model, tmp_path):
         return
     equal_runs(one, other, "train/loss", "tau", "train/grad_norm")
     assert second["test/loss"] == first["test/loss"]
+
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> {calls}
+"""
+
+
+def test_slurms_signal_saves_and_requeues_and_the_next_start_goes_on(tmp_path, monkeypatch):
+    """With a stand-in for `scontrol`: what a cluster does with its call is the cluster's."""
+    tool, calls = tmp_path / "bin" / "scontrol", tmp_path / "calls"
+    tool.parent.mkdir()
+    tool.write_text(SCONTROL.format(calls=calls))
+    tool.chmod(0o755)
+    job = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "taugrad"}
+    job |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost"}
+    for name, value in (job | {"PATH": f"{tool.parent}{os.pathsep}{os.environ['PATH']}"}).items():
+        monkeypatch.setenv(name, value)
+    long = [*SMALL, "trainer.max_steps=100_000"]
+    process = start(tmp_path, *long)
+    wait_for_step(tmp_path, process, 0)
+    process.send_signal(signal.SIGUSR1)
+    saved = tmp_path / "run" / "hpc_ckpt_1.ckpt"
+    while not calls.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)  # as the cluster ends a job that it has requeued
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert calls.read_text() == "requeue 7\n"
+    reached = checkpoints.load(saved)["global_step"]
+    assert 0 < reached <= step(tmp_path)
+    (tmp_path / "step").unlink()
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    process = start(tmp_path, *long)  # the same command
+    wait_for_step(tmp_path, process, 0)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert step(tmp_path) > reached

@@ -53,6 +53,7 @@ class ShuffledBatches:
         labelled: indices of the images that keep their labels; None: all do, and batches are as they are.
         labelled_batch_size: of them, in every batch, all shares together.
         share: which rows of every batch are handed out.
+        items: of an epoch at most, as a trainer's `limit_train_batches`: a position behind the last is an epoch's end.
     """
 
     def __init__(
@@ -66,12 +67,13 @@ class ShuffledBatches:
         labelled: Tensor | None = None,
         labelled_batch_size: int = 0,
         share: slice = slice(None),
+        items: int | None = None,
     ) -> None:
         self.split = split
         self.batch_size = _fitting(batch_size, split)
         self.seed, self.stack, self.sample_pixels = seed, stack, sample_pixels
         self.labelled, self.labelled_batch_size = labelled, labelled_batch_size
-        self.share = share
+        self.share, self.items = share, items
         self._epoch, self._batch = -1, 0
         self._loaded = False
 
@@ -112,7 +114,8 @@ class ShuffledBatches:
 
     @property
     def _batches(self) -> int:
-        return len(self.split.labels) // self.batch_size
+        whole = len(self.split.labels) // self.batch_size
+        return whole if self.items is None else min(whole, self.items * self.stack)
 
 
 def first_images(batches: Iterable[tuple[Tensor, Tensor]], n: int) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,8 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> ShuffledBatches:
         """Stacks of shuffled batches of the training split."""
         split, binarize = self._load().train, self.hparams["binarize"]
-        return ShuffledBatches(
+        limit = self.trainer.limit_train_batches if self.trainer else 1.0
+        batches = ShuffledBatches(
             _binary(split) if binarize == "static" else split,
             self.hparams["batch_size"],
             seed=self.hparams["seed"],
@@ -101,6 +102,9 @@ class ImageData(LightningDataModule):
             labelled_batch_size=self._labelled_batch_size,
             share=self._share(),
         )
+        if limit != 1.0:
+            batches.items = limit if isinstance(limit, int) else int(limit * len(batches))
+        return batches
 
     def val_dataloader(self) -> Batches:
         """The validation split in order."""
