@@ -35,7 +35,7 @@ ACTING = ["model.max_env_steps=300_000", "model.test_episodes=2", "threads=1"]
     [
         (["model=cat_vae", "model.encoder=[32]", "model.decoder=[32]", "model.latents=4", *IMAGES], 500),
         (["model=structured", *IMAGES], 500),
-        (["model=semi_supervised", "data.batch_size=10", "data.labelled_batch_size=10", *IMAGES], 500),
+        (["model=semi_supervised", "data.batch_size=10", "data.labelled_batch_size=10", IMAGES[0], IMAGES[2]], 500),
         (["model=policy", *ACTING], 7500),
         (["model=ppo", *ACTING], 7500),
     ],

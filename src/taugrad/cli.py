@@ -7,6 +7,7 @@ import argparse
 import difflib
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,12 +48,13 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
 def _close(overrides: list[str]) -> list[str]:
     """Of overrides that name no group, option or key: what is spelled almost so."""
     groups = {str(d.relative_to(CONF)): d for d in CONF.rglob("*") if d.is_dir() and any(d.glob("*.yaml"))}
+    keys_anywhere = set(re.findall(r"^ *(\w+):", "\n".join(f.read_text() for f in CONF.rglob("*.yaml")), re.MULTILINE))
     found = []
     for override in overrides:
         name, _, value = override.partition("=")
-        if name.startswith(("+", "~", "-")):
-            continue
         first, _, key = name.partition(".")
+        if name.startswith(("+", "~", "-", "hydra")) or key.split(".")[-1] in keys_anywhere:
+            continue
         if name in groups:
             known = {f"{name}={file.stem}" for file in groups[name].glob("*.yaml")}
             found += [(f"{name}={option}", known) for option in value.split(",")]

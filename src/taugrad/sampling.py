@@ -28,6 +28,7 @@ from taugrad.noise import draw_seed, gumbel_noise
 from taugrad.softmax import log_where_positive, softmax, softmax_backward
 
 _autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+_UNKNOWN = object()  # before torch 2.13 a saved tensor does not tell its hook: then its memory is left alone
 
 
 def sample(
@@ -176,7 +177,7 @@ class _Sample(torch.autograd.Function):
             and y_grad is None
             and not (ctx.hooked or ctx.needs_input_grad[1] or torch.is_grad_enabled())
             and kernels.takes(z_grad, y)
-            and getattr(ctx._raw_saved_tensors[0], "unpack_hook", None) is None
+            and getattr(ctx._raw_saved_tensors[0], "unpack_hook", _UNKNOWN) is None
             and _is_expendable(y)
         ):
             backward = kernels.reinmax_backward if ctx.relaxation is Relaxation.MARKED else kernels.softmax_backward

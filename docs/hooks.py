@@ -1,0 +1,60 @@
+"""What the site needs beside its pages: the repository's documents as pages, formulas as MathML, doctests as code."""
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from griffe import Extension, Object
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changes.md",
+    "LOG.md": "log.md",
+}
+LINKS = PAGES | {"examples/own_estimator/README.md": "extending.md"}
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+DOCTEST = re.compile(r"(^>>> .*(?:\n(?!\s*$).+)*)", re.MULTILINE)
+LINK = re.compile(r"\[([^]]*)\]\((?:\.\./)?((?:docs/)?[\w./-]+\.(?:md|LICENSE|png|svg|py))\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the documents outside docs/."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Let links lead to pages; a file that is none keeps its text alone."""
+
+    def link(match: re.Match[str]) -> str:
+        text, target = match[1], match[2].removeprefix("docs/")
+        target = LINKS.get(target, target)
+        inside = (ROOT / "docs" / target).exists() or target in LINKS.values()
+        return f"[{text}]({target})" if inside else text
+
+    return LINK.sub(link, markdown)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Write formulas as MathML, which browsers draw by themselves."""
+
+    def formula(match: re.Match[str]) -> str:
+        return convert(html.unescape(match[2]).strip(), display="inline" if match[1] == "span" else "block")
+
+    return FORMULA.sub(formula, output)
+
+
+class Docstrings(Extension):
+    """Make Markdown of docstrings: doctests would be quotations to it, and shapes with a star emphasis."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:
+        """Put fences around the ones, and escape the others."""
+        if obj.docstring is not None:
+            fenced = DOCTEST.sub(r"```pycon\n\1\n```", obj.docstring.value)
+            obj.docstring.value = fenced.replace("(*more", r"(\*more")

@@ -1,0 +1,161 @@
+"""The documents say what is so: their code runs, their commands are ones, the site builds and reads without a network.
+
+A command of a document is not run here, since it may train for minutes: its config is composed, each key with the first
+of the values that it sweeps, and checked against what it would call, which is where a document goes stale. README's
+first commands are run by the tests of the pipeline, the policies and the installation.
+"""
+
+import functools
+import http.server
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, RangeSweep
+
+from taugrad import benchmarks, cli
+from taugrad.config import resolve
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACES = {  # what a reader fills in
+    "ESTIMATOR": "reinmax",
+    "SEED": "0",
+    "DIRECTORY": "somewhere",
+    "MODEL/TIME": "cat_vae/then",
+    "TIME": "then",
+    "OVERRIDE": "seed=0",
+    "mypackage.MyEstimator": "taugrad.ReinMax",
+    "...": "",
+}
+
+
+def commands():
+    """(document, command) for every line of code that starts one of ours."""
+    start = re.compile(r"^(?:    )?((?:PYTHONPATH=\. )?(?:python scripts/(\w+)\.py|taugrad (\w+))\b.*)$", re.MULTILINE)
+    for document in DOCUMENTS:
+        for line, script, name in start.findall(document.read_text()):
+            yield pytest.param(script or name, line, id=f"{document.name}: {line[:100]}")
+
+
+def first_of(override):
+    """An override, or the first value that it sweeps."""
+    if not override.is_sweep_override():
+        return override.input_line
+    swept, name = override.value(), override.get_key_element()
+    if isinstance(swept, (IntervalSweep, RangeSweep)):
+        return f"{name}={swept.start}"
+    return f"{name}={next(override.sweep_string_iterator())}"
+
+
+@pytest.mark.parametrize(("name", "line"), list(commands()))
+def test_a_documents_command_is_one(name, line, monkeypatch):
+    for place, filled in PLACES.items():
+        line = line.replace(place, filled)
+    words = shlex.split(line, comments=True)
+    given = words[words.index("taugrad") + 2 :] if "taugrad" in words else words[2:]
+    if name == "bench":
+        monkeypatch.setattr(sys, "argv", ["bench", *given, "--help"])
+        with pytest.raises(SystemExit) as stopped:
+            benchmarks.main()
+        assert stopped.value.code == 0
+    elif name in ("compare", "figures", "pack_binarized_mnist"):
+        assert (ROOT / "scripts" / f"{name}.py").is_file()
+    else:
+        overrides = [o for o in given if not o.startswith("-") and "searchpath" not in o]
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        if "searchpath" in line:
+            monkeypatch.syspath_prepend(ROOT / "examples" / "own_estimator")
+            parsed.insert(0, OverridesParser.create().parse_override("hydra.searchpath=[pkg://own.conf]"))
+        with initialize_config_dir(str(cli.CONF.resolve()), version_base="1.3"):
+            config = compose(name, [first_of(o) for o in parsed], return_hydra_config=True)
+        for key in ("run_dir", "out"):  # known when Hydra runs the command
+            if key in config and str(config._get_node(key)._value()).startswith("${"):
+                config[key] = "somewhere"
+        assert resolve(only_ours(config))
+
+
+def only_ours(config):
+    from omegaconf import OmegaConf, open_dict
+
+    with open_dict(config):
+        if "pruning" in (config.get("callbacks") or {}):
+            del config["callbacks"]["pruning"]  # it refers to the sweep
+        del config["hydra"]
+    return OmegaConf.create(config)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_python_block_of_a_document_runs(document):
+    blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+    scope = {}
+    for block in blocks:
+        exec(compile(block, document.name, "exec"), scope)
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.parent.name == "docs"], ids=lambda d: d.name)
+def test_every_page_is_in_the_sites_order(document):
+    assert f": {document.name}\n" in (ROOT / "mkdocs.yml").read_text()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("needs the extra docs")
+    directory = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(directory)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
+def test_formulas_and_doctests_are_drawn_at_build_time(site):
+    pages = {path.parent.name: path.read_text() for path in site.rglob("index.html")}
+    assert len(pages) > 20
+    assert pages["course"].count("<math") > 10
+    assert 'class="arithmatex"' not in "".join(pages.values())
+    assert "<blockquote>" not in pages["schedules"]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.skipif(shutil.which("chromedriver") is None, reason="needs Chromium and its driver")
+def test_every_page_reads_in_a_browser_narrow_and_wide_and_asks_no_other_host(site):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    handler = functools.partial(Quiet, directory=str(site))
+    options = webdriver.ChromeOptions()
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        try:
+            address = f"http://127.0.0.1:{server.server_port}/"
+            for page in sorted(path.parent.relative_to(site).as_posix() for path in site.rglob("index.html")):
+                for width in (400, 1300):
+                    driver.set_window_size(width, 900)
+                    driver.get(f"{address}{page}/")
+                    wide = driver.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+                    assert wide <= 0, (page, width, wide)
+                    asked = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+                    assert all(name.startswith((address, "data:", "blob:")) for name in asked), (page, asked)
+                broken = "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+                assert driver.execute_script(broken) == []
+            assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+        finally:
+            driver.quit()
+            server.shutdown()
