@@ -68,8 +68,8 @@ def main(steps: int = 2000, seed: int = 0) -> dict[str, float]:
     figures["unbalanced"], figures["unbalanced_perplexity"] = train(data, steps, seed, hard, balance=0.0)
     figures["enumerated"], _ = train(data, steps, seed, taugrad.Enumeration())
     figures["random"], _ = train(data, steps, seed, hard, learned=False)
-    figures["one_expert"], _ = train(data, steps, seed, hard, experts=1)
-    figures["one_of_eight_times"], _ = train(data, steps, seed, hard, experts=1, hidden=32)
+    for hidden in (4, 12, 32):  # an expert's size; what router and expert cost together; what all experts do
+        figures[f"one_expert_of_{hidden}"], _ = train(data, steps, seed, hard, experts=1, hidden=hidden)
     sys.stdout.write(f"seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()) + "\n")
     return figures
 

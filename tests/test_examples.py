@@ -26,7 +26,7 @@ def test_routing_is_learned_through_the_hard_choice(capsys):
     assert capsys.readouterr().out.startswith("seed 0: routed 0.")
     # A router without gradient leaves each expert a part of the data that has nothing in common.
     assert figures["routed"] > figures["random"] + 0.2
-    assert figures["routed"] > figures["one_expert"] + 0.1
+    assert figures["routed"] > figures["one_expert_of_4"] + 0.1
     assert figures["routed_perplexity"] > 7  # of 8
 
 
