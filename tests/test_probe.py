@@ -132,6 +132,7 @@ def test_the_probe_leaves_a_table_json_and_a_picture(tmp_path, capsys):
 
 def test_the_probe_takes_a_trained_run(tmp_path):
     from taugrad.callbacks import SaveConfig
+    from taugrad.checkpoints import WholeCheckpoints
 
     (tmp_path / "checkpoints").mkdir()
     model = cat_vae(image_size=[28, 28], latents=2)
@@ -140,7 +141,7 @@ def test_the_probe_takes_a_trained_run(tmp_path):
         "source": {"_target_": "taugrad.data.binarized_mnist.binarized_mnist"},
     }
     config = {"model": {"_target_": "taugrad.tasks.cat_vae.CatVAE"} | dict(model.hparams), "data": data, "seed": 0}
-    run = trainer(tmp_path, SaveConfig(config), max_steps=1)
+    run = trainer(tmp_path, SaveConfig(config), max_steps=1, plugins=[WholeCheckpoints()])
     run.strategy.connect(model)
     run.save_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
     qualities = probed(tmp_path, f"run={tmp_path}", "images=3")
