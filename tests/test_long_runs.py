@@ -53,8 +53,10 @@ def test_memory_grows_by_less_than_five_megabytes_after_warm_up(arguments, every
     assert result.returncode == 0, result.stderr
     sizes = [int(line.split()[1]) for line in (tmp_path / "memory").read_text().splitlines()]
     assert len(sizes) >= 35
-    warm, end = sizes[len(sizes) // 4 :][:5], sizes[-5:]  # by then every kind of step and evaluation has been made
-    assert max(end) - max(warm) < 5e6, [f"{size / 1e6:.1f}" for size in sizes]
+    quarter = len(sizes) // 4  # after the first, every kind of step and evaluation has been made
+    # The least of each: the allocator's part is a saw-tooth of some 10 MB and 10,000 steps, a leak shows in both.
+    warm, end = min(sizes[quarter : 2 * quarter]), min(sizes[-quarter:])
+    assert end - warm < 5e6, [f"{size / 1e6:.1f}" for size in sizes]
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert sorted(file.name for file in files if file.suffix == ".ckpt") == ["best.ckpt", "last.ckpt"]
     assert sum(file.stat().st_size for file in files if "tensorboard" in file.parts) < 50e6
