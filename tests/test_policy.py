@@ -308,7 +308,10 @@ def test_an_evaluation_plays_more_episodes_and_films_one(trained):
 
 @pytest.mark.parametrize(
     ("argument", "sentence"),
-    [("video=film.txt", "video must end in .gif or .mp4, got film.txt"), ("num_samples=3", "nll_samples cannot be set")],
+    [
+        ("video=film.txt", "video must end in .gif or .mp4, got film.txt"),
+        ("num_samples=3", "nll_samples cannot be set"),
+    ],
 )
 def test_an_evaluation_with_bad_arguments_is_one_sentence(trained, argument, sentence):
     run_directory, _ = trained
