@@ -476,8 +476,8 @@ def test_bad_arguments_of_the_datamodule_get_a_sentence(changes, sentence, sourc
         ImageData(source, **changes)
 
 
-@pytest.mark.parametrize("limit", [2, 0.5])
-def test_a_limited_epoch_that_is_over_is_followed_by_the_next_also_after_a_resume(limit):
+@pytest.mark.parametrize(("limit", "items"), [(2, 2), (0.5, 2), (1, 1), (1.0, 5)])
+def test_a_limited_epoch_that_is_over_is_followed_by_the_next_also_after_a_resume(limit, items):
     def batches(trainer):
         data = ImageData({"_target_": "taugrad.data.binarized_mnist.binarized_mnist"}, batch_size=5000, stack=2)
         data.trainer = trainer
@@ -485,10 +485,10 @@ def test_a_limited_epoch_that_is_over_is_followed_by_the_next_also_after_a_resum
 
     trainer = SimpleNamespace(limit_train_batches=limit, global_rank=0, world_size=1)
     loader = batches(trainer)
-    assert len(loader) == 2  # stacks, of five
+    assert len(loader) == items  # stacks, of five
     undisturbed = [x for _ in range(2) for x, _ in loader]
     first = batches(trainer)
     list(first)
     resumed = batches(trainer)
     resumed.load_state_dict(first.state_dict())
-    assert all(torch.equal(a, b) for (a, _), b in zip(resumed, undisturbed[2:], strict=True))
+    assert all(torch.equal(a, b) for (a, _), b in zip(resumed, undisturbed[items:], strict=True))

@@ -102,7 +102,7 @@ class ImageData(LightningDataModule):
             labelled_batch_size=self._labelled_batch_size,
             share=self._share(),
         )
-        if limit != 1.0:
+        if isinstance(limit, int) or limit < 1.0:  # 1 is one item, 1.0 all of them
             batches.items = limit if isinstance(limit, int) else int(limit * len(batches))
         return batches
 
