@@ -368,6 +368,10 @@ def test_a_checkpoint_of_another_model_is_not_resumed(arguments, sentence, comma
         ),
         (["-m", "optimizer.lr=interval(1e-4,1e-3)"], "error: optimizer.lr must be a list of values in a grid, got"),
         (["-m", "seed=0,1", "hydra.sweeper.jobs=0"], "error: hydra.sweeper.jobs must be at least 1, got 0"),
+        (
+            ["-m", "sweep=optuna", "optimizer.lr=interval(1e-4,1e-3)", "hydra.sweeper.jobs=0"],
+            "error: hydra.sweeper.jobs must be at least 1, got 0",
+        ),
         (["-m", "hydra/launcher=joblb", "seed=0,1"], "Could not find 'hydra/launcher/joblb'"),
     ],
 )

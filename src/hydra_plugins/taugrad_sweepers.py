@@ -25,6 +25,8 @@ _SETTINGS = "multirun.yaml"
 class _Sweeper(Sweeper):
     """What both share: the launcher, and the parts of a command line."""
 
+    jobs: int | None  # launched at a time
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra's interface."""
         self.settings, self.config_loader = config, hydra_context.config_loader
@@ -36,9 +38,11 @@ class _Sweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run the jobs, report them, and return their objectives; an error ends in one sentence."""
         from taugrad import sweeps
-        from taugrad.errors import TaugradError
+        from taugrad.errors import ConfigError, TaugradError
 
         try:
+            if self.jobs is not None and self.jobs < 1:
+                raise ConfigError(f"hydra.sweeper.jobs must be at least 1, got {self.jobs}")
             with sweeps.alone_in(self.directory):
                 jobs = self.run(*self.split(arguments))
                 sweeps.report(jobs, self.directory, self.settings)
@@ -79,8 +83,6 @@ class GridSweeper(_Sweeper):
         from taugrad import sweeps
         from taugrad.errors import ConfigError
 
-        if self.jobs is not None and self.jobs < 1:
-            raise ConfigError(f"hydra.sweeper.jobs must be at least 1, got {self.jobs}")
         if (self.directory / _SETTINGS).exists() and "ckpt_path=last" not in fixed:
             raise ConfigError(
                 f"hydra.sweep.dir={self.directory} holds a sweep already: choose another directory, or go on with the "
@@ -116,6 +118,6 @@ class OptunaSweeper(_Sweeper):
 
         trials = sweeps.Trials(self.directory, self.settings, fixed, swept, self.sampler, self.pruner, self.seed)
         while (left := self.trials - len(trials)) > 0:
-            batch = trials.ask(min(left, self.jobs))
+            batch = trials.ask(min(left, self.jobs or left))
             trials.tell(batch, self.launch(fixed, [trial.params for trial in batch], batch[0].number))
         return trials.jobs()

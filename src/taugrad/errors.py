@@ -31,6 +31,14 @@ class NonFiniteLossError(TaugradError, RuntimeError):
     """A term of the loss became NaN or infinite; the message names it, the step and tau."""
 
 
+def in_sweep() -> bool:
+    """Whether this is a job of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
     """Let a script end on a user's error with its sentence and exit code 1; the traceback shows with `debug=true`.
 
@@ -38,11 +46,7 @@ def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
     sweep's, and Hydra keeps what it catches to itself.
     """
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
     from lightning.fabric.utilities.exceptions import MisconfigurationException  # seconds, which only scripts wait
-
-    def in_sweep() -> bool:
-        return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -18,7 +18,6 @@ from typing import Any
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -32,7 +31,7 @@ from taugrad import checkpoints
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import instantiate, read
 from taugrad.data.batches import first_images
-from taugrad.errors import ConfigError
+from taugrad.errors import ConfigError, in_sweep
 from taugrad.extras import extra
 from taugrad.native import kernels
 from taugrad.pictures import save
@@ -220,14 +219,14 @@ def _check_processes(trainer: Trainer, run: TrainConfig, model: Any) -> None:
     """
     if trainer.world_size == 1:
         return
-    several = f"got {trainer.world_size} processes"
+    several = f"{trainer.world_size} processes"
     if not isinstance(model, ImageModel):
-        raise ConfigError(f"trainer.devices must be 1 for {type(model).__name__}, {several}")
+        raise ConfigError(f"trainer.devices must be 1 for {type(model).__name__}, got {several}")
     if run.trainer.get("strategy", "auto") not in ("auto", "ddp"):
-        raise ConfigError(f"trainer.strategy must be ddp for {several[4:]}, got {run.trainer['strategy']}")
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError(f"trainer.strategy must be ddp for {several}, got {run.trainer['strategy']}")
+    if in_sweep():
         # Lightning starts the whole command line again for each process: another sweep, not another part of this job.
-        raise ConfigError(f"trainer.devices must be 1 in a sweep, whose jobs are one process each, {several}")
+        raise ConfigError(f"trainer.devices must be 1 in a sweep, whose jobs are one process each, got {several}")
 
 
 def _checkpoint(run: TrainConfig, console: Console) -> Path | None:

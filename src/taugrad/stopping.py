@@ -36,7 +36,7 @@ class StopSignals(Callback):
         self._before: dict[int, Any] = {}
         self._training = False
         self._received: int | None = None
-        self._saved = False
+        self._saved_for: int | None = None
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # the only one that may
@@ -56,26 +56,26 @@ class StopSignals(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save; a validation that is due now still runs, as a resumed run would leave it out."""
         if trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):  # of all processes
-            self._received = self._received or signal.SIGTERM
             trainer.save_checkpoint(self.checkpoint)
-            self._saved = True
+            self._saved_for = self._received or signal.SIGTERM  # another process had it
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Stop; this batch is the next run's first."""
-        if self._saved:
-            raise Stopped(self._received or signal.SIGTERM)
+        if self._saved_for is not None:
+            raise Stopped(self._saved_for)
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Save once more, and stop."""
-        if self._saved and trainer.state.fn == TrainerFn.FITTING:
+        if self._saved_for is not None and trainer.state.fn == TrainerFn.FITTING:
             trainer.save_checkpoint(self.checkpoint)
-            raise Stopped(self._received or signal.SIGTERM)
+            raise Stopped(self._saved_for)
 
     def on_train_end(self, *_: Any) -> None:
         """From here on there is nothing to save."""
         self._training = False
-        if self._received is not None:
-            raise Stopped(self._received)
+        signum = self._saved_for or self._received
+        if signum is not None:
+            raise Stopped(signum)
 
     def _handle(self) -> None:
         for signum in self._before:
