@@ -84,7 +84,7 @@ def multilinear(a: Tensor, h: Tensor, w: Tensor) -> Tensor:
     if w.shape[-3] == 0:
         return value
     f, g = torch.triu_indices(a.shape[-2], a.shape[-2], offset=1, device=a.device)
-    return value + torch.einsum("...pi,...pij,...pj->...", a[..., f, :], w, a[..., g, :])
+    return value + ((w @ a[..., g, :, None]).squeeze(-1) * a[..., f, :]).sum((-2, -1))
 
 
 def orthogonal(net: nn.Module, last_gain: float) -> None:
