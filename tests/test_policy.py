@@ -201,6 +201,37 @@ def test_the_entropy_falls_out_and_tau_follows_environment_steps():
     assert (model.current_ent_coef(), model.current_tau()) == (0.0, 0.5)
 
 
+def test_the_entropys_coefficient_follows_its_target_which_falls():
+    uniform = 3 * math.log(2)
+    model = task(*POLICY, "env=k_cartpoles", "env.make.poles=3", "model.ent_coef=0.1", "model.ent_target=0.5")
+    assert model.current_ent_coef() == pytest.approx(0.1)
+    for steps, share, expected in ((0, 0.49, 0.105), (0, 0.51, 0.1), (200, 0.26, 0.1 / 1.05), (200, 0.24, 0.1)):
+        model.collector.env_steps = steps  # of 400
+        model._adapt_entropy(torch.tensor(share * uniform))
+        assert model.current_ent_coef() == pytest.approx(expected)
+    for entropy, expected in ((0.0, 3.0), (uniform, 1e-4)):
+        for _ in range(250):
+            model._adapt_entropy(torch.tensor(entropy))
+        assert model.current_ent_coef() == pytest.approx(expected)
+
+
+def test_a_policy_with_an_entropy_target_stays_near_it():
+    # Of 10 seeds the mean was 0.487 to 0.501 of the uniform policy's with the target, 0.11 to 0.13 without.
+    bandit = ["env=bandit", "env.make.factors=2", "env.make.choices=3", "model.pairwise=true", "model.gamma=0"]
+    sizes = ["model.rollout_steps=16", "model.max_env_steps=1_000_000", "model.minibatches=10", "model.batch_size=128"]
+    sizes += ["model.ent_coef=0.1"]
+    means = []
+    for target in ("null", "0.5"):
+        model = improving(task("model=policy", *bandit, *sizes, f"model.ent_target={target}"))
+        entropies = []
+        for _ in range(100):
+            model.collect()
+            entropies.append(model.improve()["policy/entropy"].item() / (2 * math.log(3)))
+        means.append(sum(entropies[-20:]) / 20)
+    assert means[0] < 0.2
+    assert 0.45 < means[1] < 0.55
+
+
 def test_the_first_hundred_good_episodes_are_noted_once():
     model = task(*POLICY)
     model.collector.returns.extend([500.0] * 99)
@@ -244,6 +275,8 @@ def test_playing_repeats_and_disturbs_nothing():
         (["model.replayed=-1"], "replayed must be at least 0, got -1"),
         (["model.kl_target=0"], "kl_target must be a positive finite number, got 0"),
         (["model.gamma=1.5"], r"gamma must be in \[0, 1\], got 1.5"),
+        (["model.ent_target=2"], r"ent_target must be in \[0, 1\], got 2"),
+        (["model.ent_target=0.5", "model.ent_coef=0"], "ent_coef must be a positive finite number, got 0"),
     ],
 )
 def test_bad_input_is_one_sentence(overrides, sentence):

@@ -9,8 +9,9 @@ step takes the newest rollouts and some of the window, and for all of them, with
 
 over minibatches. E_z A(s, z) and its gradient come from any estimator of the library: through a hard sample, by
 enumeration, or by the score function. S is a running scale of g. Entropy and KL are exact, sums over factors. beta is
-adapted to a KL of `kl_target`; past twice of it the actor rests until the next rollout. On A(s, .) the expectation is
-A(s, pi) itself, which centres the prediction.
+adapted to a KL of `kl_target`; past twice of it the actor rests until the next rollout. ent_coef falls linearly to 0,
+or is adapted to an entropy that does (1812.05905, where the target is fixed). On A(s, .) the expectation is A(s, pi)
+itself, which centres the prediction.
 
 A critic that takes concat(s, onehot) does not work here: its derivative at a corner of the simplex is not the
 difference between two actions.
@@ -40,6 +41,8 @@ _CLIP = 4.0  # of an advantage, in units of its scale
 _SCALE_MEMORY = 0.99
 _BETA = 1.0, 0.03, 30.0  # of the KL penalty: at first, least, most
 _BETA_FACTOR = 1.5
+_ENT = 1e-3, 30.0  # of the factor that adapts ent_coef: least, most
+_ENT_FACTOR = 1.05
 
 
 class Policy(Acting):
@@ -57,7 +60,9 @@ class Policy(Acting):
         batch_size: transitions of each.
         gamma: discount.
         lam: lambda of the traces.
-        ent_coef: coefficient of the entropy at the start; it falls linearly to 0.
+        ent_coef: coefficient of the entropy at the start.
+        ent_target: the entropy that the coefficient is adapted to at the start, as a share of the uniform policy's; it
+            falls linearly to 0. None: the coefficient itself does.
         kl_target: the KL between the policies before and after a training step, nats.
         actor_clip: largest norm of the actor's gradient.
         critic_clip: largest norm of the critics' gradient.
@@ -69,7 +74,8 @@ class Policy(Acting):
 
     changeable: ClassVar[tuple[str, ...]] = (
         *Acting.changeable,
-        *("estimator", "tau", "newest", "replayed", "minibatches", "kl_target", "actor_clip", "critic_clip"),
+        *("estimator", "tau", "newest", "replayed", "minibatches", "ent_target", "kl_target"),
+        *("actor_clip", "critic_clip"),
     )
 
     def __init__(
@@ -96,6 +102,7 @@ class Policy(Acting):
         gamma: float,
         lam: float,
         ent_coef: float,
+        ent_target: float | None,
         kl_target: float,
         actor_clip: float,
         critic_clip: float,
@@ -109,6 +116,9 @@ class Policy(Acting):
             check_positive(name, value)
         check_share("gamma", gamma)
         check_share("lam", lam)
+        if ent_target is not None:
+            check_share("ent_target", ent_target)
+            check_positive("ent_coef", ent_coef)  # 0 adapts to nothing
         self.save_hyperparameters(logger=False)
         self.estimator: Estimator = instantiate(estimator)
         if isinstance(self.estimator, Enumeration):
@@ -119,10 +129,13 @@ class Policy(Acting):
         self.value = mlp(self.observation_size, hidden, 1, "ReLU", layer_norm=True)
         self.scale: Tensor
         self.beta: Tensor
+        self.ent_factor: Tensor
         self.register_buffer("scale", torch.zeros(()))
         self.register_buffer("beta", torch.tensor(_BETA[0]))
+        self.register_buffer("ent_factor", torch.ones(()))
         self.newest, self.replayed, self.minibatches, self.batch_size = newest, replayed, minibatches, batch_size
-        self.gamma, self.lam, self.ent_coef, self.kl_target = gamma, lam, ent_coef, kl_target
+        self.gamma, self.lam, self.kl_target = gamma, lam, kl_target
+        self.ent_coef, self.ent_target = ent_coef, ent_target
         self.actor_clip, self.critic_clip = actor_clip, critic_clip
 
     def improve(self) -> dict[str, Tensor]:
@@ -151,6 +164,7 @@ class Policy(Acting):
             clip_grad_norm_(self.actor.parameters(), self.actor_clip)
             optimizer.step()
         self._adapt_beta(terms["train/approx_kl"])
+        self._adapt_entropy(terms["policy/entropy"])
         terms |= {"train/ent_coef": torch.tensor(ent_coef), "policy/tau": torch.tensor(tau), "train/beta": self.beta}
         return {name: term.detach() for name, term in terms.items()}
 
@@ -172,8 +186,8 @@ class Policy(Acting):
         return self.tau(self.collector.env_steps)
 
     def current_ent_coef(self) -> float:
-        """Linear in the clock, down to 0."""
-        return self.ent_coef * max(0.0, 1 - self.collector.env_steps / self.max_env_steps)
+        """What it was adapted to, or without a target linear in the clock, down to 0."""
+        return self.ent_coef * (self._remaining() if self.ent_target is None else self.ent_factor.item())
 
     @torch.no_grad()
     def _targets(self) -> tuple[Tensor, ...]:
@@ -194,6 +208,18 @@ class Policy(Acting):
         """More penalty where the policy moved further than `kl_target`, less where it did not."""
         factor = _BETA_FACTOR if divergence > self.kl_target else 1 / _BETA_FACTOR
         self.beta.mul_(factor).clamp_(*_BETA[1:])
+
+    def _adapt_entropy(self, uncertainty: Tensor) -> None:
+        """More of it where the policy's entropy lies below the target, less where above."""
+        if self.ent_target is None:
+            return
+        target = self.ent_target * self._remaining() * sum(map(math.log, self.factors))
+        factor = _ENT_FACTOR if uncertainty < target else 1 / _ENT_FACTOR
+        self.ent_factor.mul_(factor).clamp_(*_ENT)
+
+    def _remaining(self) -> float:
+        """The share of the training that is to come."""
+        return max(0.0, 1 - self.collector.env_steps / self.max_env_steps)
 
 
 def minibatches(n: int, count: int, size: int) -> Iterator[Tensor]:
