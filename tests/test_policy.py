@@ -19,6 +19,8 @@ SMALL = ["model.num_envs=4", "model.rollout_steps=8", "model.hidden=[16]", "mode
 EVALUATED = ["model.evaluation_every=150", "model.evaluation_episodes=3", "model.test_episodes=5"]
 REPLAY = ["model.window=10", "model.minibatches=3", "model.batch_size=16"]
 POLICY = ["model=policy", *SMALL, *EVALUATED, *REPLAY]
+BANDIT = ["model=policy", "env=bandit", "env.make.factors=2", "env.make.choices=3", "model.pairwise=true"]
+BANDIT += ["model.gamma=0", "model.rollout_steps=16", "model.minibatches=10", "model.batch_size=128"]
 PPO = ["model=ppo", *SMALL, *EVALUATED, "model.epochs=2", "model.batch_size=16"]
 
 
@@ -74,9 +76,7 @@ def test_cart_poles_stand_longer_after_some_training(model, steps, tmp_path):
     ids=lambda overrides: overrides[0].split("=")[1],
 )
 def test_every_estimator_finds_the_better_choices_of_a_bandit(overrides):
-    bandit = ["env=bandit", "env.make.factors=2", "env.make.choices=3", "model.pairwise=true", "model.gamma=0"]
-    sizes = ["model.rollout_steps=16", "model.max_env_steps=100_000", "model.minibatches=10", "model.batch_size=128"]
-    model = improving(task("model=policy", *bandit, *sizes, *overrides))
+    model = improving(task(*BANDIT, "model.max_env_steps=100_000", *overrides))
     rewards = []
     for _ in range(50):
         rollout = model.collect()
@@ -217,12 +217,10 @@ def test_the_entropys_coefficient_follows_its_target_which_falls():
 
 def test_a_policy_with_an_entropy_target_stays_near_it():
     # Of 10 seeds the mean was 0.487 to 0.501 of the uniform policy's with the target, 0.11 to 0.13 without.
-    bandit = ["env=bandit", "env.make.factors=2", "env.make.choices=3", "model.pairwise=true", "model.gamma=0"]
-    sizes = ["model.rollout_steps=16", "model.max_env_steps=1_000_000", "model.minibatches=10", "model.batch_size=128"]
-    sizes += ["model.ent_coef=0.1"]
     means = []
     for target in ("null", "0.5"):
-        model = improving(task("model=policy", *bandit, *sizes, f"model.ent_target={target}"))
+        changes = ["model.max_env_steps=1_000_000", "model.ent_coef=0.1", f"model.ent_target={target}"]
+        model = improving(task(*BANDIT, *changes))
         entropies = []
         for _ in range(100):
             model.collect()
