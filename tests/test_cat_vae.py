@@ -296,3 +296,37 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_term_step_and_tau(la
 def test_bad_sizes_get_a_sentence(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         cat_vae(**changes)
+
+
+def test_a_centred_model_starts_at_the_mean_of_its_first_images_once(tmp_path):
+    split = Split(images().images.clone(), images().labels)
+    split.images[:, 0, 0] = 0  # never on, which is rare and not impossible
+    seen = []
+
+    class Start(Callback):
+        def on_train_start(self, trainer, pl_module):
+            start = pl_module.start
+            pl_module.start = lambda mean: (start(mean), seen.append(pl_module.decoder[-1].bias.detach().clone()))
+
+    model = cat_vae(centred=True)
+    train, val = loaders(split, stack=13)
+    first = trainer(tmp_path, Start(), max_steps=13)
+    first.fit(model, train, val)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    mean = split.images.flatten(1).float().mean(0) / 255
+    torch.testing.assert_close(model.mean, mean)
+    (bias,) = seen
+    torch.testing.assert_close(bias.sigmoid(), mean.clamp(min=1e-3))
+    x = torch.rand(5, 4, 4)
+    torch.testing.assert_close(model.encode(x).flatten(1), model.encoder(x.flatten(1) - mean))
+
+    resumed = cat_vae(centred=True)
+    trainer(tmp_path, Start(), max_steps=26).fit(resumed, train, val, ckpt_path=tmp_path / "last.ckpt")
+    assert len(seen) == 1
+    torch.testing.assert_close(resumed.mean, mean)
+
+    plain = cat_vae()
+    before = plain.decoder[-1].bias.detach().clone()
+    plain.start(torch.rand(4, 4))
+    assert torch.equal(plain.decoder[-1].bias, before)
+    assert "mean" not in plain.state_dict()

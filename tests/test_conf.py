@@ -55,6 +55,21 @@ def test_every_model_and_experiment_builds_with_its_optimizer(option):
     assert model.configure_optimizers().defaults["lr"] > 0
 
 
+def test_every_model_trains_by_default_through_hard_samples_with_an_annealed_tau():
+    for option in options("model"):
+        config = composed(option)
+        if "estimator" not in config["model"]:
+            assert option == "model=ppo"  # the score function, of one action
+            continue
+        assert config["model"]["estimator"]["_target_"] == "taugrad.estimators.STGumbelSoftmax", option
+        schedule = instantiate(config["model"]["tau"])
+        taus = [schedule(step) for step in range(0, config["length"] + 1, config["length"] // 10)]
+        assert taus == sorted(taus, reverse=True) and taus[-1] < taus[0], option
+    soft = composed("experiment=soft_cat_vae")
+    assert soft["model"]["estimator"]["_target_"] == "taugrad.estimators.GumbelSoftmax"
+    assert soft["model"]["_target_"] == composed("model=cat_vae")["model"]["_target_"]
+
+
 @pytest.mark.parametrize("option", [*options("trainer"), *options("callbacks"), *options("logger")])
 def test_trainer_callbacks_and_loggers_build(option, tmp_path):
     config = composed(option, f"run_dir={tmp_path}")

@@ -129,6 +129,14 @@ def test_the_prediction_does_not_see_the_lower_half():
     assert torch.equal(torch.cat([upper, lower], 1), x)
 
 
+def test_a_centred_model_starts_at_the_mean_of_both_halves():
+    model, mean, x = structured(centred=True), torch.rand(4, 4), torch.rand(3, 4, 4)
+    model.start(mean)
+    torch.testing.assert_close(model.decoder[-1].bias.sigmoid(), mean[2:].flatten().clamp(1e-3, 1 - 1e-3))
+    torch.testing.assert_close(model.logits_1(x).flatten(1), model.first((x - mean)[:, :2].flatten(1)))
+    assert "mean" not in structured().state_dict()
+
+
 def test_code_usage_counts_the_latents_of_both_layers(tmp_path):
     model = structured()
     metrics = trainer(tmp_path).validate(model, loaders()[1], verbose=False)[0]

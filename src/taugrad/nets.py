@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -47,6 +49,22 @@ def mlp(
         layers += [nn.Linear(a, b), *([nn.LayerNorm(b)] if layer_norm else []), kind()]
         layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+
+@torch.no_grad()
+def start_at(net: nn.Sequential, mean: Tensor) -> None:
+    r"""Set the last bias to $\mathrm{logit}(\mathrm{mean})$, so that the net's Bernoulli outputs start near `mean`.
+
+    Args:
+        net: of `mlp`.
+        mean: of the data, the size of the output, in [0, 1]; what is never or always on counts as one in a thousand.
+
+    >>> net = mlp(5, [], 2)
+    >>> start_at(net, torch.tensor([0.5, 0.0]))
+    >>> net(torch.zeros(5)).sigmoid()
+    tensor([0.5000, 0.0010], grad_fn=<SigmoidBackward0>)
+    """
+    cast(nn.Linear, net[-1]).bias.copy_(mean.clamp(1e-3, 1 - 1e-3).logit())
 
 
 class ConvEncoder(nn.Module):

@@ -5,6 +5,10 @@ r"""A variational auto-encoder with N categorical latents of K classes (1611.011
 
 The KL is analytic; E_q log p(x|z) and its gradient come from any estimator, at tau = schedule(step). Bernoulli latents
 are categorical ones of two classes.
+
+Centred, the encoder sees x - mean and the decoder's last bias starts at logit(mean), for the mean image of the data
+(1402.0030 centres its inputs likewise). A decoder that must learn the mean image first leaves the codes without a
+gradient worth having, and hard samples then take three times as many steps to the same bound.
 """
 
 import math
@@ -18,7 +22,7 @@ from taugrad._arguments import check_count, check_counts
 from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
 from taugrad.categorical import bernoulli_log_prob, kl_to_uniform
 from taugrad.estimators import Enumeration, check_enumerable
-from taugrad.nets import mlp
+from taugrad.nets import mlp, start_at
 from taugrad.pictures import grid, traversal
 from taugrad.sampling import one_hot
 from taugrad.tasks.modelling import ImageModel
@@ -35,6 +39,7 @@ class CatVAE(ImageModel):
         activation: name of the activation of `torch.nn` between their layers.
         image_size: see `ImageModel`, as for all arguments not named here.
         nll_samples: m, the samples of the importance-weighted bound at test.
+        centred: start from the mean image.
 
     Raises:
         ValueError: a size is out of range, or enumeration has too much to enumerate.
@@ -61,6 +66,7 @@ class CatVAE(ImageModel):
         optimizer: Mapping[str, Any],
         lr_factor: Mapping[str, Any],
         nll_samples: int = 1000,
+        centred: bool = False,
     ) -> None:
         super().__init__(image_size, estimator, tau, optimizer, lr_factor)
         check_count("latents", latents)
@@ -75,10 +81,20 @@ class CatVAE(ImageModel):
         pixels = math.prod(image_size)
         self.encoder = mlp(pixels, encoder, latents * categories, activation)
         self.decoder = mlp(latents * categories, decoder, pixels, activation)
+        self.mean: Tensor | None
+        self.register_buffer("mean", torch.zeros(pixels) if centred else None)
+
+    @torch.no_grad()
+    def start(self, mean: Tensor) -> None:
+        """Centre the encoder's input, and start the decoder there, unless the model is not `centred`."""
+        if self.mean is not None:
+            self.mean.copy_(mean.flatten())
+            start_at(self.decoder, self.mean)
 
     def encode(self, x: Tensor) -> Tensor:
         """Logits of q(z|x), (batch, N, K), of images (batch, height, width) in [0, 1]."""
-        return self.encoder(x.flatten(1)).unflatten(-1, (self.latents, self.categories))
+        x = x.flatten(1) if self.mean is None else x.flatten(1) - self.mean
+        return self.encoder(x).unflatten(-1, (self.latents, self.categories))
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits of p(x|z), (..., pixels), of one-hot z (..., N, K)."""

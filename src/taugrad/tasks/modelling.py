@@ -79,6 +79,9 @@ class ImageModel(LightningModule, ABC):
         self.epoch_losses: list[Tensor] = []  # one for each step of the epoch, or of its part since a resume
         self.aggregate: Tensor | None = None  # sum of the codes' probabilities over the validation images, (N, K)
 
+    def start(self, mean: Tensor) -> None:  # most models take nothing from it
+        """What a model takes from the data before its first step: the mean (height, width) of the first images."""
+
     @abstractmethod
     def loss_terms(self, x: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         """The `loss` of a training batch, x (batch, height, width) and labels (batch,), and terms to show beside it."""
@@ -122,6 +125,9 @@ class ImageModel(LightningModule, ABC):
             raise ConfigError(
                 f"model.image_size must be {got}, the size of the data's images, got {[*self.image_size]}"
             )
+        if self.global_step == 0:
+            mean = self.trainer.strategy.reduce(images.flatten(0, 1).mean(0), reduce_op="mean")  # of all processes
+            self.start(cast(Tensor, mean))
         terms: dict[str, Tensor] = {}
         for x, y in zip(images, labels, strict=True):
             if self.global_step == self.trainer.max_steps:

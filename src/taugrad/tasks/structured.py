@@ -6,7 +6,8 @@ r"""Structured output prediction: the lower half of an image from its upper half
     test    = -log 1/m sum_i p(x|z2_i)  with m hard samples of both layers          (1602.06725)
 
 The expectations over the layers are nested, each by any estimator at tau = schedule(step). Bernoulli units are
-categorical ones of two classes.
+categorical ones of two classes. Centred, `first` sees u less its mean over the data, and the decoder starts at the
+mean of x, as in `CatVAE`.
 """
 
 import math
@@ -20,7 +21,7 @@ from taugrad._arguments import check_count, check_counts
 from taugrad.bounds import hard_samples, multi_sample_bound
 from taugrad.categorical import bernoulli_log_prob
 from taugrad.estimators import Enumeration, check_enumerable
-from taugrad.nets import mlp
+from taugrad.nets import mlp, start_at
 from taugrad.pictures import grid, traversal
 from taugrad.sampling import one_hot
 from taugrad.tasks.modelling import ImageModel
@@ -38,6 +39,7 @@ class Structured(ImageModel):
         activation: name of the activation of `torch.nn` between their layers.
         image_size: see `ImageModel`, as for all arguments not named here; the height is even.
         nll_samples: m, the samples of the bound at test.
+        centred: start from the mean image.
 
     Raises:
         ValueError: a size is out of range, the height is odd, or enumeration has too much to enumerate.
@@ -60,6 +62,7 @@ class Structured(ImageModel):
         optimizer: Mapping[str, Any],
         lr_factor: Mapping[str, Any],
         nll_samples: int = 1000,
+        centred: bool = False,
     ) -> None:
         super().__init__(image_size, estimator, tau, optimizer, lr_factor)
         check_count("latents", latents)
@@ -78,10 +81,23 @@ class Structured(ImageModel):
         self.first = mlp(pixels, first, codes, activation)
         self.second = mlp(codes, second, codes, activation)
         self.decoder = mlp(codes, decoder, pixels, activation)
+        self.mean: Tensor | None
+        self.register_buffer("mean", torch.zeros(pixels) if centred else None)
+
+    @torch.no_grad()
+    def start(self, mean: Tensor) -> None:
+        """Centre the upper halves, and start the decoder at the mean lower half, unless the model is not `centred`."""
+        if self.mean is not None:
+            upper, lower = halves(mean)
+            self.mean.copy_(upper.flatten())
+            start_at(self.decoder, lower.flatten())
 
     def logits_1(self, x: Tensor) -> Tensor:
         """Logits of p(z1|u), (batch, N, K), of whole images (batch, height, width), whose lower half is not used."""
-        return self.first(halves(x)[0].flatten(1)).unflatten(-1, (self.latents, self.categories))
+        upper = halves(x)[0].flatten(1)
+        if self.mean is not None:
+            upper = upper - self.mean
+        return self.first(upper).unflatten(-1, (self.latents, self.categories))
 
     def logits_2(self, z1: Tensor) -> Tensor:
         """Logits of p(z2|z1), (..., N, K), of one-hot z1 (..., N, K)."""
