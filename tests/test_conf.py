@@ -64,7 +64,8 @@ def test_every_model_trains_by_default_through_hard_samples_with_an_annealed_tau
         assert config["model"]["estimator"]["_target_"] == "taugrad.estimators.STGumbelSoftmax", option
         schedule = instantiate(config["model"]["tau"])
         taus = [schedule(step) for step in range(0, config["length"] + 1, config["length"] // 10)]
-        assert taus == sorted(taus, reverse=True) and taus[-1] < taus[0], option
+        assert taus == sorted(taus, reverse=True), option
+        assert taus[-1] < taus[0], option
     soft = composed("experiment=soft_cat_vae")
     assert soft["model"]["estimator"]["_target_"] == "taugrad.estimators.GumbelSoftmax"
     assert soft["model"]["_target_"] == composed("model=cat_vae")["model"]["_target_"]
