@@ -203,7 +203,7 @@ def _copy(name: str, values: Any, dtype: Any) -> np.ndarray:
     """
     try:
         with np.errstate(over="ignore"):
-            return np.array(values, dtype=dtype)
+            return np.asarray(values).astype(dtype)
     except (TypeError, ValueError) as error:
         raise DataError(f"the environment must return {name} of numbers: {error}") from error
 
