@@ -170,7 +170,7 @@ CONFIGS = [
     (policy("env.make.id=nope:Nope-v0"), "error: env.make.id=nope:Nope-v0: No module named 'nope'."),
     (
         policy("env.make.id=Pendulum-v1"),
-        "error: a policy's actions must be Discrete or a flat MultiDiscrete, the environment's are Box(",
+        "error: a policy's actions must be Discrete, MultiDiscrete, MultiBinary or a Tuple of them, the environment's",
     ),
     (policy("env.make.id=Blackjack-v1"), "observations must be Box or MultiBinary, the environment's are Tuple("),
     (

@@ -1,9 +1,14 @@
 import json
 import math
+import warnings
 from unittest.mock import Mock
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import register
+from gymnasium.spaces import Box, Discrete
 from lightning import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_conf import composed
@@ -12,6 +17,7 @@ from torch.distributions import Categorical, Independent, kl_divergence
 
 from taugrad.config import instantiate
 from taugrad.errors import ConfigError, NonFiniteLossError
+from taugrad.rl import evaluation
 from taugrad.rl.networks import multilinear
 from taugrad.tasks.policy import minibatches
 
@@ -22,6 +28,31 @@ POLICY = ["model=policy", *SMALL, *EVALUATED, *REPLAY]
 BANDIT = ["model=policy", "env=bandit", "env.make.factors=2", "env.make.choices=3", "model.pairwise=true"]
 BANDIT += ["model.gamma=0", "model.rollout_steps=16", "model.minibatches=10", "model.batch_size=128"]
 PPO = ["model=ppo", *SMALL, *EVALUATED, "model.epochs=2", "model.batch_size=16"]
+
+
+class Walk(gymnasium.Env):
+    """Walks at random around `start`; its episodes last `steps`, or for ever."""
+
+    action_space = Discrete(3, start=5)
+
+    def __init__(self, steps=0, start=0.0):
+        self.steps, self.start = steps, start
+        self.observation_space = Box(-np.inf, np.inf, (2,), np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.made, self.at = 0, np.full(2, self.start)
+        return self.at.copy(), {}
+
+    def step(self, action):
+        self.made += 1
+        self.at += self.np_random.standard_normal(2)
+        return self.at.copy(), 1.0, self.made == self.steps, False, {}
+
+
+if "Walk-v0" not in gymnasium.registry:  # pytest imports this twice
+    register("Walk-v0", Walk)
+WALK = ["env=gymnasium", "env.make.id=Walk-v0"]
 
 
 def task(*overrides):
@@ -153,6 +184,62 @@ def test_resets_are_in_no_target():
     assert model.collector.env_steps == int(window.valid.sum())
 
 
+@pytest.mark.parametrize(
+    "overrides", [[*POLICY, "model.newest=1", "model.replayed=0"], POLICY, PPO], ids=["newest", "policy", "ppo"]
+)
+def test_a_rollout_of_nothing_but_resets_teaches_nothing_and_harms_nothing(overrides, tmp_path):
+    one_step = [*WALK, "+env.make.steps=1", "model.rollout_steps=1", "model.max_env_steps=40"]  # every second rollout
+    model = task(*overrides, *one_step)
+    seen = []
+    improve = model.improve
+    model.improve = lambda: seen.append((model.collector.env_steps, terms := improve())) or terms
+    trainer(tmp_path, limit_val_batches=0, log_every_n_steps=1).fit(model)
+    assert [steps for steps, _ in seen] == [n for step in range(4, 41, 4) for n in (step, step)][:-1]
+    assert all(terms for _, terms in seen[::2])
+    assert all(x.isfinite() for _, terms in seen for x in terms.values())
+    assert all(x.isfinite().all() for x in model.state_dict().values())
+    if "model=policy" not in overrides or "model.newest=1" in overrides:
+        assert not any(terms for _, terms in seen[1::2])
+
+
+def test_observations_far_from_zero_are_told_apart():
+    parts = []
+    for start in (0.0, 1e9):
+        torch.manual_seed(0)
+        model = task(*POLICY, *WALK, "+env.make.steps=5", f"+env.make.start={start}")
+        for _ in range(3):
+            model.collect()
+        parts.append(model.normalized(model.window.sample(newest=3, others=0).observation))
+    torch.testing.assert_close(parts[0], parts[1], rtol=0, atol=1e-4)
+    assert model.act(torch.full((4, 2), 1e9, dtype=torch.float64))[0].shape == (4, 1)
+    assert task(*PPO, *WALK).greedy(torch.zeros(4, 2, dtype=torch.float64)).shape == (4, 1)  # without normalization
+
+
+def test_an_episode_that_the_evaluation_cut_off_is_not_called_whole(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "_MOST_STEPS", 20)
+    model = task(*POLICY, *WALK)
+    with warnings.catch_warnings(record=True) as caught:  # pytest.warns would raise Lightning's own again
+        warnings.simplefilter("always")
+        metrics = trainer(tmp_path).test(model, verbose=False)[0]
+    assert sum("5 of 5 episodes had not ended after 20 steps" in str(w.message) for w in caught) == 2
+    assert metrics["eval/unfinished"] == metrics["eval_sampled/unfinished"] == 1.0
+    assert metrics["eval/mean_reward"] == 20
+
+
+def test_the_shares_of_many_choices_are_one_number():
+    model = task(*POLICY)
+    model.factors = (1000, 1000)
+    chosen = torch.arange(1000)[:, None] * torch.tensor([1, 0])  # every choice of one factor, one of the other
+    (perplexity,) = model._usage(chosen).values()
+    assert perplexity.item() == pytest.approx((1000 + 1) / 2, rel=1e-5)
+    model.factors = (32, 32)
+    few = model._usage(chosen[:32])
+    assert len(few) == 64 + 1
+    assert few["policy/action_0_31"] == 1 / 32
+    assert (few["policy/action_1_0"], few["policy/action_1_31"]) == (1, 0)
+    assert model._usage(chosen[:0]) == {}
+
+
 def test_minibatches_take_each_index_once_before_any_twice():
     parts = list(minibatches(10, count=3, size=4))
     assert [len(part) for part in parts] == [4, 4, 4]
@@ -266,7 +353,10 @@ def test_playing_repeats_and_disturbs_nothing():
     ("overrides", "sentence"),
     [
         (["env=bandit", "estimator=enumeration"], "8 latents of 6 classes have 6.8 configurations"),
-        (["env=gymnasium", "env.make.id=Pendulum-v1"], "actions must be Discrete or a flat MultiDiscrete"),
+        (
+            ["env=gymnasium", "env.make.id=Pendulum-v1"],
+            "actions must be Discrete, MultiDiscrete, MultiBinary or a",
+        ),
         (["env=gymnasium", "env.make.id=Blackjack-v1"], "observations must be Box or MultiBinary"),
         (["env=gymnasium", "env.make.id=CartPoll-v1"], "env.make.id=CartPoll-v1: "),
         (["model.num_envs=0"], "num_envs must be at least 1, got 0"),
@@ -305,11 +395,13 @@ def test_a_run_leaves_metrics_checkpoints_and_events_over_environment_steps(trai
     needed = {"eval/mean_reward", "eval/std_reward", "eval_sampled/mean_reward", "env_steps", "wall_seconds", "seed"}
     assert needed | {"eval/iqm", "eval/iqm_low", "eval/iqm_high", "solved_at_env_steps"} <= set(metrics)
     assert metrics["solved_at_env_steps"] is None
+    assert metrics["eval/unfinished"] == 0
     assert 400 <= metrics["env_steps"] < 432
     events = EventAccumulator(str(run_directory / "tensorboard"))
     events.Reload()
     training = {"rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps", "train/actor_loss", "train/critic_loss"}
     training |= {"train/ent_coef", "train/approx_kl", "policy/entropy", "policy/action_0_0", "policy/action_0_1"}
+    training |= {"policy/action_perplexity"}
     assert training | {"eval/mean_reward", "eval_sampled/mean_reward"} <= set(events.Tags()["scalars"])
     for tag in ("train/actor_loss", "eval/mean_reward"):
         assert events.Scalars(tag)[-1].step == metrics["env_steps"]

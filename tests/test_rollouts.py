@@ -3,6 +3,7 @@ import torch
 from test_environments import counters
 
 from taugrad.estimators import Enumeration
+from taugrad.rl import evaluation
 from taugrad.rl.environments import Environments, make
 from taugrad.rl.evaluation import evaluate, interquartile_mean, record
 from taugrad.rl.networks import Actor, Advantage, multilinear
@@ -84,16 +85,50 @@ def test_the_running_mean_and_variance_are_those_of_all():
     for part in parts:
         norm.update(part)
     x = torch.cat(parts)
-    torch.testing.assert_close(norm.mean, x.mean(0))
-    torch.testing.assert_close(norm.variance, x.var(0, correction=0))
+    torch.testing.assert_close(norm.mean, x.double().mean(0))
+    torch.testing.assert_close(norm.variance, x.double().var(0, correction=0))
     assert norm(x).abs().max() <= 10
     torch.testing.assert_close(norm(x[:5]), (x[:5] - x.mean(0)) / x.std(0, correction=0))
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e9, -1e9])
+def test_normalized_observations_are_the_same_wherever_they_lie(offset):
+    far, near = RunningNorm(3), RunningNorm(3)
+    for n in (1, 200, 3, 1000):
+        x = torch.randn(n, 3, dtype=torch.float64)
+        near.update(x)
+        far.update(x + offset)
+    torch.testing.assert_close(far(x + offset), near(x), rtol=0, atol=1e-5)
+    assert far(x).dtype == torch.float32
+
+
+def test_the_window_keeps_observations_as_they_came():
+    window = Window(2, steps=1, num_envs=1, observation_size=1, factors=1, dtype=torch.float64)
+    window.oldest().observation[:] = 1e9 + 0.125
+    again = Window(2, steps=1, num_envs=1, observation_size=1, factors=1, dtype=torch.float64)
+    again.load_state_dict(window.state_dict())
+    assert again.sample(newest=1, others=0).observation.unique().tolist() == [1e9 + 0.125]
+
+
 def test_an_evaluation_counts_the_first_episode_of_each_environment():
-    returns, lengths = evaluate(counters(), lambda x: torch.zeros(2, 1, dtype=torch.int64), seed=0)
+    returns, lengths, whole = evaluate(counters(), lambda x: torch.zeros(2, 1, dtype=torch.int64), seed=0)
     assert returns.tolist() == [3.0, 3.0]
     assert lengths.tolist() == [3, 3]
+    assert whole.all()
+
+
+def test_an_evaluation_says_which_episodes_it_cut_off(monkeypatch):
+    monkeypatch.setattr(evaluation, "_MOST_STEPS", 12)
+    fall = lambda x: (torch.arange(4) % 2)[:, None] * (x[:, 2:3] + x[:, 3:4] > 0)  # noqa: E731  # 0, 2 push left only
+    environments = Environments(make("CartPole-v1", 4))
+    with pytest.warns(UserWarning, match="2 of 4 episodes had not ended after 12 steps and count with their return so"):
+        returns, lengths, whole = evaluate(environments, fall, seed=1)
+    assert whole.tolist() == [True, False, True, False]
+    assert (returns[~whole] == 12).all()
+    assert (lengths[whole] < 12).all()
+    # An episode that ends at the last step is whole.
+    monkeypatch.setattr(evaluation, "_MOST_STEPS", 3)
+    assert evaluate(counters(), lambda x: torch.zeros(2, 1, dtype=torch.int64), seed=0).whole.all()
 
 
 def test_an_evaluation_of_cart_poles_repeats_and_depends_on_the_choices():
@@ -113,6 +148,11 @@ def test_a_film_ends_with_the_episode():
     assert frames.shape[1:] == (400, 600, 3)
     assert 8 < len(frames) < 14
     assert (frames[0] != frames[-1]).any()
+    with pytest.warns(UserWarning, match="the film ends after 5 pictures, before its episode does"):
+        cut = record(
+            Environments(make("CartPole-v1", 1, render_mode="rgb_array")), lambda x: torch.zeros(1, 1).long(), 0, most=5
+        )
+    assert len(cut) == 5
 
 
 def test_the_interquartile_mean_leaves_the_outer_quarters_out():

@@ -80,7 +80,8 @@ def export(config: DictConfig) -> None:
 def _inputs(model: Any, data: LightningDataModule | None) -> Tensor:
     """Test images, or for a policy random observations."""
     if data is None:
-        return 2 * torch.randn(_CHECKED, *model.input_size, generator=torch.Generator().manual_seed(0))
+        random = torch.Generator().manual_seed(0)
+        return 2 * torch.randn(_CHECKED, *model.input_size, generator=random, dtype=model.input_dtype)
     data.setup("test")
     return first_images(data.test_dataloader(), _CHECKED)[0]
 

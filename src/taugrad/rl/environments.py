@@ -3,9 +3,11 @@
 The contract: an environment that finished an episode resets on the *next* step, as gymnasium's vector environments do
 by default. What that step returns, whatever the action, is the first observation of a new episode, and no transition of
 the task: `valid` is False for it. The observation before it is the last one of the old episode, which a time-out
-bootstraps from.
+bootstraps from. An environment must say in its metadata that it resets so; where what it returns contradicts that, or
+is not a finite number for each environment, the step raises.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -15,14 +17,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from taugrad._arguments import check_count
-from taugrad.errors import ConfigError, DataError
-from taugrad.rl.spaces import factors_of, observation_size, to_environment
+from taugrad.errors import ConfigError, DataError, TaugradError
+from taugrad.rl.spaces import factors_of, observation_dtype, observation_size, to_environment
 
 
 class Step(NamedTuple):
     """What a step of E environments returns; `valid` is False where it only reset."""
 
-    observation: Tensor  # (E, D)
+    observation: Tensor  # (E, D), float32 or float64: the environment's numbers, exactly
     reward: Tensor  # (E,)
     terminated: Tensor  # (E,), bool
     truncated: Tensor  # (E,), bool
@@ -45,6 +47,26 @@ def make(id: str, num_envs: int, **kwargs: Any) -> VectorEnv:  # gymnasium's own
         raise ConfigError(f"env.make.id={id}: {error}") from error
 
 
+def build(make: Callable[..., VectorEnv], num_envs: int, **options: Any) -> "Environments":
+    """The environments that `make(num_envs=num_envs, **options)` returns.
+
+    Raises:
+        ConfigError: it failed, or what it returned is not supported.
+        TypeError: it does not take these arguments.
+        ValueError: it refuses their values.
+    """
+    try:
+        env = make(num_envs=num_envs, **options)
+    except (TaugradError, TypeError, ValueError):  # sentences already, of an argument
+        raise
+    except Exception as error:  # foreign code, which may raise anything
+        raise ConfigError(f"env.make raised {type(error).__name__}: {error}") from error
+    environments = Environments(env)
+    if environments.num_envs != num_envs:
+        raise ConfigError(f"env.make must return num_envs={num_envs} environments, got {environments.num_envs}")
+    return environments
+
+
 class Environments:
     """E environments that take choices and give tensors.
 
@@ -52,18 +74,20 @@ class Environments:
         env: a vector environment that resets on the next step.
 
     Raises:
-        ConfigError: its spaces, or its way to reset, are not supported.
+        ConfigError: it is no vector environment, or its spaces, or its way to reset, are not supported.
     """
 
     def __init__(self, env: VectorEnv) -> None:
-        mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        if mode is not AutoresetMode.NEXT_STEP:
-            raise ConfigError(f"a vector environment must reset on the next step, autoreset_mode is {mode}")
+        if not isinstance(env, VectorEnv):
+            raise ConfigError(f"env.make must return a gymnasium.vector.VectorEnv, got {type(env).__name__}")
+        _check_resets(env.metadata)
         self.env = env
         self.num_envs = env.num_envs
         self.factors = factors_of(env.single_action_space)
         self.observation_size = observation_size(env.single_observation_space)
-        self._resets = torch.zeros(self.num_envs, dtype=torch.bool)
+        self.observation_dtype = observation_dtype(env.single_observation_space)
+        self._dtype = np.float32 if self.observation_dtype == torch.float32 else np.float64
+        self._resets = np.zeros(self.num_envs, dtype=bool)
 
     @property
     def reward_threshold(self) -> float | None:
@@ -72,22 +96,46 @@ class Environments:
         return own if own is not None else getattr(self.env.spec, "reward_threshold", None)
 
     def reset(self, seed: int | None = None) -> Tensor:
-        """The first observations, (E, D), of new episodes in all environments."""
-        self._resets = torch.zeros(self.num_envs, dtype=torch.bool)
-        return self._observation(self.env.reset(seed=seed)[0])
+        """The first observations, (E, D), of new episodes in all environments.
+
+        Raises:
+            DataError: the environment raised, or an observation cannot be used.
+        """
+        self._resets = np.zeros(self.num_envs, dtype=bool)
+        try:
+            observation = self.env.reset(seed=seed)[0]
+        except TaugradError:
+            raise
+        except Exception as error:  # foreign code, which may raise anything
+            raise _raised("reset", error) from error
+        return self._observation(observation)
 
     def step(self, action: Tensor) -> Step:
         """One step with choices (E, F).
 
         Raises:
-            DataError: an observation or reward is NaN or infinite.
+            DataError: the environment raised, or resets in another way than it says, or an observation or reward is
+                NaN, infinite or not one for each environment.
         """
         given = to_environment(action, self.env.single_action_space)
-        observation, reward, terminated, truncated, _ = self.env.step(given)
-        ended = torch.from_numpy(np.asarray(terminated)), torch.from_numpy(np.asarray(truncated))
-        valid, self._resets = ~self._resets, ended[0] | ended[1]
-        rewards = torch.from_numpy(_finite("a reward", reward))
-        return Step(self._observation(observation), rewards, *ended, valid)
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(given)
+        except TaugradError:
+            raise
+        except Exception as error:  # foreign code, which may raise anything
+            raise _raised("step", error) from error
+        rewards = self._each("a reward", _finite("a reward", reward))
+        ends = [
+            self._each(name, _copy(name, end, bool))
+            for name, end in (("a termination", terminated), ("a truncation", truncated))
+        ]
+        reset, self._resets = self._resets, ends[0] | ends[1]
+        if (self._resets & reset).any() or (isinstance(info, Mapping) and _SAME_STEP & info.keys()):
+            raise DataError(
+                "the environment does not reset on the next step, as its autoreset_mode says: it "
+                "ended an episode in the step that was to begin one, or returned the final observation beside the next"
+            )
+        return Step(self._observation(observation), *map(torch.from_numpy, (rewards, *ends, ~reset)))
 
     def picture(self) -> np.ndarray:
         """The first environment, (height, width, 3), uint8.
@@ -101,24 +149,73 @@ class Environments:
             raise ConfigError(f"this environment cannot be drawn: {error}") from error
         if drawn is None or drawn[0] is None:
             raise ConfigError("this environment cannot be drawn: it returns no picture")
-        return np.asarray(drawn[0])
+        picture = np.asarray(drawn[0])
+        if picture.ndim != 3:
+            raise ConfigError(f"this environment cannot be drawn: its picture has shape {picture.shape}")
+        return picture
 
     def close(self) -> None:
         """Close the environments."""
         self.env.close()
 
     def _observation(self, observation: Any) -> Tensor:
-        # A copy: many environments write each observation over the last.
-        return torch.from_numpy(_finite("an observation", observation).copy()).view(self.num_envs, -1)
+        values = _finite("an observation", observation, self._dtype)
+        E, D = self.num_envs, self.observation_size
+        if values.size != E * D or (E > 1 and len(values) != E):
+            shape = (E, *(self.env.single_observation_space.shape or ()))
+            raise DataError(f"the environment must return observations of shape {shape}, got {values.shape}")
+        return torch.from_numpy(values).view(E, D)
+
+    def _each(self, name: str, values: np.ndarray) -> np.ndarray:
+        """One value for each environment, (E,), as which a column will do."""
+        if values.size != self.num_envs:
+            raise DataError(
+                f"the environment must return {name} for each of its {self.num_envs}, got shape {values.shape}"
+            )
+        return values.reshape(self.num_envs)
 
 
-def _finite(name: str, values: Any) -> np.ndarray:
-    """As float32.
+_SAME_STEP = {"final_obs", "final_observation"}  # in the info of environments that reset in the step of the end
+
+
+def _check_resets(metadata: Mapping[str, Any]) -> None:
+    """Raise unless the mode, gymnasium's enum or its text, says that the reset comes on the next step."""
+    mode = metadata.get("autoreset_mode")
+    text = str(getattr(mode, "value", mode)).rpartition(".")[-1]
+    if mode is None:
+        raise ConfigError(
+            "a vector environment must reset on the next step and say so: "
+            "metadata['autoreset_mode'] is missing, it must be AutoresetMode.NEXT_STEP"
+        )
+    if text.replace("_", "").replace("-", "").lower() != AutoresetMode.NEXT_STEP.value.lower():
+        raise ConfigError(f"a vector environment must reset on the next step, autoreset_mode is {mode}")
+
+
+def _raised(method: str, error: Exception) -> DataError:
+    return DataError(f"the environment's {method} raised {type(error).__name__}: {error} (debug=true shows where)")
+
+
+def _copy(name: str, values: Any, dtype: Any) -> np.ndarray:
+    """A copy, as many environments write each step over the last.
 
     Raises:
-        DataError: a value is NaN or infinite.
+        DataError: they are no numbers.
     """
-    values = np.asarray(values, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise DataError(f"the environment returned {name} of {values[~np.isfinite(values)][0]}")
-    return values
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(values).astype(dtype)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the environment must return {name} of numbers: {error}") from error
+
+
+def _finite(name: str, values: Any, dtype: Any = np.float32) -> np.ndarray:
+    """A copy whose numbers are finite in float32, in which networks compute.
+
+    Raises:
+        DataError: one is not.
+    """
+    numbers = _copy(name, values, np.float32)
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        raise DataError(f"the environment returned {name} of {np.asarray(values)[~finite][0]}")
+    return numbers if dtype == np.float32 else _copy(name, values, dtype)

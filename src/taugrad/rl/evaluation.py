@@ -1,6 +1,8 @@
 """Whole episodes of a fixed policy, apart from training."""
 
+import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,22 +10,28 @@ from torch import Tensor
 
 from taugrad.rl.environments import Environments
 
-_MOST_STEPS = 20_000  # of an episode: an environment without a time limit ends here
+_MOST_STEPS = 20_000  # of an episode: the evaluation of an environment without a time limit stops here
+
+
+class Episodes(NamedTuple):
+    """An episode of each of E environments."""
+
+    returns: Tensor  # (E,), float64
+    lengths: Tensor  # (E,), int64
+    whole: Tensor  # (E,), bool: False for an episode that had not ended when its evaluation stopped
 
 
 @torch.no_grad()
-def evaluate(environments: Environments, choose: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
-    """Return and length of the first episode of each environment.
+def evaluate(environments: Environments, choose: Callable[[Tensor], Tensor], seed: int) -> Episodes:
+    """The first episode of each environment.
 
-    One episode each, so that short episodes are not counted more often than long ones.
+    One episode each, so that short episodes are not counted more often than long ones. One that goes on for more than
+    20,000 steps counts with its return so far, is marked as not whole, and is warned of.
 
     Args:
         environments: E of them; they are reset.
         choose: observations (E, D) to choices (E, F).
         seed: of the reset.
-
-    Returns:
-        Returns (E,), float64, and lengths (E,), int64.
     """
     observation = environments.reset(seed)
     running = torch.ones(environments.num_envs, dtype=torch.bool)
@@ -37,7 +45,13 @@ def evaluate(environments: Environments, choose: Callable[[Tensor], Tensor], see
         running &= ~(step.terminated | step.truncated)
         if not running.any():
             break
-    return returns, lengths
+    if running.any():
+        warnings.warn(
+            f"{int(running.sum())} of {len(running)} episodes had not ended after {_MOST_STEPS:,} steps and count with "
+            "their return so far: give the environment a time limit, such as +env.make.max_episode_steps=1000",
+            stacklevel=3,
+        )
+    return Episodes(returns, lengths, ~running)
 
 
 def interquartile_mean(values: Tensor) -> tuple[float, float, float]:
@@ -59,7 +73,9 @@ def interquartile_mean(values: Tensor) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def record(environments: Environments, choose: Callable[[Tensor], Tensor], seed: int, most: int = 1000) -> np.ndarray:
-    """Pictures (n, height, width, 3) of the first environment's first episode, at most `most` of them.
+    """Pictures (n, height, width, 3) of the first environment's first episode.
+
+    At most `most` of them; it warns when the episode goes on.
 
     Raises:
         ConfigError: the environment draws none.
@@ -71,5 +87,6 @@ def record(environments: Environments, choose: Callable[[Tensor], Tensor], seed:
         observation = step.observation
         frames.append(environments.picture())
         if step.terminated[0] or step.truncated[0]:
-            break
+            return np.stack(frames)
+    warnings.warn(f"the film ends after {most:,} pictures, before its episode does", stacklevel=3)
     return np.stack(frames)

@@ -35,8 +35,9 @@ class Joint(gymnasium.Wrapper[np.ndarray, Any, Any, Any]):
         ):
             raise ConfigError(f"agents must see a flat Box and choose from a Discrete each, got {seen} and {actions}")
         low, high = (np.concatenate([getattr(space, end) for space in seen]) for end in ("low", "high"))
-        self.observation_space = Box(low, high, dtype=np.float32)
-        self.action_space = MultiDiscrete([space.n for space in actions])  # pyright: ignore
+        self.observation_space = Box(low, high, dtype=low.dtype)
+        n, start = ([int(getattr(space, name)) for space in actions] for name in ("n", "start"))
+        self.action_space = MultiDiscrete(n, start=start)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """A new episode; gymnasium's interface."""
@@ -47,7 +48,8 @@ class Joint(gymnasium.Wrapper[np.ndarray, Any, Any, Any]):
         """One step of all agents; gymnasium's interface."""
         observation, reward, terminated, truncated, info = self.env.step(tuple(int(a) for a in action))
         rewards = np.asarray(reward, dtype=float)  # one of each agent
-        return np.concatenate(observation), float(rewards.sum()), bool(terminated), bool(truncated), info
+        over, late = bool(np.all(terminated)), bool(np.all(truncated))  # one for all agents, or one of each
+        return np.concatenate(observation), float(rewards.sum()), over, late, info
 
 
 def make(id: str, num_envs: int, time_limit: int | None = None) -> VectorEnv:  # gymnasium's own name

@@ -1,4 +1,7 @@
-"""Observations shifted and scaled to mean 0 and variance 1 of all that were seen."""
+"""Observations shifted and scaled to mean 0 and variance 1 of all that were seen.
+
+All of it in float64: of observations near 1e9 float32 would keep no digit below 64.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +27,8 @@ class RunningNorm(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
@@ -34,13 +37,14 @@ class RunningNorm(nn.Module):
         n = len(x)
         if n == 0:
             return
+        x = x.double()
         total = self.count + n
-        share = (n / total).to(x.dtype)
+        share = n / total
         delta = x.mean(0) - self.mean
         self.variance.lerp_(x.var(0, correction=0), share).add_(delta.square() * share * (1 - share))
         self.mean.add_(delta * share)
         self.count.copy_(total)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalized x, (..., D)."""
-        return ((x - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-_CLIP, _CLIP)
+        """Normalized x, (..., D), float32."""
+        return ((x - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-_CLIP, _CLIP).float()

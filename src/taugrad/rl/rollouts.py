@@ -39,12 +39,21 @@ class Window:
         num_envs: E, environments.
         observation_size: D, numbers of an observation.
         factors: F, factors of an action.
+        dtype: of the observations, kept as they came: the normalization of tomorrow is another one.
     """
 
-    def __init__(self, capacity: int, steps: int, num_envs: int, observation_size: int, factors: int) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        steps: int,
+        num_envs: int,
+        observation_size: int,
+        factors: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         shape = (capacity, steps, num_envs)
         self._all = Rollout(
-            torch.zeros(capacity, steps + 1, num_envs, observation_size),
+            torch.zeros(capacity, steps + 1, num_envs, observation_size, dtype=dtype),
             torch.zeros(*shape, factors, dtype=torch.int64),
             torch.zeros(shape),
             torch.zeros(shape),

@@ -1,53 +1,80 @@
-"""What spaces a policy takes: box-like observations, and actions of one or several discrete factors."""
+"""Spaces that a policy takes: box-like observations, and actions of one or several discrete factors."""
 
 import math
+from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import Space
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Tuple
 from torch import Tensor
 
 from taugrad.errors import ConfigError
 
 
 def factors_of(space: Space) -> tuple[int, ...]:
-    """The number of choices of each factor of an action: Discrete is one factor, MultiDiscrete several.
+    """The number of choices of each factor of an action.
+
+    Discrete is one factor, MultiDiscrete and MultiBinary one for each entry, a Tuple all of its parts'.
 
     Raises:
-        ConfigError: the space is neither.
+        ConfigError: the space is another, or has no factor.
 
-    >>> factors_of(Discrete(4)), factors_of(MultiDiscrete([2, 3]))
-    ((4,), (2, 3))
+    >>> factors_of(Discrete(4)), factors_of(MultiDiscrete([2, 3])), factors_of(Tuple([Discrete(4), MultiBinary(2)]))
+    ((4,), (2, 3), (4, 2, 2))
     """
+    factors = None
     if isinstance(space, Discrete):
-        return (int(space.n),)
-    if isinstance(space, MultiDiscrete) and space.nvec.ndim == 1:
-        return tuple(int(n) for n in space.nvec)
-    raise ConfigError(f"a policy's actions must be Discrete or a flat MultiDiscrete, the environment's are {space}")
+        factors = (int(space.n),)
+    elif isinstance(space, MultiDiscrete):
+        factors = tuple(int(n) for n in space.nvec.flat)
+    elif isinstance(space, MultiBinary):
+        factors = (2,) * math.prod(space.shape)
+    elif isinstance(space, Tuple):
+        factors = tuple(n for part in space for n in factors_of(part))
+    if not factors:
+        raise ConfigError(
+            "a policy's actions must be Discrete, MultiDiscrete, MultiBinary or a Tuple of them, "
+            f"the environment's are {space}"
+        )
+    return factors
+
+
+def to_environment(action: Tensor, space: Space) -> Any:
+    """Choices (E, F), each counted from 0, as an action of E environments whose single action is of `space`.
+
+    >>> to_environment(torch.tensor([[0], [2]]), Discrete(3, start=-1))
+    array([-1,  1])
+    """
+    return _actions(action.cpu().numpy(), space)
+
+
+def _actions(choices: np.ndarray, space: Space) -> Any:
+    if isinstance(space, Tuple):
+        ends = np.cumsum([len(factors_of(part)) for part in space])
+        return tuple(_actions(c, part) for c, part in zip(np.split(choices, ends[:-1], 1), space, strict=True))
+    one = choices.reshape(len(choices), *(space.shape or ())).astype(space.dtype)  # some environments insist on it
+    return one + getattr(space, "start", 0)
 
 
 def observation_size(space: Space) -> int:
     """The length of an observation, flattened.
 
     Raises:
-        ConfigError: the space is not a Box or MultiBinary.
+        ConfigError: the space is not a Box or MultiBinary, or empty.
 
     >>> observation_size(Box(0, 1, (10, 10, 4)))
     400
     """
-    if isinstance(space, (Box, MultiBinary)):
+    if isinstance(space, (Box, MultiBinary)) and math.prod(space.shape) > 0:
         return math.prod(space.shape)
     raise ConfigError(f"a policy's observations must be Box or MultiBinary, the environment's are {space}")
 
 
-def to_environment(action: Tensor, space: Space) -> np.ndarray:
-    """Choices (E, F) as an action of E environments, whose single action is of `space`.
+def observation_dtype(space: Space) -> torch.dtype:
+    """The type that holds every observation of `space` exactly: float32, or float64 where that has too few digits.
 
-    >>> import torch
-    >>> to_environment(torch.tensor([[0], [2]]), Discrete(3, start=-1))
-    array([-1,  1])
+    >>> observation_dtype(Box(0, 255, (84, 84), np.uint8)), observation_dtype(Box(0, 1, (2,), np.float64))
+    (torch.float32, torch.float64)
     """
-    choices = action.cpu().numpy()
-    if isinstance(space, Discrete):
-        return choices[:, 0] + space.start
-    return choices + np.asarray(space.start)  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.float32 if np.can_cast(space.dtype, np.float32) else torch.float64  # pyright: ignore[reportArgumentType]

@@ -26,8 +26,8 @@ from taugrad._arguments import check_count
 from taugrad.config import instantiate
 from taugrad.errors import ConfigError
 from taugrad.gumbel import gumbel_argmax
-from taugrad.rl.environments import Environments
-from taugrad.rl.evaluation import evaluate, interquartile_mean, record
+from taugrad.rl.environments import build
+from taugrad.rl.evaluation import Episodes, evaluate, interquartile_mean, record
 from taugrad.rl.networks import Actor
 from taugrad.rl.normalization import RunningNorm
 from taugrad.rl.rollouts import Collector, Rollout, Window
@@ -35,6 +35,7 @@ from taugrad.schedules import Schedule
 from taugrad.tasks.training import is_kept, optimizer_over
 
 _EVALUATION_SEED = 1_000_000
+_MOST_SHARES = 64  # of choices that are logged one by one
 
 
 class Acting(LightningModule, ABC):
@@ -110,11 +111,13 @@ class Acting(LightningModule, ABC):
             check_count(name, value)
         self.automatic_optimization = False  # a training step makes several optimizer steps
         self.make_env: Callable[..., VectorEnv] = instantiate(env)
-        environments = Environments(self.make_env(num_envs=num_envs))
+        environments = build(self.make_env, num_envs)
         self.factors, self.observation_size = environments.factors, environments.observation_size
+        self.input_dtype = environments.observation_dtype
         self.reward_threshold = environments.reward_threshold
         self.collector = Collector(environments, seed)
-        self.window = Window(window, rollout_steps, num_envs, self.observation_size, len(self.factors))
+        sizes = self.observation_size, len(self.factors)
+        self.window = Window(window, rollout_steps, num_envs, *sizes, self.input_dtype)
         self.norm = RunningNorm(self.observation_size) if normalize else torch.nn.Identity()
         self.seed, self.max_env_steps = seed, max_env_steps
         self.optimizer_config = optimizer
@@ -125,7 +128,7 @@ class Acting(LightningModule, ABC):
 
     @abstractmethod
     def improve(self) -> dict[str, Tensor]:
-        """Optimizer steps after a rollout came into the window; what they tell."""
+        """Optimizer steps after a rollout came into the window; what they tell, nothing without a transition."""
 
     def clock(self) -> tuple[int, int]:
         """Environment steps done, and in all."""
@@ -133,13 +136,17 @@ class Acting(LightningModule, ABC):
 
     def act(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Choices (E, F) drawn by the actor and their log-probability (E,), for observations (E, D)."""
-        logits = self.actor(self.norm(observation.to(self.device)))
+        logits = self.actor(self.normalized(observation))
         action = gumbel_argmax(logits)
         return action, log_prob_of(logits, action)
 
     def greedy(self, observation: Tensor) -> Tensor:
         """The most probable choices (E, F)."""
-        return self.actor(self.norm(observation.to(self.device))).argmax(-1)
+        return self.actor(self.normalized(observation)).argmax(-1)
+
+    def normalized(self, observation: Tensor) -> Tensor:
+        """Observations (..., D) as the networks take them, float32."""
+        return self.norm(observation.to(self.device)).float()
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -215,9 +222,9 @@ class Acting(LightningModule, ABC):
         names = ("eval/iqm", "eval/iqm_low", "eval/iqm_high")
         self._log_evaluation(dict(zip(names, interquartile_mean(returns), strict=True)))
 
-    def play(self, episodes: int, *, greedy: bool) -> tuple[Tensor, Tensor]:
-        """Returns and lengths of one episode in each of `episodes` environments, the same ones at every call."""
-        environments = Environments(self.make_env(num_envs=episodes))
+    def play(self, episodes: int, *, greedy: bool) -> Episodes:
+        """One episode in each of `episodes` environments, the same ones at every call."""
+        environments = build(self.make_env, episodes)
         choose = self.greedy if greedy else lambda x: self.act(x)[0]
         try:
             with torch.random.fork_rng():
@@ -233,7 +240,7 @@ class Acting(LightningModule, ABC):
             ConfigError: the environment cannot be drawn.
         """
         try:
-            environments = Environments(self.make_env(num_envs=1, render_mode="rgb_array"))
+            environments = build(self.make_env, 1, render_mode="rgb_array")
         except TypeError as error:
             raise ConfigError(f"this environment cannot be drawn: {error}") from error
         try:
@@ -274,11 +281,12 @@ class Acting(LightningModule, ABC):
         """Log whole episodes played by sampling and greedily; the returns of the latter."""
         returns = torch.empty(0)
         for kind, greedy in (("eval_sampled", False), ("eval", True)):
-            returns, lengths = self.play(episodes, greedy=greedy)
+            returns, lengths, whole = self.play(episodes, greedy=greedy)
             terms = {
                 f"{kind}/mean_reward": returns.mean().item(),
                 f"{kind}/std_reward": returns.std(correction=0).item(),
                 f"{kind}/ep_len": lengths.double().mean().item(),
+                f"{kind}/unfinished": (~whole).double().mean().item(),
             }
             self._log_evaluation(terms)
         return returns
@@ -301,11 +309,28 @@ class Acting(LightningModule, ABC):
             shown["rollout/ep_rew_mean"] = collector.mean_return
             self.log_dict({"rollout/ep_len_mean": sum(collector.lengths) / len(collector.lengths)}, logger=False)
         self.log_dict(shown, prog_bar=True, logger=False)
-        chosen = rollout.action[rollout.valid]
-        for f, choices in enumerate(self.factors):
-            share = torch.bincount(chosen[:, f], minlength=choices) / max(1, len(chosen))
-            terms = {**terms, **{f"policy/action_{f}_{k}": share[k] for k in range(choices)}}
-        self.log_dict(dict(terms), logger=False)
+        self.log_dict({**terms, **self._usage(rollout.action[rollout.valid])}, logger=False)
+
+    def _usage(self, chosen: Tensor) -> dict[str, Tensor]:
+        """How the choices (n, F) spread, one by one only where there are few: each scalar takes time to log."""
+        if len(chosen) == 0:
+            return {}
+        share = shares(chosen, max(self.factors))
+        usage = {"policy/action_perplexity": torch.special.entr(share).sum(-1).exp().mean()}
+        if sum(self.factors) <= _MOST_SHARES:
+            usage |= {f"policy/action_{f}_{k}": share[f, k] for f, n in enumerate(self.factors) for k in range(n)}
+        return usage
+
+
+def shares(chosen: Tensor, choices: int) -> Tensor:
+    """The share (F, K) of each of K choices among n of every factor, (n, F).
+
+    >>> shares(torch.tensor([[0, 2], [1, 2]]), choices=3)
+    tensor([[0.5000, 0.5000, 0.0000],
+            [0.0000, 0.0000, 1.0000]])
+    """
+    n, F = chosen.shape
+    return torch.zeros(F, choices).scatter_add_(1, chosen.T, torch.ones(F, n)) / n
 
 
 def log_prob_of(logits: Tensor, action: Tensor) -> Tensor:

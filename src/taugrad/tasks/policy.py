@@ -141,6 +141,8 @@ class Policy(Acting):
     def improve(self) -> dict[str, Tensor]:
         """Minibatches of the newest rollouts and of older ones."""
         x, old, a, g, target = self._targets()
+        if len(x) == 0:  # rollouts of nothing but resets
+            return {}
         pi = old.softmax(-1)
         optimizer, tau, ent_coef = self.optimizer_now(), self.current_tau(), self.current_ent_coef()
         critics = [*self.advantage.parameters(), *self.value.parameters()]
@@ -193,13 +195,14 @@ class Policy(Acting):
     def _targets(self) -> tuple[Tensor, ...]:
         """Of the transitions: x (n, D), logits of pi and one-hot actions (n, F, K), clip(g / S, +-4), V_old + rho g."""
         steps = self.window.sample(self.newest, self.replayed).map(lambda x: x.to(self.device))
-        x = self.norm(steps.observation)
+        x = self.normalized(steps.observation)
         old, value = self.actor(x[:-1]), self.value(x)[..., 0]
         ratio = (log_prob_of(old, steps.action) - steps.log_mu).exp()
         ends = steps.terminated, steps.truncated
         g = advantages(steps.reward, value, *ends, self.gamma, self.lam, ratio)
-        spread = g[steps.valid].square().mean().sqrt()
-        self.scale.copy_(torch.maximum(spread, _SCALE_MEMORY * self.scale + (1 - _SCALE_MEMORY) * spread))
+        if steps.valid.any():
+            spread = g[steps.valid].square().mean().sqrt()
+            self.scale.copy_(torch.maximum(spread, _SCALE_MEMORY * self.scale + (1 - _SCALE_MEMORY) * spread))
         target = value[:-1] + ratio.clamp_max(1) * g
         clipped = (g / self.scale.clamp_min(1e-8)).clamp(-_CLIP, _CLIP)
         return tuple(part[steps.valid] for part in (x[:-1], old, one_hot(steps.action, old), clipped, target))

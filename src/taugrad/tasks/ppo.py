@@ -86,6 +86,8 @@ class PPO(Acting):
     def improve(self) -> dict[str, Tensor]:
         """Passes over the rollout in minibatches."""
         x, action, old, g, target = self._targets()
+        if len(x) == 0:  # a rollout of nothing but resets
+            return {}
         optimizer = self.optimizer_now()
         eps = self.clip_range * self.lr_factor(self.collector.env_steps)
         terms: dict[str, Tensor] = {}
@@ -124,7 +126,7 @@ class PPO(Acting):
     def _targets(self) -> tuple[Tensor, ...]:
         """Of the transitions: x (n, D), action (n, F), log pi_old (n,), advantage (n,), lambda-return (n,)."""
         rollout = self.window.sample(newest=1, others=0).map(lambda x: x.to(self.device))
-        x = self.norm(rollout.observation)
+        x = self.normalized(rollout.observation)
         value = self.value(x)[..., 0]
         g = advantages(rollout.reward, value, rollout.terminated, rollout.truncated, self.gamma, self.lam)
         old = log_prob_of(self.actor(x[:-1]), rollout.action)  # not log_mu: the normalization has moved since
