@@ -77,6 +77,43 @@ def test_the_commands_are_listed_and_an_unknown_one_gets_a_sentence(monkeypatch,
         cli.main()
 
 
+def test_help_and_completion_answer_without_torch_and_lightning(tmp_path):
+    code = """
+import os, sys
+from taugrad import cli
+os.environ["COMP_LINE"] = "taugrad train estimator=rein"
+lines = "--help", "train --help", "evaluate --help", "train --cfg job", "bench --help", "compare --help"
+for line in (*lines, "-sc query=bash"):
+    sys.argv = ["taugrad", *line.split()]
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        assert not stopped.code, line
+print(sorted({"torch", "lightning", "matplotlib", "gymnasium", "scipy", "optuna"} & sys.modules.keys()))
+"""
+    result = run([sys.executable, "-c", code], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("estimator=reinmax\n[]\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("taugrad ", "train evaluate probe export bench compare"),
+        ("taugrad tra", "train evaluate probe export bench compare"),  # the shell takes those that fit
+        ("taugrad train env=cart", "env=cartpole"),
+        ("taugrad  evaluate num_sam", "num_samples="),
+        ("taugrad bench ", ""),  # a shell's own: files
+        ("taugrad trian ", ""),
+    ],
+)
+def test_a_shell_completes_commands_and_what_they_take(line, offered, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["taugrad", "-sc", "query=bash"])
+    monkeypatch.setenv("COMP_LINE", line)
+    cli.main()
+    assert capsys.readouterr().out.split() == offered.split()
+
+
 def test_every_command_has_its_script():
     commands = {f.stem: f.read_text() for f in (ROOT / "scripts").glob("*.py") if f.stem not in MADE}
     assert set(commands) == set(cli._COMMANDS)

@@ -101,6 +101,9 @@ def export(config: DictConfig) -> None:
 
 def bench() -> None:
     """Time the samplers and the training loops."""
+    from taugrad.benchmark_arguments import parser
+
+    parser().parse_args()  # which answers --help before torch is imported
     from taugrad import benchmarks
 
     benchmarks.main()
@@ -109,19 +112,32 @@ def bench() -> None:
 @one_sentence
 def compare() -> None:
     """Draw a metric of several runs, with intervals over seeds."""
-    from taugrad.curves import compare as draw
-
     parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description="Draw a metric of several runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs, or of sweeps of runs")
     parser.add_argument("--metric", default="rollout/ep_rew_mean", help="a tag of TensorBoard's scalars")
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     arguments = parser.parse_args()
+    from taugrad.curves import compare as draw
+
     for label, count in draw(arguments.runs, arguments.metric, arguments.out).items():
         sys.stdout.write(f"{count} runs of {label}\n")
     sys.stdout.write(f"the curves are in {arguments.out}\n")
 
 
 _COMMANDS: dict[str, Callable[[], object]] = {f.__name__: f for f in (train, evaluate, probe, export, bench, compare)}
+
+
+def _complete() -> None:
+    """Answer a shell that completes a line, or print what makes it ask: Hydra does, but knows no commands."""
+    program, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    name, named, line = line.lstrip().partition(" ")
+    if not any(argument.startswith("query=") for argument in sys.argv):
+        train()
+    elif not named:
+        sys.stdout.write("\n".join([*_COMMANDS, ""]))
+    elif name in _COMMANDS and _COMMANDS[name] not in (bench, compare):  # which have files to complete, as a shell does
+        os.environ["COMP_LINE"] = f"{program} {line}"
+        _COMMANDS[name]()
 
 
 def main() -> None:
@@ -133,6 +149,9 @@ def main() -> None:
         lines = (f"  taugrad {name:<9} {str(command.__doc__).splitlines()[0]}" for name, command in _COMMANDS.items())
         sys.stdout.write("\n".join(["taugrad trains networks through discrete choices.", "", *lines, ""]))
         sys.stdout.write("\ntaugrad COMMAND --help shows what a command takes.\n")
+        return
+    if name in ("-sc", "--shell-completion"):
+        _complete()
         return
     if name not in _COMMANDS:
         sys.exit(f"error: the command must be one of {', '.join(_COMMANDS)}, got {name}")
