@@ -5,7 +5,6 @@ with Optuna `study.db`, from which a sweep that was killed goes on.
 """
 
 import csv
-import fcntl
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
@@ -46,11 +46,11 @@ def alone_in(directory: Path) -> Iterator[None]:
         ConfigError: another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"hydra.sweep.dir={directory}: another sweep is running there") from error
+    try:
+        held = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"hydra.sweep.dir={directory}: another sweep is running there") from error
+    with held:
         yield
 
 
