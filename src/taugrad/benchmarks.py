@@ -238,7 +238,7 @@ def ratio(name: str, above: list[float], below: list[float]) -> Record:
 def machine() -> Record:
     """What every number depends on."""
     info = Path("/proc/cpuinfo")  # on Linux; elsewhere platform knows better
-    models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
+    models = re.findall(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.is_file() else []
     return {
         "torch": torch.__version__,
         "backend": "native" if kernels.available() else "torch",
@@ -325,7 +325,7 @@ def main(command: Sequence[str] | None = None) -> None:
         show(measured, about, given.caption)
         records += [{"bench": given.bench, "threads": threads, **record, **facts} for record in measured]
     if given.json:
-        given.json.write_text(json.dumps(records, indent=2) + "\n")
+        given.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     if given.plot:
         draw(records, given.plot, *given.drawn)
 

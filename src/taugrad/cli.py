@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from taugrad.errors import one_sentence
 
 CONF = Path(__file__).parent / "conf"
+if not CONF.is_dir():  # a symbolic link in a checkout, of which Git makes a file on Windows
+    CONF = Path(__file__).parents[2] / "conf"
 
 
 def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
@@ -31,7 +33,7 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
         began = True
         return one_sentence(function)(config)
 
-    main = hydra.main(version_base="1.3", config_path="conf", config_name=function.__name__)(task)
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=function.__name__)(task)
 
     @functools.wraps(function)
     def run() -> Any:
@@ -47,8 +49,10 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
 
 def _close(overrides: list[str]) -> list[str]:
     """Of overrides that name no group, option or key: what is spelled almost so."""
-    groups = {str(d.relative_to(CONF)): d for d in CONF.rglob("*") if d.is_dir() and any(d.glob("*.yaml"))}
-    keys_anywhere = set(re.findall(r"^ *(\w+):", "\n".join(f.read_text() for f in CONF.rglob("*.yaml")), re.MULTILINE))
+    groups = {d.relative_to(CONF).as_posix(): d for d in CONF.rglob("*") if d.is_dir() and any(d.glob("*.yaml"))}
+    keys_anywhere = set(
+        re.findall(r"^ *(\w+):", "\n".join(f.read_text(encoding="utf-8") for f in CONF.rglob("*.yaml")), re.MULTILINE)
+    )
     found = []
     for override in overrides:
         name, _, value = override.partition("=")

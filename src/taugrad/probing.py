@@ -73,7 +73,8 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
     ]
     facts = {"reference": how, "draws": arguments.draws, "logits": list(logits.shape), "run": arguments.run}
     out = Path(arguments.out)
-    (out / "probe.json").write_text(json.dumps(facts | {"results": [q.as_dict() for q in qualities]}, indent=2) + "\n")
+    written = json.dumps(facts | {"results": [q.as_dict() for q in qualities]}, indent=2) + "\n"
+    (out / "probe.json").write_text(written, encoding="utf-8")
     draw(qualities, out / "probe.png")
     _print(qualities, f"{list(logits.shape)} logits, {arguments.draws} draws, reference: {how}")
     Console().print(f"{out}/probe.json, {out}/probe.png", soft_wrap=True)

@@ -207,7 +207,7 @@ def report(jobs: Sequence[Job], directory: Path, config: DictConfig) -> None:
         | {"seconds": j.seconds, "error": j.error}
         for j in jobs
     ]
-    with (directory / "sweep.csv").open("w", newline="") as file:
+    with (directory / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["job", *params, *names, "state", "seconds", "error"])
         writer.writeheader()
         writer.writerows(rows)
@@ -288,4 +288,4 @@ def _axis(found: list[Any]) -> tuple[list[Any], str]:
 def _seconds(result: JobReturn) -> float | None:
     """What the run itself put down."""
     path = Path(str(result.hydra_cfg and result.hydra_cfg.hydra.runtime.output_dir)) / "metrics.json"
-    return json.loads(path.read_text())["wall_seconds"] if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8"))["wall_seconds"] if path.is_file() else None

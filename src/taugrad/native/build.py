@@ -99,6 +99,8 @@ def _private(directory: Path) -> Path:
 
 
 def _compiler() -> list[str]:
+    if platform.system() == "Windows":
+        raise BuildError("the native kernels are not built on Windows")
     told = os.environ.get("CXX") or "c++"
     try:
         command = shlex.split(told) or [told]
@@ -125,7 +127,7 @@ def _libraries(compiler: list[str], directory: Path) -> tuple[Path, Path]:
 def _cpu() -> str:
     """What the compiler's -march=native depends on, as far as this system tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.machine() + platform.processor()
     told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
