@@ -9,7 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+import taugrad
 from taugrad import cli
 
 ROOT = Path(__file__).parents[1]
@@ -42,20 +44,35 @@ def test_the_wheel_carries_every_config(installed):
     assert (installed / "hydra_plugins" / "taugrad_sweepers.py").is_file()
 
 
+def test_the_wheel_is_typed_and_says_its_version_licence_and_addresses(installed):
+    assert (installed / "taugrad" / "py.typed").is_file()
+    (metadata,) = installed.glob("taugrad-*.dist-info/METADATA")
+    said = metadata.read_text(encoding="utf-8").splitlines()
+    assert f"Version: {taugrad.__version__}" in said
+    assert "License-Expression: MIT" in said
+    assert any(line.startswith("Project-URL: Homepage, ") for line in said)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == taugrad.__version__
+    assert f"Project-URL: Homepage, {cited['repository-code']}" in said
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert f"\nsite_name: {cited['title']}\nsite_description: {cited['abstract']}\n" in site
+    assert any(line.startswith(f"Summary: {cited['abstract'][:-1]}") for line in said)
+
+
 def test_an_installed_package_trains_and_evaluates_from_any_folder(installed, tmp_path):
-    taugrad = [sys.executable, "-c", "import sys, taugrad.cli; sys.argv[0] = 'taugrad'; taugrad.cli.main()"]
+    ours = [sys.executable, "-c", "import sys, taugrad.cli; sys.argv[0] = 'taugrad'; taugrad.cli.main()"]
     where = run([sys.executable, "-c", "import taugrad; print(taugrad.__file__)"], tmp_path, path=installed)
     assert str(installed) in where.stdout
-    result = run([*taugrad, "train", "model=cat_vae", "model.nll_samples=2", *SHORT], tmp_path, path=installed)
+    result = run([*ours, "train", "model=cat_vae", "model.nll_samples=2", *SHORT], tmp_path, path=installed)
     assert result.returncode == 0, result.stderr
     (directory,) = (tmp_path / "outputs" / "cat_vae").iterdir()
-    result = run([*taugrad, "evaluate", f"run={directory}", "+trainer.limit_test_batches=3"], tmp_path, path=installed)
+    result = run([*ours, "evaluate", f"run={directory}", "+trainer.limit_test_batches=3"], tmp_path, path=installed)
     assert result.returncode == 0, result.stderr
     metrics = json.loads((directory / "metrics.json").read_text())
     evaluation = json.loads((directory / "evaluation.json").read_text())
     assert evaluation["test/nll"] == pytest.approx(metrics["test/nll"], rel=1e-6)
     probe = [f"run={directory}", "estimators=[reinmax]", "taus=[1]", "draws=20", "reference_samples=100", "images=2"]
-    result = run([*taugrad, "probe", *probe, f"hydra.run.dir={tmp_path}"], tmp_path, path=installed)
+    result = run([*ours, "probe", *probe, f"hydra.run.dir={tmp_path}"], tmp_path, path=installed)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "probe.png").is_file()
 

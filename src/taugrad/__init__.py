@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from taugrad.sampling import straight_through
     from taugrad.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Schedule
 
+__version__ = "0.1.0"  # the only place, but for CITATION.cff
+
 __all__ = [
     "REBAR",
     "RLOO",

@@ -11,7 +11,6 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from taugrad import checkpoints
+from taugrad import __version__, checkpoints
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import instantiate, read
 from taugrad.data.batches import first_images
@@ -289,7 +288,7 @@ def _flat(node: Any, key: str = "") -> Config:
 
 def _versions() -> dict[str, str]:
     return {
-        "versions/taugrad": version("taugrad"),
+        "versions/taugrad": __version__,
         "versions/torch": torch.__version__,
         "versions/lightning": lightning.__version__,
         "versions/python": platform.python_version(),
