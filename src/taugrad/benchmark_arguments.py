@@ -15,7 +15,8 @@ python scripts/bench.py policy: an environment step of the policy's training in 
 """
 
 import argparse
-from pathlib import Path
+
+from taugrad.paths import user_path
 
 TORCH = "F.gumbel_softmax"
 JACOBIAN_BYTES = 2e9  # a larger Jacobian is left out
@@ -26,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--threads", type=count, nargs="+", help="default: torch's")
     common.add_argument("--rounds", type=count, default=7)
-    common.add_argument("--json", type=Path, help="write a list of what was measured here")
-    common.add_argument("--plot", type=Path, help="draw it here, a PNG")
+    common.add_argument("--json", type=user_path, help="write a list of what was measured here")
+    common.add_argument("--plot", type=user_path, help="draw it here, a PNG")
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benches = found.add_subparsers(dest="bench", required=True)
 

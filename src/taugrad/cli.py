@@ -17,6 +17,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from taugrad.errors import one_sentence
+from taugrad.paths import expand_override, user_path
 
 CONF = Path(__file__).parent / "conf"
 if not CONF.is_dir():  # a symbolic link in a checkout, of which Git makes a file on Windows
@@ -37,6 +38,7 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
 
     @functools.wraps(function)
     def run() -> Any:
+        sys.argv[1:] = map(expand_override, sys.argv[1:])  # Hydra makes directories before we see them
         try:
             return main()
         except SystemExit as error:
@@ -117,9 +119,9 @@ def bench() -> None:
 def compare() -> None:
     """Draw a metric of several runs, with intervals over seeds."""
     parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description="Draw a metric of several runs.")
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs, or of sweeps of runs")
+    parser.add_argument("runs", nargs="+", type=user_path, help="directories of runs, or of sweeps of runs")
     parser.add_argument("--metric", default="rollout/ep_rew_mean", help="a tag of TensorBoard's scalars")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"))
+    parser.add_argument("--out", type=user_path, default=Path("curves.png"))
     arguments = parser.parse_args()
     from taugrad.curves import compare as draw
 
