@@ -290,7 +290,7 @@ def test_a_set_elsewhere_below_a_file_and_an_archive_get_a_sentence(tmp_path, no
     ):
         mnist(file)
     (tmp_path / "mnist.zip").write_bytes(b"PK\x03\x04....")
-    with pytest.raises(DataError, match="got the file .*mnist.zip: unpack it, if it is an archive"):
+    with pytest.raises(DataError, match=r"got the file .*mnist.zip: unpack it, if it is an archive"):
         mnist(tmp_path / "mnist.zip")
     file.write_bytes(b"PK\x03\x04....")
     with pytest.raises(DataError, match=f"{file} is a zip archive: unpack it"):

@@ -1,5 +1,6 @@
 """The package as a wheel, away from the checkout; a user's own package beside it."""
 
+import io
 import json
 import os
 import re
@@ -129,6 +130,30 @@ def test_a_shell_completes_commands_and_what_they_take(line, offered, monkeypatc
     monkeypatch.setenv("COMP_LINE", line)
     cli.main()
     assert capsys.readouterr().out.split() == offered.split()
+
+
+@pytest.mark.parametrize("given", ["~/runs", "'~/runs'", "$HOME/runs"])
+def test_the_users_home_is_expanded_before_hydra_makes_a_directory(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "of (mé)"))
+    keys = [f"hydra.run.dir={given}", f"hydra.sweep.dir={given}", "hydra.searchpath=[file://~/conf]"]
+    monkeypatch.setattr(sys, "argv", ["taugrad", "train", *keys, "--cfg", "hydra"])
+    (tmp_path / "of (mé)" / "conf").mkdir(parents=True)
+    cli.main()
+    shown = yaml.safe_load(capsys.readouterr().out)["hydra"]
+    assert (shown["run"]["dir"], shown["sweep"]["dir"]) == (f"{tmp_path}/of (mé)/runs",) * 2
+    assert shown["searchpath"] == [f"file://{tmp_path}/of (mé)/conf"]
+    monkeypatch.setattr(sys, "argv", ["compare", given.strip("'")])
+    with pytest.raises(SystemExit, match=r"runs must be directories that hold runs, got .*/of \(mé\)/runs"):
+        cli.compare()
+
+
+def test_output_in_an_encoding_that_lacks_a_character_goes_on_with_an_escape(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["taugrad", "train", "hydra.run.dir='m\u00e9'", "--cfg", "hydra"])
+    cli.main()
+    sys.stdout.flush()
+    assert b"dir: m\\xe9\n" in written.getvalue()
 
 
 def test_every_command_has_its_script():

@@ -6,6 +6,7 @@ What a command needs is imported when it runs: torch and Lightning take seconds.
 import argparse
 import difflib
 import functools
+import io
 import os
 import re
 import sys
@@ -32,12 +33,14 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
     def task(config: DictConfig) -> Any:
         nonlocal began
         began = True
+        _escape_output()  # of a process that a launcher started
         return one_sentence(function)(config)
 
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=function.__name__)(task)
 
     @functools.wraps(function)
     def run() -> Any:
+        _escape_output()
         sys.argv[1:] = map(expand_override, sys.argv[1:])  # Hydra makes directories before we see them
         try:
             return main()
@@ -47,6 +50,12 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
             raise
 
     return run
+
+
+def _escape_output() -> None:
+    """Write a character that the output's encoding lacks as an escape: on Windows a file's holds 256 of them."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _close(overrides: list[str]) -> list[str]:
@@ -125,6 +134,7 @@ def compare() -> None:
     arguments = parser.parse_args()
     from taugrad.curves import compare as draw
 
+    _escape_output()
     for label, count in draw(arguments.runs, arguments.metric, arguments.out).items():
         sys.stdout.write(f"{count} runs of {label}\n")
     sys.stdout.write(f"the curves are in {arguments.out}\n")

@@ -4,10 +4,9 @@ import os
 import re
 from pathlib import Path
 
-# Where a value of an override begins, `~` or `~user`; anywhere, `$NAME`.
-_HOME = r"""(?:(?<=^)|(?<=[,\[(\s"'])|(?<=file://))~[\w.-]*(?=[/\\,\])"'\s]|$)"""
-_SHORT = re.compile(rf"{_HOME}|\$[A-Za-z_]\w*")
-_SPECIAL = re.compile(r"([\\()\[\]{}:=,\s])")  # what Hydra wants a backslash before, outside quotation marks
+_SHORT = re.compile(r"((?<=^)|(?<=file://))~[\w.-]*(?=[/\\]|$)|\$[A-Za-z_]\w*")  # a home at the beginning, a variable
+_TEXT = re.compile(r""""[^"]*"|'[^']*'|[^,\[\](){}"'\s]+""")  # of Hydra's values: quoted, or without what separates
+_PLAIN = re.compile(r"[A-Za-z0-9_./:\\-]+")  # what Hydra reads without quotation marks
 
 
 def user_path(path: str | Path) -> Path:
@@ -20,23 +19,27 @@ def user_path(path: str | Path) -> Path:
 
 
 def expand_override(override: str) -> str:
-    r"""A command line's `key=value` with `user_path` applied to its values: a shell leaves them alone behind the sign.
+    """A command line's `key=value` with `user_path` applied to its values: a shell leaves them alone behind the sign.
 
-    >>> os.environ["PLACE"] = "/a b"
-    >>> expand_override("hydra.run.dir=$PLACE/c"), expand_override("hydra.run.dir='$PLACE/c'")
-    ('hydra.run.dir=/a\\ b/c', "hydra.run.dir='/a b/c'")
+    >>> os.environ["HERE"] = "/a b"
+    >>> expand_override("hydra.run.dir=$HERE/c"), expand_override("run=~/c") == f"run={Path.home()}/c"
+    ("hydra.run.dir='/a b/c'", True)
     >>> expand_override("~callbacks.pruning")  # which leaves a key out
     '~callbacks.pruning'
     """
     key, sign, value = override.partition("=")
+    if key.startswith("-"):  # an option, --config-dir, whose value is no list and has no quotation marks
+        return key + sign + _expand(value)
 
     def full(match: re.Match[str]) -> str:
-        before = value[: match.start()]
-        quoted = before.count("'") % 2 or before.count('"') % 2
-        found = _expand(match[0])
-        return found if quoted or found == match[0] else _SPECIAL.sub(r"\\\1", found)
+        mark = match[0][0] if match[0][0] in "\"'" else ""
+        text = match[0].strip(mark) if mark else match[0]
+        found = _SHORT.sub(lambda short: _expand(short[0]), text)
+        if not mark and found != text and not _PLAIN.fullmatch(found):
+            return "'" + found.replace("'", r"\'") + "'"
+        return mark + found + mark
 
-    return key + sign + _SHORT.sub(full, value)
+    return key + sign + _TEXT.sub(full, value)
 
 
 def _expand(text: str) -> str:

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and sets of one's own from four IDX files in a directory; the first two are downloaded into it."""
+"""MNIST, Fashion-MNIST and sets of one's own by four IDX files in a directory; the first two can be downloaded."""
 
 import hashlib
 import re
