@@ -7,6 +7,7 @@ from typing import Any
 
 from griffe import Extension, Object
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -19,13 +20,13 @@ PAGES = {
 LINKS = PAGES | {"examples/own_estimator/README.md": "extending.md"}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 DOCTEST = re.compile(r"(^>>> .*(?:\n(?!\s*$).+)*)", re.MULTILINE)
-LINK = re.compile(r"\[([^]]*)\]\((?:\.\./)?((?:docs/)?[\w./-]+\.(?:md|LICENSE|png|svg|py))\)")
+LINK = re.compile(r"\[([^]]*)\]\((?:\.\./)?((?:docs/)?[\w./-]+\.(?:md|LICENSE|png|svg|py|cff))\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the documents outside docs/."""
     for source, page in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     return files
 
 
@@ -42,10 +43,14 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Write formulas as MathML, which browsers draw by themselves."""
+    """Write formulas as MathML, which browsers draw by themselves; a command that stays one would be shown as it is."""
 
     def formula(match: re.Match[str]) -> str:
-        return convert(html.unescape(match[2]).strip(), display="inline" if match[1] == "span" else "block")
+        tex = html.unescape(match[2]).strip().replace(r"\arg", r"\mathrm{arg}\,")  # which the converter does not know
+        drawn = convert(tex, display="inline" if match[1] == "span" else "block")
+        if "\\" in re.sub("<[^>]*>", "", drawn):
+            raise PluginError(f"a formula holds what latex2mathml does not know: {tex}")
+        return drawn
 
     return FORMULA.sub(formula, output)
 

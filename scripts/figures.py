@@ -174,7 +174,7 @@ def _bars(axes: Axes, y: Tensor, mean: Tensor) -> None:
 
 def figure_noise(out: Path) -> Numbers:
     """A categorical VAE trained with and without noise: what training shows, and what the samples of q are worth."""
-    numbers = json.loads((FIGURES / "noise.json").read_text())
+    numbers = json.loads((FIGURES / "noise.json").read_text(encoding="utf-8"))
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1))
     for i, arm in enumerate(ARMS):
@@ -279,7 +279,7 @@ def code(logits: Tensor, noise: bool, hard: bool) -> Tensor:
 
 def figure_bias(out: Path) -> Numbers:
     """Bias and variance of five estimators over tau, against the exact gradient of the probe's toy problem."""
-    results = json.loads((FIGURES / "bias.json").read_text())["results"]
+    results = json.loads((FIGURES / "bias.json").read_text(encoding="utf-8"))["results"]
     figure = Figure(figsize=(8, 4.0), layout="constrained")
     for axes, key in zip(figure.subplots(1, 2), ("bias", "variance"), strict=True):
         for i, name in enumerate(ESTIMATORS):
@@ -323,7 +323,7 @@ def measure_bias() -> Numbers:
 
 def figure_schedules(out: Path) -> Numbers:
     """The schedules over a run, and what the variance of the gradient does as tau falls."""
-    results = json.loads((FIGURES / "bias.json").read_text())["results"]
+    results = json.loads((FIGURES / "bias.json").read_text(encoding="utf-8"))["results"]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = list(range(0, 20_001, 50))
@@ -431,19 +431,19 @@ def main() -> None:
     os.environ["TAUGRAD_BACKEND"] = "torch"  # before the first sample, which decides
     torch.set_num_threads(1)
     numbers_file = arguments.out / "numbers.json"
-    numbers = json.loads(numbers_file.read_text()) if numbers_file.is_file() else {}
+    numbers = json.loads(numbers_file.read_text(encoding="utf-8")) if numbers_file.is_file() else {}
     # Whatever the user's matplotlibrc says.
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         for name in arguments.names or DRAWN:
             if arguments.measure and name in MEASURED:
-                (FIGURES / f"{name}.json").write_text(json.dumps(MEASURED[name](), indent=1) + "\n")
+                (FIGURES / f"{name}.json").write_text(json.dumps(MEASURED[name](), indent=1) + "\n", encoding="utf-8")
             numbers[name] = DRAWN[name](arguments.out)
             print(arguments.out / f"{name}.png")
     # Whose bytes these are: another vector unit may round otherwise.
     numbers["drawn_by"] = f"matplotlib {mpl.__version__}, {torch.backends.cpu.get_cpu_capability()}"
-    numbers_file.write_text(json.dumps(numbers, indent=1) + "\n")
+    numbers_file.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import lzma
 import os
 import runpy
 import struct
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +16,13 @@ from scipy import stats
 from statistics_of_samples import FALSE_FAILURE
 
 from taugrad.data import binarized_mnist as embedded
+from taugrad.data import mnist as module
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.datamodule import ImageData
 from taugrad.data.idx import read_idx
 from taugrad.data.images import Split, balanced, binarize, split
 from taugrad.data.mnist import fashion_mnist, mnist
+from taugrad.data.mnist import idx as idx_files
 from taugrad.errors import ConfigError, DataError
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -205,8 +208,23 @@ def test_labels_that_do_not_match_the_images_get_a_sentence(tmp_path):
         mnist(tmp_path)
 
 
-def test_a_missing_file_is_fetched_with_its_checksum(tmp_path, monkeypatch):
+def as_published(monkeypatch, arrays, **changes):
+    """What these arrays are to `mnist`: the published ones."""
+    contents = tuple(hashlib.sha256(a.astype(np.uint8).tobytes()).hexdigest() for a in arrays)
+    monkeypatch.setattr(module, "_MNIST", replace(module._MNIST, contents=contents, **changes))
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    def retrieve(*_, **__):
+        raise AssertionError("nothing is to be downloaded")
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+
+
+def test_a_missing_file_of_the_set_is_fetched_with_its_checksum(tmp_path, monkeypatch):
     arrays = write_set(tmp_path)
+    as_published(monkeypatch, arrays)
     (tmp_path / NAMES[2]).unlink()
     calls = []
 
@@ -222,6 +240,87 @@ def test_a_missing_file_is_fetched_with_its_checksum(tmp_path, monkeypatch):
     assert url.endswith("/mnist/t10k-images-idx3-ubyte.gz")
     assert known_hash == "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
     assert progressbar
+
+
+@pytest.mark.parametrize(("load", "name"), [(mnist, "MNIST"), (fashion_mnist, "Fashion-MNIST")])
+def test_no_download_completes_a_set_of_ones_own(load, name, tmp_path, no_download):
+    write_set(tmp_path, compress=True)
+    for test in NAMES[2:]:
+        (tmp_path / f"{test}.gz").unlink()
+    lacks = rf"{tmp_path} lacks t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte"
+    with pytest.raises(
+        DataError, match=rf"{lacks}, and train-images-idx3-ubyte.gz is not known as {name}'s, .*data=idx"
+    ):
+        load(tmp_path, validation=10)
+    with pytest.raises(DataError, match=rf"{lacks}: put them there"):
+        idx_files(tmp_path, validation=10)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "train-images.idx3-ubyte train-labels.idx1-ubyte t10k-images.idx3-ubyte t10k-labels.idx1-ubyte",
+        "train-images-idx3-ubyte.idx train-labels-idx1-ubyte.idx t10k-images-idx3-ubyte.idx t10k-labels-idx1-ubyte.idx",
+        "train-images.idx train-labels.idx test-images.idx test-labels.idx",
+        "train_images train_labels test_images test_labels",
+    ],
+)
+@pytest.mark.parametrize("folder", ["", "raw", "MNIST/raw"])
+def test_the_files_are_found_by_the_names_and_places_that_people_have(names, folder, tmp_path, no_download):
+    arrays = write_set(tmp_path)
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    for i, (published, name) in enumerate(zip(NAMES, names.split(), strict=True)):
+        content = (tmp_path / published).read_bytes()
+        (tmp_path / published).unlink()
+        (tmp_path / folder / (f"{name}.gz" if i % 2 else name)).write_bytes(
+            gzip.compress(content) if i % 2 else content
+        )
+    assert np.array_equal(mnist(tmp_path, validation=10).test.images.numpy(), arrays[2])
+
+
+def test_a_set_elsewhere_below_a_file_and_an_archive_get_a_sentence(tmp_path, no_download):
+    write_set(tmp_path / "mine")
+    with pytest.raises(
+        DataError, match=f"{tmp_path} holds none of the four files, but {tmp_path}/mine does: give that"
+    ):
+        mnist(tmp_path)
+    file = tmp_path / "mine" / NAMES[0]
+    with pytest.raises(
+        DataError, match=f"must be the directory of four IDX files, got the file {file}: name its directory"
+    ):
+        mnist(file)
+    (tmp_path / "mnist.zip").write_bytes(b"PK\x03\x04....")
+    with pytest.raises(DataError, match=r"got the file .*mnist.zip: unpack it, if it is an archive"):
+        mnist(tmp_path / "mnist.zip")
+    file.write_bytes(b"PK\x03\x04....")
+    with pytest.raises(DataError, match=f"{file} is a zip archive: unpack it"):
+        mnist(file.parent)
+
+
+def test_a_directory_that_cannot_be_read_gets_a_sentence(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=f"data.source.root={tmp_path} cannot be read: Permission denied"):
+        mnist(tmp_path)
+
+
+def test_another_set_under_mnists_names_and_sizes_is_told_apart_and_has_its_source(tmp_path, monkeypatch):
+    write_set(tmp_path)
+    monkeypatch.setattr(module, "_SIZES", (30, 30, 20, 20))
+    hint = f"another set of its size and names, as KMNIST, is read by data=idx data.source.root={tmp_path}"
+    with pytest.raises(DataError, match=f"train-images-idx3-ubyte is damaged, or not of MNIST: .*; {hint}"):
+        mnist(tmp_path, validation=10)
+    assert len(idx_files(tmp_path, validation=10).train.labels) == 20
+
+
+def test_the_users_home_and_environment_are_expanded_in_a_root(tmp_path, monkeypatch):
+    write_set(tmp_path / "set")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SETS", str(tmp_path))
+    for root in ("~/set", "$SETS/set"):
+        assert len(mnist(root, validation=10).train.labels) == 20
 
 
 @pytest.mark.parametrize("error", [ConnectionError("offline"), ValueError("SHA256 hash does not match")])
@@ -249,9 +348,7 @@ def test_a_real_download_that_fails_its_checksum_is_refused(tmp_path, monkeypatc
     handler = lambda *a: http.server.SimpleHTTPRequestHandler(*a, directory=str(source))  # noqa: E731
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        from taugrad.data import mnist as module
-
-        monkeypatch.setattr(module, "_MNIST_URL", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(module, "_MNIST", replace(module._MNIST, url=f"http://127.0.0.1:{server.server_port}/"))
         with pytest.raises(DataError, match="could not be downloaded"):
             mnist(tmp_path / "target")
         server.shutdown()

@@ -123,6 +123,9 @@ def test_formulas_and_doctests_are_drawn_at_build_time(site):
     assert pages["course"].count("<math") > 10
     assert 'class="arithmatex"' not in "".join(pages.values())
     assert "<blockquote>" not in pages["schedules"]
+    for name, page in pages.items():
+        text = re.sub(r"<(pre|code|script|style)\b.*?</\1>|<[^>]*>", "", page, flags=re.DOTALL)
+        assert re.findall(r".{0,40}(?:\\[a-zA-Z]+|\$).{0,40}", text) == [], name
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -1,5 +1,6 @@
 """The package as a wheel, away from the checkout; a user's own package beside it."""
 
+import io
 import json
 import os
 import re
@@ -9,7 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+import taugrad
 from taugrad import cli
 
 ROOT = Path(__file__).parents[1]
@@ -42,20 +45,35 @@ def test_the_wheel_carries_every_config(installed):
     assert (installed / "hydra_plugins" / "taugrad_sweepers.py").is_file()
 
 
+def test_the_wheel_is_typed_and_says_its_version_licence_and_addresses(installed):
+    assert (installed / "taugrad" / "py.typed").is_file()
+    (metadata,) = installed.glob("taugrad-*.dist-info/METADATA")
+    said = metadata.read_text(encoding="utf-8").splitlines()
+    assert f"Version: {taugrad.__version__}" in said
+    assert "License-Expression: MIT" in said
+    assert any(line.startswith("Project-URL: Homepage, ") for line in said)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == taugrad.__version__
+    assert f"Project-URL: Homepage, {cited['repository-code']}" in said
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert f"\nsite_name: {cited['title']}\nsite_description: {cited['abstract']}\n" in site
+    assert any(line.startswith(f"Summary: {cited['abstract'][:-1]}") for line in said)
+
+
 def test_an_installed_package_trains_and_evaluates_from_any_folder(installed, tmp_path):
-    taugrad = [sys.executable, "-c", "import sys, taugrad.cli; sys.argv[0] = 'taugrad'; taugrad.cli.main()"]
+    ours = [sys.executable, "-c", "import sys, taugrad.cli; sys.argv[0] = 'taugrad'; taugrad.cli.main()"]
     where = run([sys.executable, "-c", "import taugrad; print(taugrad.__file__)"], tmp_path, path=installed)
     assert str(installed) in where.stdout
-    result = run([*taugrad, "train", "model=cat_vae", "model.nll_samples=2", *SHORT], tmp_path, path=installed)
+    result = run([*ours, "train", "model=cat_vae", "model.nll_samples=2", *SHORT], tmp_path, path=installed)
     assert result.returncode == 0, result.stderr
     (directory,) = (tmp_path / "outputs" / "cat_vae").iterdir()
-    result = run([*taugrad, "evaluate", f"run={directory}", "+trainer.limit_test_batches=3"], tmp_path, path=installed)
+    result = run([*ours, "evaluate", f"run={directory}", "+trainer.limit_test_batches=3"], tmp_path, path=installed)
     assert result.returncode == 0, result.stderr
     metrics = json.loads((directory / "metrics.json").read_text())
     evaluation = json.loads((directory / "evaluation.json").read_text())
     assert evaluation["test/nll"] == pytest.approx(metrics["test/nll"], rel=1e-6)
     probe = [f"run={directory}", "estimators=[reinmax]", "taus=[1]", "draws=20", "reference_samples=100", "images=2"]
-    result = run([*taugrad, "probe", *probe, f"hydra.run.dir={tmp_path}"], tmp_path, path=installed)
+    result = run([*ours, "probe", *probe, f"hydra.run.dir={tmp_path}"], tmp_path, path=installed)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "probe.png").is_file()
 
@@ -75,6 +93,67 @@ def test_the_commands_are_listed_and_an_unknown_one_gets_a_sentence(monkeypatch,
     monkeypatch.setattr(sys, "argv", ["taugrad", "trian"])
     with pytest.raises(SystemExit, match="error: the command must be one of train, evaluate, probe, export, bench"):
         cli.main()
+
+
+def test_help_and_completion_answer_without_torch_and_lightning(tmp_path):
+    code = """
+import os, sys
+from taugrad import cli
+os.environ["COMP_LINE"] = "taugrad train estimator=rein"
+lines = "--help", "train --help", "evaluate --help", "train --cfg job", "bench --help", "compare --help"
+for line in (*lines, "-sc query=bash"):
+    sys.argv = ["taugrad", *line.split()]
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        assert not stopped.code, line
+print(sorted({"torch", "lightning", "matplotlib", "gymnasium", "scipy", "optuna"} & sys.modules.keys()))
+"""
+    result = run([sys.executable, "-c", code], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("estimator=reinmax\n[]\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("taugrad ", "train evaluate probe export bench compare"),
+        ("taugrad tra", "train evaluate probe export bench compare"),  # the shell takes those that fit
+        ("taugrad train env=cart", "env=cartpole"),
+        ("taugrad  evaluate num_sam", "num_samples="),
+        ("taugrad bench ", ""),  # a shell's own: files
+        ("taugrad trian ", ""),
+    ],
+)
+def test_a_shell_completes_commands_and_what_they_take(line, offered, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["taugrad", "-sc", "query=bash"])
+    monkeypatch.setenv("COMP_LINE", line)
+    cli.main()
+    assert capsys.readouterr().out.split() == offered.split()
+
+
+@pytest.mark.parametrize("given", ["~/runs", "'~/runs'", "$HOME/runs"])
+def test_the_users_home_is_expanded_before_hydra_makes_a_directory(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "of (mé)"))
+    keys = [f"hydra.run.dir={given}", f"hydra.sweep.dir={given}", "hydra.searchpath=[file://~/conf]"]
+    monkeypatch.setattr(sys, "argv", ["taugrad", "train", *keys, "--cfg", "hydra"])
+    (tmp_path / "of (mé)" / "conf").mkdir(parents=True)
+    cli.main()
+    shown = yaml.safe_load(capsys.readouterr().out)["hydra"]
+    assert (shown["run"]["dir"], shown["sweep"]["dir"]) == (f"{tmp_path}/of (mé)/runs",) * 2
+    assert shown["searchpath"] == [f"file://{tmp_path}/of (mé)/conf"]
+    monkeypatch.setattr(sys, "argv", ["compare", given.strip("'")])
+    with pytest.raises(SystemExit, match=r"runs must be directories that hold runs, got .*/of \(mé\)/runs"):
+        cli.compare()
+
+
+def test_output_in_an_encoding_that_lacks_a_character_goes_on_with_an_escape(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["taugrad", "train", "hydra.run.dir='m\u00e9'", "--cfg", "hydra"])
+    cli.main()
+    sys.stdout.flush()
+    assert b"dir: m\\xe9\n" in written.getvalue()
 
 
 def test_every_command_has_its_script():

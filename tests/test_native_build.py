@@ -2,6 +2,8 @@ import ctypes
 import json
 import logging
 import os
+import platform
+import runpy
 import shlex
 import shutil
 import stat
@@ -403,6 +405,14 @@ def test_without_a_compiler_the_samples_are_torchs_and_the_log_says_why(cache, m
         kernels.available()
     with pytest.raises(BuildError):  # again at every use
         gumbel_softmax(torch.zeros(2, 3))
+
+
+def test_on_windows_the_samples_are_torchs_and_the_log_says_why(cache, compiler, monkeypatch, caplog):
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    assert_by_torch_because("the native kernels are not built on Windows", caplog)
+    with pytest.raises(SystemExit, match="error: the native kernels are not built on Windows"):
+        runpy.run_module("taugrad.native")
+    assert not compiler.log.exists()
 
 
 def test_a_process_without_a_path_draws_by_torch(cache):

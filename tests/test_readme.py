@@ -1,3 +1,5 @@
+import ast
+import pickle
 import re
 from pathlib import Path
 
@@ -24,6 +26,20 @@ def test_every_file_that_the_readme_links_to_exists():
 def test_the_public_names_exist_and_are_documented():
     assert all(hasattr(taugrad, name) for name in taugrad.__all__)
     assert all(getattr(taugrad, name).__doc__ for name in taugrad.__all__)
+
+
+def test_the_public_names_are_those_that_a_type_checker_and_a_star_import_see():
+    (shown,) = (node for node in ast.parse(Path(taugrad.__file__).read_text()).body if isinstance(node, ast.If))
+    homes = {name.name: node.module for node in shown.body for name in node.names}
+    assert sorted(homes) == sorted(taugrad.__all__)
+    assert all(getattr(taugrad, name).__module__.startswith(home) for name, home in homes.items())
+    assert set(taugrad.__all__) | {"bounds", "probe", "softmax", "subsets"} <= set(dir(taugrad))
+    scope = {}
+    exec("from taugrad import *", scope)
+    assert all(scope[name] is getattr(taugrad, name) for name in taugrad.__all__)
+    assert pickle.loads(pickle.dumps(taugrad.ReinMax())) == taugrad.ReinMax()
+    with pytest.raises(AttributeError, match="module 'taugrad' has no attribute 'gumbel_softmaxx'"):
+        taugrad.gumbel_softmaxx  # noqa: B018
 
 
 def test_the_readme_stays_short():

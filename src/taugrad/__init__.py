@@ -1,27 +1,34 @@
 """Train networks through discrete choices.
 
-The names that most programs need; the modules hold the rest, `taugrad.softmax` among them.
+The names that most programs need; the modules hold the rest, `taugrad.softmax` among them. Either is imported when it
+is first used: torch takes seconds, which `taugrad --help` need not wait for.
 """
 
-from taugrad.estimators import (
-    REBAR,
-    RLOO,
-    DecoupledSTGumbelSoftmax,
-    Enumeration,
-    Estimator,
-    GappedStraightThrough,
-    GumbelRao,
-    GumbelSoftmax,
-    Pathwise,
-    ReinMax,
-    STGumbelSoftmax,
-    StraightThrough,
-)
-from taugrad.gumbel import gumbel_argmax, gumbel_max, gumbel_softmax
-from taugrad.layers import OneHotSample
-from taugrad.noise import gumbel_noise
-from taugrad.sampling import straight_through
-from taugrad.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Schedule
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from taugrad.estimators import (
+        REBAR,
+        RLOO,
+        DecoupledSTGumbelSoftmax,
+        Enumeration,
+        Estimator,
+        GappedStraightThrough,
+        GumbelRao,
+        GumbelSoftmax,
+        Pathwise,
+        ReinMax,
+        STGumbelSoftmax,
+        StraightThrough,
+    )
+    from taugrad.gumbel import gumbel_argmax, gumbel_max, gumbel_softmax
+    from taugrad.layers import OneHotSample
+    from taugrad.noise import gumbel_noise
+    from taugrad.sampling import straight_through
+    from taugrad.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Schedule
+
+__version__ = "0.1.0"  # the only place, but for CITATION.cff
 
 __all__ = [
     "REBAR",
@@ -50,3 +57,29 @@ __all__ = [
     "gumbel_softmax",
     "straight_through",
 ]
+
+_ELSEWHERE = {  # the modules of the names that are not in taugrad.estimators
+    **dict.fromkeys(("gumbel_argmax", "gumbel_max", "gumbel_softmax"), "gumbel"),
+    **dict.fromkeys(("Constant", "Cosine", "Cyclical", "Exponential", "Join", "Linear", "Schedule"), "schedules"),
+    "OneHotSample": "layers",
+    "gumbel_noise": "noise",
+    "straight_through": "sampling",
+}
+_MODULES = (
+    *("bounds", "categorical", "errors", "estimators", "gumbel", "layers", "native", "nets", "noise", "permutations"),
+    *("probe", "sampling", "schedules", "softmax", "subsets"),
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        value = getattr(import_module(f"taugrad.{_ELSEWHERE.get(name, 'estimators')}"), name)
+        globals()[name] = value  # found at once from now on
+        return value
+    if name in _MODULES:
+        return import_module(f"taugrad.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -5,7 +5,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +14,11 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from taugrad.categorical import kl_to_uniform
+from taugrad.cli import CONF
 from taugrad.config import instantiate, resolve
 from taugrad.nets import mlp
 
 WARM_UP = 20  # optimizer steps not counted
-_CONF = Path(__file__).resolve().parent / "conf"
 
 
 class StepTimes(Callback):
@@ -155,7 +154,7 @@ def _seconds_after_start(times: list[tuple[int, float]]) -> float:
 
 def parts(keys: Sequence[str]) -> tuple[dict[str, Any], Any, Any]:
     """The config, conf/train.yaml with these overrides, its model and its datamodule."""
-    with initialize_config_dir(str(_CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolve(compose("train", list(keys)))
     data = config.get("data") and instantiate(config["data"], recursive=False)
     return config, instantiate(config["model"], recursive=False), data

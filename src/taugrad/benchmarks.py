@@ -1,18 +1,4 @@
-"""Benchmarks. All sides run in turn, once a round; a ratio is that of medians, beside the least and most of any round.
-
-python scripts/bench.py op: a hard Gumbel-Softmax sample and its gradient beside torch's, torch.compile's and Pyro's,
-ReinMax beside its authors', and a copy of the logits, which is the memory's limit.
-
-python scripts/bench.py backward: the softmax's backward without the Jacobian, with it, and torch's own.
-
-python scripts/bench.py train: a step of the categorical VAE in Lightning, with bar and TensorBoard on, beside the same
-model, data and optimizer in a hand-written loop, and beside the loop that one would write with torch alone.
-
-python scripts/bench.py classes: a step of the semi-supervised classifier with its class marginalized and sampled, at
-several numbers of classes.
-
-python scripts/bench.py policy: an environment step of the policy's training in Lightning and in a hand-written loop.
-"""
+"""Benchmarks: what `taugrad bench` measures, by the command line of `benchmark_arguments`, which explains it."""
 
 import argparse
 import gc
@@ -36,6 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from taugrad import GumbelRao, ReinMax, gumbel_softmax
+from taugrad.benchmark_arguments import JACOBIAN_BYTES, TORCH, parser
 from taugrad.benchmark_loops import (
     WARM_UP,
     hand_written,
@@ -54,10 +41,9 @@ Record = dict[str, Any]  # what was measured of one contestant at one shape and 
 
 _SLICE = 0.04  # seconds that a contestant runs at a time
 _GRAPHS, _GRAPHS_BYTES = 64, 1e8  # at most so many are built before their backwards are timed, and so large
-_JACOBIAN_BYTES = 2e9  # a larger Jacobian is left out
 _TRAIN = ("experiment=deep_cat_vae", "estimator=st_gumbel_softmax", "model.latents=30")  # 784-512-256-(30x10)
 
-TORCH, COMPILED, COPY = "F.gumbel_softmax", "F.gumbel_softmax, compiled", "copy of the logits"
+COMPILED, COPY = "F.gumbel_softmax, compiled", "copy of the logits"
 OURS, OWN, BY_JACOBIAN = "taugrad.softmax_backward", "torch._softmax_backward_data", "Jacobian product"
 
 
@@ -160,7 +146,7 @@ def bench_backward(arguments: argparse.Namespace) -> list[Record]:
             OWN: lambda grad, y: torch._softmax_backward_data(grad, y, -1, y.dtype),  # pyright: ignore
         }
         size = {OURS: y.nbytes, OWN: y.nbytes, BY_JACOBIAN: y.nbytes * shape[-1]}
-        if size[BY_JACOBIAN] <= _JACOBIAN_BYTES:
+        if size[BY_JACOBIAN] <= JACOBIAN_BYTES:
             calls[BY_JACOBIAN] = softmax_backward_by_jacobian
         for call in calls.values():  # warm up
             call(grad, y)
@@ -252,7 +238,7 @@ def ratio(name: str, above: list[float], below: list[float]) -> Record:
 def machine() -> Record:
     """What every number depends on."""
     info = Path("/proc/cpuinfo")  # on Linux; elsewhere platform knows better
-    models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
+    models = re.findall(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.is_file() else []
     return {
         "torch": torch.__version__,
         "backend": "native" if kernels.available() else "torch",
@@ -316,74 +302,30 @@ def written(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def shape_of(text: str) -> tuple[int, ...]:
-    """The sizes in a text such as 32x512."""
-    return tuple(map(count, text.split("x")))
-
-
-def count(text: str) -> int:
-    """A number that is at least 1."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
 @one_sentence
 def main(command: Sequence[str] | None = None) -> None:
     """Run one benchmark, once for each number of threads."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--threads", type=count, nargs="+", default=[torch.get_num_threads()], help="default: torch's")
-    common.add_argument("--rounds", type=count, default=7)
-    common.add_argument("--json", type=Path, help="write a list of what was measured here")
-    common.add_argument("--plot", type=Path, help="draw it here, a PNG")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    benches = parser.add_subparsers(dest="bench", required=True)
-
-    op = benches.add_parser("op", parents=[common], help="hard Gumbel-Softmax, forward and backward")
-    shapes = [(2000, 10), (32, 512), (16384, 64), (256, 32000)]
-    op.add_argument("--shapes", type=shape_of, nargs="+", default=shapes, help="such as 2000x10")
-    op.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
-    caption = f"ns an element; speedup: {TORCH}'s both over this; saved: bytes for the backward over the logits'"
-    op.set_defaults(measure=bench_op, caption=caption, drawn=("both_ns", "forward + backward, ns an element"))
-
-    backward = benches.add_parser("backward", parents=[common], help="the softmax's backward")
-    shapes = [(32, 512), (2000, 10), (16384, 64)]
-    backward.add_argument("--shapes", type=shape_of, nargs="+", default=shapes, help="such as 2000x10")
-    backward.add_argument("--dtype", choices=["float32", "float64"], default="float64")
-    caption = f"bytes: of y or of the Jacobian, which is left out above {_JACOBIAN_BYTES:.0e}"
-    backward.set_defaults(measure=bench_backward, caption=caption, drawn=("microseconds", "microseconds"))
-
-    train = benches.add_parser("train", parents=[common], help="Lightning beside hand-written loops")
-    train.add_argument("--steps", type=count, default=300, help="of each loop in each round")
-    train.add_argument("overrides", nargs="*", help="of the config, such as model.encoder=[] data.batch_size=20")
-    caption = "over previous: a step's time over that of the row above"
-    train.set_defaults(measure=bench_train, caption=caption, drawn=("steps_per_second", "steps a second"))
-
-    classes = benches.add_parser("classes", parents=[common], help="a class marginalized and sampled")
-    classes.add_argument("--classes", type=count, nargs="+", default=[10, 100])
-    classes.add_argument("--steps", type=count, default=6, help="of each loop in each round, half of them not counted")
-    classes.add_argument("overrides", nargs="*", help="of the config, such as model.latent_size=10")
-    classes.set_defaults(measure=bench_classes, caption=caption, drawn=("milliseconds", "milliseconds a step"))
-
-    policy = benches.add_parser("policy", parents=[common], help="the policy in Lightning beside a hand-written loop")
-    policy.add_argument("--steps", type=count, default=20_000, help="environment steps of each loop in each round")
-    policy.add_argument("overrides", nargs="*", help="of the config, such as env=acrobot")
-    policy.set_defaults(measure=bench_policy, caption=caption, drawn=("steps_per_second", "environment steps a second"))
-
-    given = parser.parse_args(command)
+    given = parser().parse_args(command)
+    measure = {
+        "op": bench_op,
+        "backward": bench_backward,
+        "train": bench_train,
+        "classes": bench_classes,
+        "policy": bench_policy,
+    }[given.bench]
     if given.plot:
         extra("matplotlib.figure", "plot")  # before anything is measured
     facts = machine() | {"command": " ".join(sys.argv[1:] if command is None else command)}
     records: list[Record] = []
-    for threads in given.threads:
+    for threads in given.threads or [torch.get_num_threads()]:
         torch.set_num_threads(threads)
-        measured = given.measure(given)
+        measured = measure(given)
         backend = f"{facts['backend']}, bound" if facts["bound"] else facts["backend"]
         about = f"{given.bench}, {threads} threads, {given.rounds} rounds, torch {facts['torch']}, {backend}"
         show(measured, about, given.caption)
         records += [{"bench": given.bench, "threads": threads, **record, **facts} for record in measured]
     if given.json:
-        given.json.write_text(json.dumps(records, indent=2) + "\n")
+        given.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     if given.plot:
         draw(records, given.plot, *given.drawn)
 

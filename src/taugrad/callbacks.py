@@ -2,7 +2,6 @@
 
 import random
 import time
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
-from taugrad import sweeps
+from taugrad import __version__, sweeps
 from taugrad._arguments import check_count
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError
@@ -333,7 +332,7 @@ class SaveConfig(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config, plain dicts, lists and scalars."""
         checkpoint["config"] = self.config
-        checkpoint["versions"] = {"taugrad": version("taugrad")}
+        checkpoint["versions"] = {"taugrad": __version__}
 
 
 def _accelerator() -> Any:

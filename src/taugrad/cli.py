@@ -6,6 +6,7 @@ What a command needs is imported when it runs: torch and Lightning take seconds.
 import argparse
 import difflib
 import functools
+import io
 import os
 import re
 import sys
@@ -17,8 +18,11 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from taugrad.errors import one_sentence
+from taugrad.paths import expand_override, user_path
 
 CONF = Path(__file__).parent / "conf"
+if not CONF.is_dir():  # a symbolic link in a checkout, of which Git makes a file on Windows
+    CONF = Path(__file__).parents[2] / "conf"
 
 
 def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
@@ -29,12 +33,15 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
     def task(config: DictConfig) -> Any:
         nonlocal began
         began = True
+        _escape_output()  # of a process that a launcher started
         return one_sentence(function)(config)
 
-    main = hydra.main(version_base="1.3", config_path="conf", config_name=function.__name__)(task)
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=function.__name__)(task)
 
     @functools.wraps(function)
     def run() -> Any:
+        _escape_output()
+        sys.argv[1:] = map(expand_override, sys.argv[1:])  # Hydra makes directories before we see them
         try:
             return main()
         except SystemExit as error:
@@ -45,10 +52,18 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
     return run
 
 
+def _escape_output() -> None:
+    """Write a character that the output's encoding lacks as an escape: on Windows a file's holds 256 of them."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _close(overrides: list[str]) -> list[str]:
     """Of overrides that name no group, option or key: what is spelled almost so."""
-    groups = {str(d.relative_to(CONF)): d for d in CONF.rglob("*") if d.is_dir() and any(d.glob("*.yaml"))}
-    keys_anywhere = set(re.findall(r"^ *(\w+):", "\n".join(f.read_text() for f in CONF.rglob("*.yaml")), re.MULTILINE))
+    groups = {d.relative_to(CONF).as_posix(): d for d in CONF.rglob("*") if d.is_dir() and any(d.glob("*.yaml"))}
+    keys_anywhere = set(
+        re.findall(r"^ *(\w+):", "\n".join(f.read_text(encoding="utf-8") for f in CONF.rglob("*.yaml")), re.MULTILINE)
+    )
     found = []
     for override in overrides:
         name, _, value = override.partition("=")
@@ -101,6 +116,9 @@ def export(config: DictConfig) -> None:
 
 def bench() -> None:
     """Time the samplers and the training loops."""
+    from taugrad.benchmark_arguments import parser
+
+    parser().parse_args()  # which answers --help before torch is imported
     from taugrad import benchmarks
 
     benchmarks.main()
@@ -109,19 +127,33 @@ def bench() -> None:
 @one_sentence
 def compare() -> None:
     """Draw a metric of several runs, with intervals over seeds."""
+    parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description="Draw a metric of several runs.")
+    parser.add_argument("runs", nargs="+", type=user_path, help="directories of runs, or of sweeps of runs")
+    parser.add_argument("--metric", default="rollout/ep_rew_mean", help="a tag of TensorBoard's scalars")
+    parser.add_argument("--out", type=user_path, default=Path("curves.png"))
+    arguments = parser.parse_args()
     from taugrad.curves import compare as draw
 
-    parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description="Draw a metric of several runs.")
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs, or of sweeps of runs")
-    parser.add_argument("--metric", default="rollout/ep_rew_mean", help="a tag of TensorBoard's scalars")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"))
-    arguments = parser.parse_args()
+    _escape_output()
     for label, count in draw(arguments.runs, arguments.metric, arguments.out).items():
         sys.stdout.write(f"{count} runs of {label}\n")
     sys.stdout.write(f"the curves are in {arguments.out}\n")
 
 
 _COMMANDS: dict[str, Callable[[], object]] = {f.__name__: f for f in (train, evaluate, probe, export, bench, compare)}
+
+
+def _complete() -> None:
+    """Answer a shell that completes a line, or print what makes it ask: Hydra does, but knows no commands."""
+    program, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    name, named, line = line.lstrip().partition(" ")
+    if not any(argument.startswith("query=") for argument in sys.argv):
+        train()
+    elif not named:
+        sys.stdout.write("\n".join([*_COMMANDS, ""]))
+    elif name in _COMMANDS and _COMMANDS[name] not in (bench, compare):  # which have files to complete, as a shell does
+        os.environ["COMP_LINE"] = f"{program} {line}"
+        _COMMANDS[name]()
 
 
 def main() -> None:
@@ -133,6 +165,9 @@ def main() -> None:
         lines = (f"  taugrad {name:<9} {str(command.__doc__).splitlines()[0]}" for name, command in _COMMANDS.items())
         sys.stdout.write("\n".join(["taugrad trains networks through discrete choices.", "", *lines, ""]))
         sys.stdout.write("\ntaugrad COMMAND --help shows what a command takes.\n")
+        return
+    if name in ("-sc", "--shell-completion"):
+        _complete()
         return
     if name not in _COMMANDS:
         sys.exit(f"error: the command must be one of {', '.join(_COMMANDS)}, got {name}")

@@ -39,14 +39,18 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def _of_the_user() -> tuple[type[Exception], ...]:
+    """The errors of ours, and Lightning's about how it is configured: importing it for that would take seconds."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return (TaugradError, lightning.MisconfigurationException) if lightning else (TaugradError,)
+
+
 def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
     """Let a script end on a user's error with its sentence and exit code 1; the traceback shows with `debug=true`.
 
     A job of a sweep prints the sentence, or the traceback of what is no user's error, and raises: its exit would be the
     sweep's, and Hydra keeps what it catches to itself.
     """
-    from hydra.core.hydra_config import HydraConfig
-    from lightning.fabric.utilities.exceptions import MisconfigurationException  # seconds, which only scripts wait
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -54,10 +58,12 @@ def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
             return main(*args, **kwargs)
         except KeyboardInterrupt:
             sys.exit(130)
-        except (TaugradError, MisconfigurationException) as error:
+        except _of_the_user() as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1" or (args and getattr(args[0], "debug", False)):
                 raise
             if in_sweep():
+                from hydra.core.hydra_config import HydraConfig
+
                 sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {error}\n")
                 raise
             sys.exit(f"error: {error}")

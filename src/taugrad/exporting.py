@@ -18,6 +18,7 @@ from taugrad.config import read
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError, TaugradError
 from taugrad.extras import extra
+from taugrad.paths import user_path
 from taugrad.runs import load_run
 
 _CHECKED = 100  # inputs on which the file is compared with the model
@@ -54,13 +55,13 @@ def export(config: DictConfig) -> None:
         TaugradError: the file does not compute what the model does.
     """
     arguments = read(ExportConfig, config)
-    out = Path(arguments.out)
+    out = user_path(arguments.out)
     if out.suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"out must end in .onnx or .pt2, got {out}")
     if out.suffix == ".onnx":
         for package in ("onnxscript", "onnxruntime"):
             extra(package, "onnx")
-    model, data, _ = load_run(Path(arguments.run), arguments.checkpoint, arguments.trust)
+    model, data, _ = load_run(user_path(arguments.run), arguments.checkpoint, arguments.trust)
     module, x = Greedy(model), _inputs(model, data)
     dynamic = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module, (x[:2],), dynamic_shapes=dynamic)

@@ -11,7 +11,6 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,14 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from taugrad import checkpoints
+from taugrad import __version__, checkpoints
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import instantiate, read
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError, in_sweep
 from taugrad.extras import extra
 from taugrad.native import kernels
+from taugrad.paths import user_path
 from taugrad.pictures import save
 from taugrad.runs import load_run
 from taugrad.stopping import Stopped, StopSignals
@@ -153,17 +153,18 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         ConfigError: the run has no such checkpoint, or something in the config does not fit.
     """
     arguments = read(EvaluateConfig, config)
+    run = user_path(arguments.run)
     changes = {"nll_samples": arguments.num_samples, "test_episodes": arguments.episodes}
     changes = {name: value for name, value in changes.items() if value is not None}
-    model, data, saved = load_run(Path(arguments.run), arguments.checkpoint, arguments.trust, **changes)
+    model, data, saved = load_run(run, arguments.checkpoint, arguments.trust, **changes)
     seed_everything(saved["seed"], workers=True, verbose=False)
     if arguments.video is not None:
-        _film(model, Path(arguments.video))
+        _film(model, user_path(arguments.video))
     if arguments.images:
-        _draw(model, data, Path(arguments.run) / "pictures")
-    trainer = _trainer(arguments.trainer, arguments.run, [Progress()], [])
+        _draw(model, data, run / "pictures")
+    trainer = _trainer(arguments.trainer, str(run), [Progress()], [])
     metrics = dict(trainer.test(model, data, verbose=False)[0])
-    _write_json(Path(arguments.run) / "evaluation.json", metrics)
+    _write_json(run / "evaluation.json", metrics)
     _print_metrics(Console(), metrics)
     return metrics
 
@@ -238,9 +239,10 @@ def _checkpoint(run: TrainConfig, console: Console) -> Path | None:
     if run.ckpt_path is None:
         return None
     if run.ckpt_path != "last":
-        if not Path(run.ckpt_path).is_file():
+        path = user_path(run.ckpt_path)
+        if not path.is_file():
             raise ConfigError(f"ckpt_path must be a checkpoint file, or last, got {run.ckpt_path}")
-        return Path(run.ckpt_path)
+        return path
     if not any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in HydraConfig.get().overrides.hydra):
         raise ConfigError("ckpt_path=last goes on with a run: give its directory as hydra.run.dir=...")
     newest, damaged = checkpoints.newest(Path(run.run_dir))
@@ -289,7 +291,7 @@ def _flat(node: Any, key: str = "") -> Config:
 
 def _versions() -> dict[str, str]:
     return {
-        "versions/taugrad": version("taugrad"),
+        "versions/taugrad": __version__,
         "versions/torch": torch.__version__,
         "versions/lightning": lightning.__version__,
         "versions/python": platform.python_version(),

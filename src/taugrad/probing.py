@@ -21,6 +21,7 @@ from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.extras import extra
+from taugrad.paths import user_path
 from taugrad.probe import GROUPS, Function, Quality, probe, reference
 from taugrad.runs import load_run
 from taugrad.tasks.cat_vae import CatVAE
@@ -72,8 +73,9 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
         for name, tau in track(cells, description="probing", transient=True)
     ]
     facts = {"reference": how, "draws": arguments.draws, "logits": list(logits.shape), "run": arguments.run}
-    out = Path(arguments.out)
-    (out / "probe.json").write_text(json.dumps(facts | {"results": [q.as_dict() for q in qualities]}, indent=2) + "\n")
+    out = user_path(arguments.out)
+    written = json.dumps(facts | {"results": [q.as_dict() for q in qualities]}, indent=2) + "\n"
+    (out / "probe.json").write_text(written, encoding="utf-8")
     draw(qualities, out / "probe.png")
     _print(qualities, f"{list(logits.shape)} logits, {arguments.draws} draws, reference: {how}")
     Console().print(f"{out}/probe.json, {out}/probe.png", soft_wrap=True)
@@ -90,7 +92,7 @@ def toy() -> tuple[Function, Tensor]:
 
 def problem(arguments: ProbeConfig) -> tuple[Function, Tensor]:
     """A run's decoder as log p(x|z), and its encoder's logits, for the first test images."""
-    model, data, _ = load_run(Path(arguments.run or ""), arguments.checkpoint, arguments.trust)
+    model, data, _ = load_run(user_path(arguments.run or ""), arguments.checkpoint, arguments.trust)
     model.requires_grad_(False)
     if data is None or not isinstance(model, CatVAE):
         raise ConfigError(f"run must be a run of a VAE, got {arguments.run}, one of {type(model).__name__}")

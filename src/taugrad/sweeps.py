@@ -5,7 +5,6 @@ with Optuna `study.db`, from which a sweep that was killed goes on.
 """
 
 import csv
-import fcntl
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
@@ -46,11 +46,11 @@ def alone_in(directory: Path) -> Iterator[None]:
         ConfigError: another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"hydra.sweep.dir={directory}: another sweep is running there") from error
+    try:
+        held = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"hydra.sweep.dir={directory}: another sweep is running there") from error
+    with held:
         yield
 
 
@@ -207,7 +207,7 @@ def report(jobs: Sequence[Job], directory: Path, config: DictConfig) -> None:
         | {"seconds": j.seconds, "error": j.error}
         for j in jobs
     ]
-    with (directory / "sweep.csv").open("w", newline="") as file:
+    with (directory / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["job", *params, *names, "state", "seconds", "error"])
         writer.writeheader()
         writer.writerows(rows)
@@ -288,4 +288,4 @@ def _axis(found: list[Any]) -> tuple[list[Any], str]:
 def _seconds(result: JobReturn) -> float | None:
     """What the run itself put down."""
     path = Path(str(result.hydra_cfg and result.hydra_cfg.hydra.runtime.output_dir)) / "metrics.json"
-    return json.loads(path.read_text())["wall_seconds"] if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8"))["wall_seconds"] if path.is_file() else None

@@ -35,6 +35,8 @@ def read_idx(path: Path) -> Tensor:
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+    if raw[:4] == b"PK\x03\x04":
+        raise DataError(f"{path} is a zip archive: unpack it")
     if len(raw) < 4 or raw[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
         raise DataError(f"{path} is not an IDX file of unsigned bytes: it starts with {raw[:4].hex(' ') or 'nothing'}")
     header = 4 + 4 * raw[3]

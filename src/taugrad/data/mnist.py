@@ -1,38 +1,71 @@
-"""MNIST and Fashion-MNIST from their four IDX files, in a directory or downloaded into it once."""
+"""MNIST, Fashion-MNIST and sets of one's own by four IDX files in a directory; the first two can be downloaded."""
 
 import hashlib
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pooch
 import torch
+from torch import Tensor
 
 from taugrad.data.idx import read_idx
 from taugrad.data.images import Split, Splits, split
 from taugrad.errors import DataError
+from taugrad.paths import user_path
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-_MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-_MNIST_SHA256 = (
-    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-)
-# Of the four files' images and labels themselves. Of Fashion-MNIST only its archives' sums are published.
-_MNIST_CONTENT = (
-    "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-    "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
-    "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
-    "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
-)
+_PATTERNS = [  # and other names that they have: train-images.idx3-ubyte, test-labels.idx.gz
+    re.compile(rf"(?:{part})(?:[-_.]idx\d?)?(?:[-_.]ubyte)?(?:\.idx)?(?:\.gz)?", re.IGNORECASE)
+    for part in ("train[-_.]images", "train[-_.]labels", "(?:t10k|test)[-_.]images", "(?:t10k|test)[-_.]labels")
+]
 _SIZES = 60_000, 60_000, 10_000, 10_000
-_FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-_FASHION_MNIST_SHA256 = (
-    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A set that can be downloaded."""
+
+    name: str
+    folder: str  # torchvision's, in its root
+    url: str
+    archives: tuple[str, ...]  # SHA-256 of the gzipped files
+    contents: tuple[str, ...] = ()  # SHA-256 of the images and labels themselves; of Fashion-MNIST none are published
+
+    def holds(self, part: int, path: Path) -> bool:
+        """Whether a file is the set's own."""
+        if self.contents and _digest(read_idx(path)) == self.contents[part]:
+            return True
+        return hashlib.sha256(_bytes(path)).hexdigest() == self.archives[part]
+
+
+_MNIST = _Published(
+    "MNIST",
+    "MNIST",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    (
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    ),
+    (
+        "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+        "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+        "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+        "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+    ),
+)
+_FASHION_MNIST = _Published(
+    "Fashion-MNIST",
+    "FashionMNIST",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    (
+        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    ),
 )
 
 
@@ -40,9 +73,9 @@ def mnist(root: str | Path, validation: int = 10_000) -> Splits:
     """MNIST, 28 x 28 handwritten digits.
 
     Args:
-        root: the directory of the four IDX files, gzipped or not; missing ones are downloaded into it. Files of
-            another number of images, as of a part of MNIST, are taken as they are; of MNIST's own number they must
-            hold MNIST.
+        root: the directory of the four IDX files, gzipped or not, or torchvision's root; missing ones are downloaded
+            into it, where those that are there are MNIST's. Files of another number of images, as of a part of MNIST,
+            are taken as they are; of MNIST's own number they must hold MNIST.
         validation: how many of the 60,000 training images to set aside; 0 validates on the test split.
 
     Returns:
@@ -52,18 +85,41 @@ def mnist(root: str | Path, validation: int = 10_000) -> Splits:
         DataError: a file is missing and cannot be downloaded, or is damaged, or is not of the set's kind.
         ValueError: `validation` is out of range.
     """
-    files = _find(Path(root), _MNIST_URL, _MNIST_SHA256)
+    files = _downloaded(user_path(root), _MNIST)
     train, test = _splits(files)
-    contents = (*train, *test)
-    for path, content, size, sha256 in zip(files, contents, _SIZES, _MNIST_CONTENT, strict=True):
-        if len(content) == size and hashlib.sha256(content.to(torch.uint8).numpy().data).hexdigest() != sha256:
-            raise DataError(f"{path} is damaged, or not of MNIST: its content does not have the SHA-256 of MNIST's")
+    for path, content, size, sha256 in zip(files, (*train, *test), _SIZES, _MNIST.contents, strict=True):
+        if len(content) == size and _digest(content) != sha256:
+            raise DataError(
+                f"{path} is damaged, or not of MNIST: its content does not have the SHA-256 of MNIST's; another set of "
+                f"its size and names, as KMNIST, is read by data=idx data.source.root={path.parent}"
+            )
     return split(train, test, validation)
 
 
 def fashion_mnist(root: str | Path, validation: int = 10_000) -> Splits:
     """Fashion-MNIST (1708.07747), 28 x 28 pictures of clothes; arguments, result and errors as for `mnist`."""
-    return split(*_splits(_find(Path(root), _FASHION_MNIST_URL, _FASHION_MNIST_SHA256)), validation)
+    return split(*_splits(_downloaded(user_path(root), _FASHION_MNIST)), validation)
+
+
+def idx(root: str | Path, validation: int = 10_000) -> Splits:
+    """Any set of 28 x 28 images and labels 0 to 9 in four IDX files, of one's own or KMNIST; nothing is downloaded.
+
+    Args:
+        root: the directory of the files, named as MNIST's, gzipped or not.
+        validation: how many of the training images to set aside; 0 validates on the test split.
+
+    Returns:
+        The three splits.
+
+    Raises:
+        DataError: a file is missing, damaged, or not of this kind.
+        ValueError: `validation` is out of range.
+    """
+    directory, found = _found(user_path(root))
+    files = [path for path in found if path is not None]
+    if len(files) < len(_FILES):
+        raise DataError(f"{directory} lacks {_lacking(found)}: put them there, gzipped or not")
+    return split(*_splits(files), validation)
 
 
 def read_split(images: Path, labels: Path) -> Split:
@@ -87,21 +143,71 @@ def _splits(files: list[Path]) -> tuple[Split, Split]:
     return read_split(train_x, train_y), read_split(test_x, test_y)
 
 
-def _find(root: Path, url: str, sha256: tuple[str, ...]) -> list[Path]:
-    return [
-        _file(root, name) or _download(root, name, url, digest) for name, digest in zip(_FILES, sha256, strict=True)
-    ]
+def _downloaded(root: Path, published: _Published) -> list[Path]:
+    """The four files; missing ones are downloaded, unless that would complete another set than the published one."""
+    directory, found = _found(root, published.folder)
+    if None in found:
+        for part, path in enumerate(found):
+            if path is not None and not published.holds(part, path):
+                raise DataError(
+                    f"{directory} lacks {_lacking(found)}, and {path.name} is not known as {published.name}'s, so that "
+                    "nothing is downloaded beside it: put your own there and take data=idx, or name another directory"
+                )
+    return [path or _download(directory, part, published) for part, path in enumerate(found)]
 
 
-def _file(root: Path, name: str) -> Path | None:
-    candidates = (root / name, root / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
+def _found(root: Path, folder: str = "") -> tuple[Path, list[Path | None]]:
+    """The directory of the four files, `root` or as torchvision has it below, and which of them are there.
+
+    Raises:
+        DataError: `root` is no directory, cannot be read, or has the files in another folder of its own.
+    """
+    try:
+        if root.exists() and not root.is_dir():
+            named = any(pattern.fullmatch(root.name) for pattern in _PATTERNS)
+            told = "name its directory" if named else "unpack it, if it is an archive, and name the directory"
+            raise DataError(f"data.source.root must be the directory of four IDX files, got the file {root}: {told}")
+        for directory in (root, root / "raw", root / folder / "raw"):
+            found = _files(directory)
+            if any(found):
+                return directory, found
+        below = [place for child in root.glob("*/") for place in (child, child / "raw") if any(_files(place))]
+    except OSError as error:
+        raise DataError(f"data.source.root={root} cannot be read: {error.strerror}") from error
+    if below:
+        raise DataError(f"{root} holds none of the four files, but {min(below)} does: give that as data.source.root")
+    return root, [None] * len(_FILES)
 
 
-def _download(root: Path, name: str, url: str, sha256: str) -> Path:
+def _files(directory: Path) -> list[Path | None]:
+    """The four files of a directory, the published names before others."""
+    if not directory.is_dir():
+        return [None] * len(_FILES)
+    paths = sorted(directory.iterdir(), key=lambda path: (not path.name.startswith(_FILES), path.name))
+    return [next((p for p in paths if pattern.fullmatch(p.name) and p.is_file()), None) for pattern in _PATTERNS]
+
+
+def _lacking(found: list[Path | None]) -> str:
+    return ", ".join(name for name, path in zip(_FILES, found, strict=True) if path is None)
+
+
+def _digest(content: Tensor) -> str:
+    return hashlib.sha256(content.to(torch.uint8).numpy().data).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _download(root: Path, part: int, published: _Published) -> Path:
+    name = _FILES[part]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        path = pooch.retrieve(f"{url}{name}.gz", f"sha256:{sha256}", f"{name}.gz", root, progressbar=True)
+        sha256 = f"sha256:{published.archives[part]}"
+        path = pooch.retrieve(f"{published.url}{name}.gz", sha256, f"{name}.gz", root, progressbar=True)
     except (OSError, ValueError) as error:  # no network; a checksum that does not match
         raise DataError(
             f"{root} lacks {name} and it could not be downloaded ({type(error).__name__}): put the files "

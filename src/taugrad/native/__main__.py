@@ -1,5 +1,10 @@
 """python -m taugrad.native: compile the kernels' binding to torch's C++ autograd, once, in about 15 seconds."""
 
-from taugrad.native.build import build_binding
+import sys
 
-print(f"the binding is in {build_binding()}")  # noqa: T201
+from taugrad.native.build import BuildError, build_binding
+
+try:
+    print(f"the binding is in {build_binding()}")  # noqa: T201
+except (BuildError, OSError, RuntimeError) as error:  # no compiler, no cache of one's own, no home
+    sys.exit(f"error: {error}")

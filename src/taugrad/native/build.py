@@ -24,6 +24,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -35,6 +36,7 @@ _BINDING = Path(__file__).parent / "binding.cpp"  # the kernels and their bindin
 _STANDARD = "-std=c++17"
 _FLAGS = ["-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
 _TIMEOUT = 300  # seconds
+_TEXT: Any = {"text": True, "encoding": "utf-8", "errors": "replace"}
 
 
 class BuildError(TaugradError):
@@ -99,6 +101,8 @@ def _private(directory: Path) -> Path:
 
 
 def _compiler() -> list[str]:
+    if platform.system() == "Windows":
+        raise BuildError("the native kernels are not built on Windows")
     told = os.environ.get("CXX") or "c++"
     try:
         command = shlex.split(told) or [told]
@@ -125,7 +129,7 @@ def _libraries(compiler: list[str], directory: Path) -> tuple[Path, Path]:
 def _cpu() -> str:
     """What the compiler's -march=native depends on, as far as this system tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.machine() + platform.processor()
     told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
@@ -179,7 +183,7 @@ def _torch_flags() -> list[str]:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False, **_TEXT)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} could not be run: {error}") from error
     if done.returncode:
