@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ SMALL = [
 ]
 
 
-def run(script, *arguments, cwd):
+def run_process(script, *arguments, cwd):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -39,7 +40,7 @@ def run(script, *arguments, cwd):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("user")
-    result = run("train.py", *SMALL, cwd=directory)
+    result = run_process("train.py", *SMALL, cwd=directory)
     assert result.returncode == 0, result.stderr
     (run_directory,) = (directory / "outputs" / "cat_vae").iterdir()
     return run_directory, result
