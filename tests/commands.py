@@ -32,14 +32,23 @@ class Result(NamedTuple):
     stderr: str
 
 
-def run(script: str, *arguments: str, cwd: Path, **environment: str) -> Result:
+def run(script: str, *arguments: str, cwd: Path) -> Result:
     """`python scripts/<script> <arguments>` in the directory `cwd`."""
+    return _run(getattr(cli, script.removesuffix(".py")), [SCRIPTS / script, *arguments], cwd)
+
+
+def taugrad(*arguments: str, cwd: Path) -> Result:
+    """`taugrad <arguments>` in the directory `cwd`."""
+    return _run(cli.main, ["taugrad", *arguments], cwd)
+
+
+def _run(command: Callable[[], object], words: list, cwd: Path) -> Result:
     out, err = io.StringIO(), io.StringIO()
     with _as_it_was() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(cwd)
-        patch.setattr(sys, "argv", [str(SCRIPTS / script), *map(str, arguments)])
-        os.environ.update({"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment)
-        code = _exit_code(getattr(cli, script.removesuffix(".py")))
+        patch.setattr(sys, "argv", [str(word) for word in words])
+        os.environ.update({"OMP_NUM_THREADS": "1", "COLUMNS": "200"})
+        code = _exit_code(command)
     return Result(code, out.getvalue(), err.getvalue())
 
 
