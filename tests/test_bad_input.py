@@ -4,11 +4,9 @@ The commands run in this process, by their entry point, which is what a shell st
 """
 
 import gzip
-import logging
 import math
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,12 +14,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from commands import taugrad
+from conftest import each
 from gymnasium.envs.registration import register
 from gymnasium.spaces import Box, Dict, Discrete
 from test_data import NAMES, idx, write_set
 from test_pipeline import SMALL, trained  # noqa: F401
 
-from taugrad import checkpoints, cli, gumbel_softmax, sweeps
+from taugrad import checkpoints, gumbel_softmax, sweeps
 from taugrad.data.idx import read_idx
 from taugrad.errors import DataError
 from taugrad.softmax import softmax
@@ -51,25 +51,12 @@ if "Broken-v0" not in gymnasium.registry:  # pytest imports this twice
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs `taugrad ...` in an empty directory; its exit code and what it wrote to stderr."""
+def command(tmp_path, monkeypatch):
+    """Runs `taugrad ...` in an empty directory; its exit code and what it wrote to stderr and stdout."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which `threads` sets: restored
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["taugrad", *map(str, arguments)])
-        handlers, level = logging.root.handlers[:], logging.root.level
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code
-            if isinstance(code, str):  # what the interpreter does with it
-                sys.stderr.write(f"{code}\n")
-                code = 1
-        finally:
-            logging.root.handlers[:], logging.root.level = handlers, level
-        out, err = capsys.readouterr()
+        code, out, err = taugrad(*arguments, cwd=tmp_path)
         return code, err, out
 
     return run
@@ -441,8 +428,8 @@ LOGITS = [
 ]
 
 
-@pytest.mark.parametrize(("logits", "arguments", "error", "sentence"), LOGITS)
-@pytest.mark.parametrize("hard", [False, True])
+@each("logits, arguments, error, sentence", LOGITS)
+@each("hard", [False, True])
 def test_logits_and_tau_that_cannot_be_used_get_a_sentence(logits, arguments, error, sentence, hard, backend):
     with pytest.raises(error, match=sentence):
         gumbel_softmax(logits, **{"tau": 1.0, "hard": hard} | arguments)

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from test_pipeline import SHORT, SMALL, run
+from test_pipeline import SHORT, SMALL, run, run_process
 
 from taugrad.runs import load_run
 
@@ -23,7 +23,8 @@ def test_an_exported_model_chooses_as_the_run_does(name, tmp_path):
     trained = run("train.py", *MODELS[name], f"hydra.run.dir={tmp_path}", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     for file in ("a.onnx", "a.pt2"):
-        result = run("export.py", f"run={tmp_path}", f"out={tmp_path / file}", cwd=tmp_path)
+        start = run_process if (name, file) == ("cat_vae", "a.onnx") else run  # once as a user does
+        result = start("export.py", f"run={tmp_path}", f"out={tmp_path / file}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert "the same as the model on 100 inputs" in result.stdout
     model = load_run(tmp_path)[0].eval()

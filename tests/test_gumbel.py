@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import by_torch_alone
+from conftest import by_torch_alone, each
 from oracles import relaxed_gradient, textbook_softmax
 from scipy import stats
 from statistics_of_samples import FALSE_FAILURE, frequencies_p_value
@@ -25,8 +25,8 @@ def generator(seed: int = 0) -> torch.Generator:
 # Frequencies
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tau", [0.1, 1.0, 10.0])
+@each("dtype", DTYPES)
+@each("tau", [0.1, 1.0, 10.0])
 def test_hard_samples_are_exact_samples_of_softmax_at_every_tau(dtype, tau):
     logits = LOGITS.to(dtype)
     z = gumbel_softmax(logits.expand(100_000, 5), tau, hard=True)
@@ -85,8 +85,8 @@ def test_perturbed_logits_given_their_argmax_have_the_law_of_those_drawn_without
 # Values
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5)])
+@each("dtype", DTYPES)
+@each("shape", [(5,), (7, 5), (2, 3, 5)])
 def test_hard_samples_are_one_hot_to_the_bit_along_any_dim(shape, dtype):
     for dim in range(-len(shape), len(shape)):
         z = gumbel_softmax(torch.randn(shape).to(dtype).requires_grad_(), 0.5, hard=True, dim=dim)
@@ -96,7 +96,7 @@ def test_hard_samples_are_one_hot_to_the_bit_along_any_dim(shape, dtype):
         assert (z.sum(dim) == 1).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each("dtype", DTYPES)
 def test_soft_samples_are_the_softmax_of_the_noise_that_the_generator_gives(dtype):
     logits = torch.randn(3, 4, 5).to(dtype)
     for dim in (0, 1, -1):
@@ -130,7 +130,7 @@ def test_given_the_same_noise_the_gradient_is_torchs(monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("hard", [False, True])
+@each("hard", [False, True])
 def test_the_gradient_is_the_dense_jacobians_product(hard):
     logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(4, 5, dtype=torch.float64)
@@ -163,8 +163,8 @@ def test_non_contiguous_logits_change_nothing():
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tau", [1e-4, 1.0, 1e4])
+@each("dtype", DTYPES)
+@each("tau", [1e-4, 1.0, 1e4])
 def test_extreme_logits_and_temperatures_give_finite_values_and_gradients(dtype, tau):
     logits = torch.tensor([[1e4, -1e4, 0.0], [1.0, 1.0, -torch.inf]]).to(dtype).requires_grad_()
     for hard in (False, True):
@@ -188,7 +188,7 @@ def test_a_masked_class_is_never_drawn_and_gets_no_gradient():
 # Bad input
 
 
-@pytest.mark.parametrize("row", [[float("nan"), 0.0], [torch.inf, 0.0], [-torch.inf, -torch.inf]])
+@each("row", [[float("nan"), 0.0], [torch.inf, 0.0], [-torch.inf, -torch.inf]])
 def test_a_row_without_a_distribution_raises_and_says_how_many(row):
     logits = torch.tensor([row, [0.0, 0.0], row])
     for call in (gumbel_argmax, gumbel_softmax, lambda x: gumbel_softmax(x, hard=True)):
@@ -198,7 +198,7 @@ def test_a_row_without_a_distribution_raises_and_says_how_many(row):
             call(logits)
 
 
-@pytest.mark.parametrize("call", [gumbel_argmax, gumbel_softmax])
+@each("call", [gumbel_argmax, gumbel_softmax])
 def test_bad_logits_and_dims_get_a_sentence(call):
     with pytest.raises(TypeError, match=r"logits must be a floating-point tensor, got torch.int64"):
         call(torch.zeros(3, dtype=torch.int64))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import by_torch_alone
+from conftest import by_torch_alone, each
 from oracles import textbook_softmax
 from test_noise import double_words, float_words, gumbel_of
 from torch import Tensor
@@ -40,8 +40,8 @@ def bound_and_not(test):
     )
 
 
-over_sizes = pytest.mark.parametrize("K", CLASSES)
-over_dtypes = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+over_sizes = each("K", CLASSES)
+over_dtypes = each("dtype", TOLERANCES)
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ def test_reinmax_backward_also_in_place(K, dtype):
         assert torch.equal(out, dx)
 
 
-@pytest.mark.parametrize("tau", [0.01, 0.5, 1.0, 1.5])
+@each("tau", [0.01, 0.5, 1.0, 1.5])
 @over_dtypes
 @over_sizes
 def test_reinmaxs_gradient_of_a_masked_class_is_zero(K, dtype, tau):
@@ -262,9 +262,9 @@ def test_the_drawn_class_is_marked_also_where_its_share_is_zero(K, dtype):
         assert torch.equal(y.signbit(), z > 0)
 
 
-@pytest.mark.parametrize("top", [1e-30, 1.0, 1e6, 1e10, 1e20, 1e30])
+@each("top", [1e-30, 1.0, 1e6, 1e10, 1e20, 1e30])
 @over_dtypes
-@pytest.mark.parametrize("K", [3, 100])
+@each("K", [3, 100])
 def test_softmax_knows_no_logits_too_large(K, dtype, top):
     x = torch.randn(17, K, dtype=dtype).abs().neg() * top
     for logits in (x, -x, x + top):
@@ -272,7 +272,7 @@ def test_softmax_knows_no_logits_too_large(K, dtype, top):
 
 
 @over_dtypes
-@pytest.mark.parametrize("K", [3, 100])
+@each("K", [3, 100])
 def test_no_temperature_is_too_small_for_a_sample(K, dtype):
     x = 1000 * torch.randn(17, K, dtype=dtype)
     for tau in (1e-5, 1e-7, 1e-12, 1e-30):
@@ -295,10 +295,10 @@ BAD_ROWS = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD_ROWS)
+@each("kind", BAD_ROWS)
 @pytest.mark.parametrize("relaxation", [Relaxation.NONE, *RELAXATIONS])
 @over_dtypes
-@pytest.mark.parametrize("K", [1, 2, 5, 10, 31, 33, 100])
+@each("K", [1, 2, 5, 10, 31, 33, 100])
 def test_a_row_without_a_sample_is_counted_and_nan_and_leaves_the_others_alone(K, dtype, relaxation, kind):
     good = torch.randn(50, K, dtype=dtype)
     x = good.clone()
@@ -335,8 +335,8 @@ def test_a_row_without_a_sample_gets_one_sentence():
 
 
 @over_dtypes
-@pytest.mark.parametrize("kind", [kind for kind in BAD_ROWS if kind != "all +inf"])
-@pytest.mark.parametrize("K", [2, 5, 31, 100])
+@each("kind", [kind for kind in BAD_ROWS if kind != "all +inf"])
+@each("K", [2, 5, 31, 100])
 def test_softmax_entropy_and_log_prob_of_a_row_without_a_distribution_are_nan_or_torchs(K, kind, dtype):
     x = torch.randn(20, K, dtype=dtype)
     x[3] = BAD_ROWS[kind](x[3])
@@ -760,7 +760,7 @@ def test_other_layouts_are_not_for_the_kernels(layout):
     assert kernels.holds(torch.zeros(3, 4))
 
 
-@pytest.mark.parametrize("call", [gumbel_softmax, gumbel_max, softmax, entropy, gumbel_noise])
+@each("call", [gumbel_softmax, gumbel_max, softmax, entropy, gumbel_noise])
 def test_a_fake_tensor_has_a_shape(call, calls):
     shape = call(torch.zeros(3, 4)).shape
     calls.clear()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import by_torch_alone
+from conftest import by_torch_alone, each
 from scipy import stats
 from statistics_of_samples import FALSE_FAILURE, distribution_p_value, frequencies_p_value
 
@@ -33,12 +33,12 @@ def generator(seed: int = 0) -> torch.Generator:
 @on_both_backends
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_noise_is_gumbel_distributed(dtype):
-    g = gumbel_noise(torch.empty(5_000_000, dtype=dtype))
+    g = gumbel_noise(torch.empty(2_000_000, dtype=dtype))
     assert distribution_p_value(g, stats.gumbel_r.cdf) > FALSE_FAILURE
 
 
 def test_the_noise_test_has_power():
-    shifted = gumbel_noise(torch.empty(5_000_000)) + 0.004
+    shifted = gumbel_noise(torch.empty(2_000_000)) + 0.01
     assert distribution_p_value(shifted, stats.gumbel_r.cdf) < FALSE_FAILURE
 
 
@@ -53,7 +53,7 @@ def test_neighbours_in_the_noise_are_independent():
 
 
 @on_both_backends
-@pytest.mark.parametrize("dtype", DTYPES)
+@each("dtype", DTYPES)
 def test_noise_is_finite_for_every_number_that_torch_rand_can_give(dtype, monkeypatch):
     step = 2.0**-53 if dtype == torch.float64 else 2.0**-24
     extremes = lambda shape, generator, dtype, device: torch.tensor([0.0, step, 0.5, 1 - step, 1.0], dtype=dtype)  # noqa: E731
@@ -73,7 +73,7 @@ def test_ten_million_draws_are_finite_and_within_the_documented_range(backend):
 
 
 @on_both_backends
-@pytest.mark.parametrize("dtype", DTYPES)
+@each("dtype", DTYPES)
 def test_noise_has_the_dtype_of_the_calculation(dtype):
     assert gumbel_noise(torch.empty(3, dtype=dtype)).dtype == (
         torch.float64 if dtype == torch.float64 else torch.float32
@@ -89,12 +89,12 @@ def test_a_generator_determines_the_noise_and_spares_the_global_state():
     assert not torch.equal(a, gumbel_noise(torch.empty(100), generator=generator(4)))
 
 
-TAILS = (-2.5, 10.0, 14.0)
-DRAWS = 100_000_000
+TAILS = (-2.5, 10.0, 13.0)
+DRAWS = 30_000_000
 
 
 def tail_counts(edges: tuple[float, float, float]) -> list[int]:
-    """Of 1e8 draws in chunks: how many lie below the first edge, above the second and above the third."""
+    """Of DRAWS in chunks: how many lie below the first edge, above the second and above the third."""
     counts = np.zeros(3, int)
     for _ in range(10):
         g = gumbel_noise(torch.empty(DRAWS // 10))
@@ -109,21 +109,21 @@ def tail_p_values(counts: list[int]) -> list[float]:
 
 
 @on_both_backends
-def test_the_tails_hold_as_many_of_a_hundred_million_draws_as_they_should():
+def test_the_tails_hold_as_many_of_thirty_million_draws_as_they_should():
     assert min(tail_p_values(tail_counts(TAILS))) > FALSE_FAILURE
 
 
 def test_the_tails_test_has_power_in_each_tail():
-    # As if the noise were 0.1 too high, and in the far tail, where 83 draws are expected, 0.7.
-    assert max(tail_p_values(tail_counts((-2.6, 9.9, 13.3)))) < FALSE_FAILURE
+    # As if the noise were 0.1 or 0.2 too high, and in the far tail, where 68 draws are expected, 0.9.
+    assert max(tail_p_values(tail_counts((-2.6, 9.8, 12.1)))) < FALSE_FAILURE
 
 
 @on_both_backends
-def test_ten_million_indices_have_the_frequencies_of_softmax():
+def test_two_million_indices_have_the_frequencies_of_softmax():
     logits = torch.linspace(-3, 3, 10)
-    counts = sum(gumbel_argmax(logits.expand(1_000_000, 10)).bincount(minlength=10) for _ in range(10))
+    counts = sum(gumbel_argmax(logits.expand(1_000_000, 10)).bincount(minlength=10) for _ in range(2))
     assert frequencies_p_value(counts, logits.double().softmax(-1)) > FALSE_FAILURE
-    assert frequencies_p_value(counts, (logits.double() + 0.01 * logits.sin()).softmax(-1)) < FALSE_FAILURE  # power
+    assert frequencies_p_value(counts, (logits.double() + 0.025 * logits.sin()).softmax(-1)) < FALSE_FAILURE  # power
 
 
 # The generator, against one of numpy's integers
@@ -195,8 +195,8 @@ def test_the_oracle_gives_the_published_words_at_twenty_rounds(counter, key, wor
     assert (threefry(counter[None], key, 20) == words).all()
 
 
-@pytest.mark.parametrize("n", [1, 15, 64, 2048, 2049, 20_000])
-@pytest.mark.parametrize("seed", SEEDS)
+@each("n", [1, 15, 64, 2048, 2049, 20_000])
+@each("seed", SEEDS)
 def test_the_noise_is_that_of_twelve_rounds_of_threefry(seed, n):
     blocks = n // 32 + 1
     oracles = {
@@ -393,7 +393,7 @@ def noise_of(seed: int, n: int, dtype: torch.dtype = torch.float32) -> torch.Ten
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("lag", [1, 4, 10, 16, 32, 64, 1000, 2048])
+@each("lag", [1, 4, 10, 16, 32, 64, 1000, 2048])
 def test_noise_at_no_distance_is_dependent(lag, dtype):
     g = gumbel_noise(torch.empty(2_000_000 + lag, dtype=dtype))
     assert dependence_p_value([(g[:-lag], g[lag:])]) > FALSE_FAILURE

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import textbook_softmax
@@ -44,8 +45,8 @@ def extreme_logits(dtype):
     return logits.to(dtype).view(100, 2, 7)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tau", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+@each("dtype", DTYPES)
+@each("tau", [1e-4, 1e-2, 1.0, 1e2, 1e4])
 @pytest.mark.parametrize("estimator", [*PATHWISE, *UNBIASED], ids=repr)
 def test_every_estimator_is_finite_at_extreme_logits_and_temperatures(estimator, tau, dtype, backend):
     logits = extreme_logits(dtype).requires_grad_()

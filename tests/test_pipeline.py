@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ SMALL = [
 ]
 
 
-def run(script, *arguments, cwd):
+def run_process(script, *arguments, cwd):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -87,8 +88,8 @@ def test_hyperparameters_stand_beside_the_final_metrics(trained):
     assert b"model/latents" in content
 
 
-@pytest.mark.parametrize("where", ["moved", "bare"])
-def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, tmp_path):
+@pytest.mark.parametrize(("where", "start"), [("moved", run), ("bare", run_process)])
+def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, start, tmp_path):
     run_directory, _ = trained
     target = tmp_path / "run"
     if where == "moved":
@@ -96,7 +97,7 @@ def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, 
     else:
         (target / "checkpoints").mkdir(parents=True)
         shutil.copy(run_directory / "checkpoints" / "best.ckpt", target / "checkpoints")
-    result = run("evaluate.py", f"run={target}", "num_samples=5", "+trainer.limit_test_batches=4", cwd=tmp_path)
+    result = start("evaluate.py", f"run={target}", "num_samples=5", "+trainer.limit_test_batches=4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     evaluation = json.loads((target / "evaluation.json").read_text())
     metrics = json.loads((run_directory / "metrics.json").read_text())
@@ -159,8 +160,8 @@ def test_more_samples_tighten_the_bound(trained):
 def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(trained, tmp_path):
     run_directory, _ = trained
     first = json.loads((run_directory / "metrics.json").read_text())
-    for seed, same in ((0, True), (1, False)):
-        result = run("train.py", *SMALL, f"seed={seed}", f"hydra.run.dir={tmp_path / str(seed)}", cwd=tmp_path)
+    for seed, same, start in ((0, True, run_process), (1, False, run)):
+        result = start("train.py", *SMALL, f"seed={seed}", f"hydra.run.dir={tmp_path / str(seed)}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         again = json.loads((tmp_path / str(seed) / "metrics.json").read_text())
         results = [{k: v for k, v in m.items() if k not in ("wall_seconds", "seed")} for m in (first, again)]

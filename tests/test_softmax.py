@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import each
 from oracles import relaxed_gradient, textbook_softmax
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -10,9 +11,9 @@ pytestmark = pytest.mark.usefixtures("backend")
 DTYPES = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-6, torch.float64: 1e-14}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items())
-@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5)])
-@pytest.mark.parametrize("tau", [0.1, 1.0, 10.0])
+@each("dtype, tolerance", DTYPES.items())
+@each("shape", [(5,), (7, 5), (2, 3, 5)])
+@each("tau", [0.1, 1.0, 10.0])
 def test_value_is_the_textbook_softmax_in_the_inputs_dtype(shape, tau, dtype, tolerance):
     x = torch.randn(shape).to(dtype)
     for dim in range(-len(shape), len(shape)):
@@ -21,8 +22,8 @@ def test_value_is_the_textbook_softmax_in_the_inputs_dtype(shape, tau, dtype, to
         torch.testing.assert_close(y.double(), textbook_softmax(x, tau, dim), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("tau_dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("dtype", list(DTYPES))
+@each("tau_dtype", [torch.float32, torch.float64])
+@each("dtype", list(DTYPES))
 def test_a_tensor_tau_gives_what_its_number_gives(dtype, tau_dtype):
     x = torch.randn(4, 5).to(dtype)
     assert torch.equal(softmax(x, torch.tensor(0.5, dtype=tau_dtype)), softmax(x, 0.5))
@@ -44,7 +45,7 @@ def test_gradcheck_notices_a_wrong_backward():
         gradcheck(lambda x: softmax(x) + wrong(softmax(x)) * x, (x,))
 
 
-@pytest.mark.parametrize("dim", [0, 1, -1])
+@each("dim", [0, 1, -1])
 def test_efficient_backward_is_the_jacobian_product(dim):
     y = torch.randn(3, 4, 5, dtype=torch.float64).softmax(dim)
     grad = torch.randn_like(y)
@@ -62,7 +63,7 @@ def test_jacobian_is_what_autograd_finds_by_itself():
         torch.testing.assert_close(ours[column], dense[:, column, :, column])
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items())
+@each("dtype, tolerance", DTYPES.items())
 def test_gradient_in_every_dtype_is_near_the_float64_oracle(dtype, tolerance):
     x = torch.randn(6, 5).to(dtype).requires_grad_()
     weights = torch.randn(6, 5).to(dtype)
@@ -146,7 +147,7 @@ def test_extreme_logits_and_temperatures_stay_finite():
             assert torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("row", [[float("nan"), 0.0], [torch.inf, 0.0], [-torch.inf, -torch.inf]])
+@each("row", [[float("nan"), 0.0], [torch.inf, 0.0], [-torch.inf, -torch.inf]])
 def test_a_row_without_a_distribution_is_nan_and_leaves_others_alone(row):
     y = softmax(torch.tensor([row, [0.0, 0.0]]))
     assert y[0].isnan().all()

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from conftest import each
 from statistics_of_samples import FALSE_FAILURE, frequencies_p_value
 
 from taugrad.gumbel import gumbel_softmax
@@ -44,8 +45,8 @@ def test_top_k_draws_without_replacement_in_order(k):
     assert frequencies_p_value(counts, shifted) < FALSE_FAILURE  # power
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5)])
+@each("dtype", DTYPES)
+@each("shape", [(5,), (7, 5), (2, 3, 5)])
 def test_k_hot_has_k_ones_where_top_k_points(shape, dtype):
     logits = torch.randn(shape).to(dtype)
     for dim, size in enumerate(shape):
@@ -100,7 +101,7 @@ def test_masked_classes_are_never_drawn_and_get_no_gradient():
     assert torch.isfinite(g).all()
 
 
-@pytest.mark.parametrize("call", [gumbel_top_k, gumbel_k_hot])
+@each("call", [gumbel_top_k, gumbel_k_hot])
 def test_bad_input_gets_a_sentence(call):
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         call(torch.zeros(3), 0)
