@@ -5,13 +5,18 @@ No time is asserted here. Pyro and reinmax come with the development dependencie
 
 import json
 import math
+import os
+import pickle
 import sys
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from taugrad import benchmarks
+from taugrad import benchmark_processes, benchmarks
+from taugrad.cli import WAITING
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +92,33 @@ def test_backward_measures_all_three_and_leaves_a_large_jacobian_out(records):
         assert {"microseconds", "over_ours", "over_ours_min", "over_ours_max"} <= set(record)
 
 
-def test_train_measures_the_three_loops(records):
+@contextmanager
+def here(waiting):
+    """In the place of another process, which would take seconds to start: runs what came through a pickle."""
+    yield lambda side: pickle.loads(pickle.dumps(side))()
+
+
+def test_train_measures_the_loops_and_what_waiting_threads_cost_alone_and_on_a_busy_machine(records, monkeypatch):
+    monkeypatch.setattr(benchmarks, "process", here)
     small = ["model.encoder=[16]", "model.decoder=[16]", "model.latents=2"]
     found = records("train", *small, "--steps", "60")
-    assert [name for _, name in found] == [
-        "taugrad, hand-written loop",
-        "taugrad, Lightning",
-        "torch alone, hand-written loop",
-    ]
+    loops = ["taugrad, hand-written loop", "taugrad, Lightning", "torch alone, hand-written loop"]
+    ways = ["threads wait asleep", "threads wait spinning"]
+    runs = [f"{name}, {where}" for where in ("alone", "busy machine") for name in ("default VAE", "policy")]
+    assert list(found) == [*(("deep VAE", loop) for loop in loops), *((run, way) for run in runs for way in ways)]
     assert all({"steps_per_second", "milliseconds"} <= set(record) for record in found.values())
+    assert all("over_previous" in found[run, ways[1]] for run in runs)
+
+
+def test_a_process_of_the_benchmark_waits_as_it_is_told_whatever_its_parent_was_told(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    before = dict(os.environ)
+    with benchmark_processes.process({"OMP_WAIT_POLICY": "passive"}) as call:
+        assert [call(partial(os.getenv, name)) for name in WAITING] == ["passive", None, None]
+        assert dict(os.environ) == before
+        with pytest.raises(RuntimeError, match="the process that measures has ended"):
+            call(partial(os._exit, 1))
 
 
 def test_classes_measures_a_sampled_and_a_marginalized_class_at_every_number_of_classes(records):

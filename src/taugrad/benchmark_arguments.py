@@ -6,7 +6,9 @@ ReinMax beside its authors', and a copy of the logits, which is the memory's lim
 python scripts/bench.py backward: the softmax's backward without the Jacobian, with it, and torch's own.
 
 python scripts/bench.py train: a step of the categorical VAE in Lightning, with bar and TensorBoard on, beside the same
-model, data and optimizer in a hand-written loop, and beside the loop that one would write with torch alone.
+model, data and optimizer in a hand-written loop, and beside the loop that one would write with torch alone. Then the
+default VAE and the policy as commands run them, their threads asleep while they wait, and as OpenMP's own default has
+them, spinning; each alone on the machine and beside one process that computes.
 
 python scripts/bench.py classes: a step of the semi-supervised classifier with its class marginalized and sampled, at
 several numbers of classes.
@@ -46,10 +48,12 @@ def parser() -> argparse.ArgumentParser:
     caption = f"bytes: of y or of the Jacobian, which is left out above {JACOBIAN_BYTES:.0e}"
     backward.set_defaults(caption=caption, drawn=("microseconds", "microseconds"))
 
-    train = benches.add_parser("train", parents=[common], help="Lightning beside hand-written loops")
+    train = benches.add_parser(
+        "train", parents=[common], help="Lightning beside hand-written loops, and a busy machine"
+    )
     train.add_argument("--steps", type=count, default=300, help="of each loop in each round")
     train.add_argument("overrides", nargs="*", help="of the config, such as model.encoder=[] data.batch_size=20")
-    caption = "over previous: a step's time over that of the row above"
+    caption = "over previous: a step's time over that of the row above; the policy's steps are its environments'"
     train.set_defaults(caption=caption, drawn=("steps_per_second", "steps a second"))
 
     classes = benches.add_parser("classes", parents=[common], help="a class marginalized and sampled")

@@ -135,6 +135,12 @@ def policy_by_hand(keys: Sequence[str]) -> float:
     return _seconds_after_start(times)
 
 
+def on_threads(threads: int, loop: Callable[[Sequence[str]], float], keys: Sequence[str]) -> float:
+    """Seconds a step of a loop on so many threads."""
+    torch.set_num_threads(threads)
+    return loop(keys)
+
+
 def _times_in_lightning(keys: Sequence[str]) -> list[tuple[int, float]]:
     with tempfile.TemporaryDirectory() as directory:
         config, model, data = parts([f"run_dir={directory}", "+trainer.limit_val_batches=0", *keys])

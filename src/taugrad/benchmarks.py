@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ from taugrad.benchmark_loops import (
     WARM_UP,
     hand_written,
     lightning,
+    on_threads,
     policy_by_hand,
     policy_in_lightning,
     task_by_hand,
     torch_alone,
 )
+from taugrad.benchmark_processes import busy_process, process
 from taugrad.errors import ConfigError, one_sentence
 from taugrad.extras import extra
 from taugrad.native import kernels
@@ -160,16 +163,32 @@ def bench_backward(arguments: argparse.Namespace) -> list[Record]:
 
 
 def bench_train(arguments: argparse.Namespace) -> list[Record]:
-    """Steps a second of the three loops."""
+    """Steps a second of the three loops, and of two commands by how their threads wait."""
     if arguments.steps < 3 * WARM_UP:
         raise ConfigError(f"--steps must be at least {3 * WARM_UP}, {WARM_UP} are not counted; got {arguments.steps}")
-    keys = [*_TRAIN, f"trainer.max_steps={arguments.steps}", *arguments.overrides]
+    steps = f"trainer.max_steps={arguments.steps}"
+    keys = [*_TRAIN, steps, *arguments.overrides]
     loops = {
         "taugrad, hand-written loop": hand_written,
         "taugrad, Lightning": lightning,
         "torch alone, hand-written loop": torch_alone,
     }
-    return over_previous({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
+    sides = {name: partial(loop, keys) for name, loop in loops.items()}
+    records = [{"shape": "deep VAE", **r} for r in over_previous(sides, arguments.rounds)]
+    vae = partial(on_threads, torch.get_num_threads(), lightning, ["model=cat_vae", steps, *arguments.overrides])
+    env_steps = f"model.max_env_steps={32 * arguments.steps}"
+    policy = partial(
+        on_threads, 1, policy_in_lightning, ["model=policy", env_steps]
+    )  # on one thread, as its config says
+    with process({"OMP_WAIT_POLICY": "passive"}) as asleep, process({}) as spinning:
+        ways = {"threads wait asleep": asleep, "threads wait spinning": spinning}
+        for where, neighbour in (("alone", nullcontext()), ("busy machine", busy_process())):
+            with neighbour:
+                for name, command in {"default VAE": vae, "policy": policy}.items():
+                    sides = {way: partial(call, command) for way, call in ways.items()}
+                    measured = over_previous(sides, arguments.rounds)
+                    records += [{"shape": f"{name}, {where}", **r} for r in measured]
+    return records
 
 
 def bench_classes(arguments: argparse.Namespace) -> list[Record]:

@@ -23,6 +23,17 @@ from taugrad.paths import expand_override, user_path
 CONF = Path(__file__).parent / "conf"
 if not CONF.is_dir():  # a symbolic link in a checkout, of which Git makes a file on Windows
     CONF = Path(__file__).parents[2] / "conf"
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_LIBRARY")  # a user's choice; KMP_BLOCKTIME wins over ours anyway
+
+
+def _wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait for each other, unless the user chose or torch is there already.
+
+    By spinning they take the processor from whatever else computes on the machine, and wait the longer for a thread of
+    theirs that it holds up. Their library reads the variable when torch loads it; child processes inherit it.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
@@ -40,6 +51,7 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
 
     @functools.wraps(function)
     def run() -> Any:
+        _wait_passively()
         _escape_output()
         sys.argv[1:] = map(expand_override, sys.argv[1:])  # Hydra makes directories before we see them
         try:
@@ -115,7 +127,7 @@ def export(config: DictConfig) -> None:
 
 
 def bench() -> None:
-    """Time the samplers and the training loops."""
+    """Time the samplers and the training loops, in an environment that is the user's own."""
     from taugrad.benchmark_arguments import parser
 
     parser().parse_args()  # which answers --help before torch is imported
@@ -132,6 +144,7 @@ def compare() -> None:
     parser.add_argument("--metric", default="rollout/ep_rew_mean", help="a tag of TensorBoard's scalars")
     parser.add_argument("--out", type=user_path, default=Path("curves.png"))
     arguments = parser.parse_args()
+    _wait_passively()
     from taugrad.curves import compare as draw
 
     _escape_output()
