@@ -17,15 +17,15 @@ def test_training_samples_by_the_estimator_with_its_gradient():
 
 
 def test_evaluation_is_discrete_whatever_training_relaxes():
-    layer = OneHotSample(GumbelSoftmax()).eval()
-    z = layer(torch.randn(4, 3, 5, requires_grad=True), 2.0, dim=1)
+    layer = OneHotSample(GumbelSoftmax(), dim=1).eval()
+    z = layer(torch.randn(4, 3, 5, requires_grad=True), 2.0)
     assert ((z == 0) | (z == 1)).all()
     assert (z.sum(1) == 1).all()
     assert not z.requires_grad
 
 
 def test_the_repr_names_the_estimator():
-    assert repr(OneHotSample(STGumbelSoftmax())) == "OneHotSample(STGumbelSoftmax())"
+    assert repr(OneHotSample(STGumbelSoftmax())) == "OneHotSample(STGumbelSoftmax(), dim=-1)"
 
 
 def test_an_estimator_without_samples_gets_a_sentence():
