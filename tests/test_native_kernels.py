@@ -821,7 +821,7 @@ def test_forward_mode_goes_by_torch(calls):
     assert calls == []
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated::torch.jit._trace")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is::torch.jit._trace")
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_traced_sample_is_drawn_anew_at_every_run(hard, calls):
     x = torch.randn(100, 5)

@@ -150,7 +150,7 @@ def readable(x: Tensor) -> bool:
         isinstance(x, Tensor)
         and not torch.compiler.is_compiling()
         and x.device.type == "cpu"
-        and type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+        and type(x).__torch_dispatch__ is Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
         and not tracing()
         and not any(torch._C._get_dispatch_mode(mode) for mode in _MODES_WITHOUT_VALUES)  # pyright: ignore

@@ -143,8 +143,8 @@ def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor, dim: int
     tensor([ 0.3750, -0.3750])
     """
     if is_scalar(tau) and kernels.takes(grad, marked) and not torch.is_grad_enabled():
-        rows = [x.movedim(dim, -1).contiguous() for x in (grad, marked)]
-        return kernels.reinmax_backward(*rows, float(tau)).movedim(-1, dim).contiguous()
+        grad, marked = (x.movedim(dim, -1).contiguous() for x in (grad, marked))
+        return kernels.reinmax_backward(grad, marked, float(tau)).movedim(-1, dim).contiguous()
     q, z = marked.abs(), marked.signbit()
     pi = (q / q.amax(dim, keepdim=True)) ** tau
     pi = pi / pi.sum(dim, keepdim=True)

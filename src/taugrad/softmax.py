@@ -82,8 +82,8 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor = 1.0, dim: in
         return handle_torch_function(softmax_backward, (grad, y, tau), grad, y, tau, dim)
     tracked = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (grad, y, tau))
     if not tracked and is_scalar(tau) and kernels.takes(grad, y) and grad.dtype is y.dtype and grad.shape == y.shape:
-        rows = [x.movedim(dim, -1).contiguous() for x in (grad, y)]
-        return kernels.softmax_backward(*rows, float(tau)).movedim(-1, dim).contiguous()
+        grad, y = (x.movedim(dim, -1).contiguous() for x in (grad, y))
+        return kernels.softmax_backward(grad, y, float(tau)).movedim(-1, dim).contiguous()
     return ((grad - (grad * y).sum(dim, keepdim=True)) * (y / tau)).contiguous()
 
 
@@ -102,8 +102,9 @@ def softmax_jacobian(y: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Ten
     tensor([[ 0.1875, -0.1875],
             [-0.1875,  0.1875]])
     """
-    if not is_scalar(tau):
-        tau = check_tau(tau, y, dim).movedim(dim, -1).unsqueeze(-1)
+    tau = check_tau(tau, y, dim)
+    if isinstance(tau, Tensor) and tau.ndim:
+        tau = tau.movedim(dim, -1).unsqueeze(-1)
     y = y.movedim(dim, -1)
     return (torch.diag_embed(y) - y.unsqueeze(-1) * y.unsqueeze(-2)) / tau
 
