@@ -423,8 +423,8 @@ LOGITS = [
     (torch.zeros(2, 3), {"tau": -1}, ValueError, "tau must be a positive finite number, got -1"),
     (torch.zeros(2, 3), {"tau": NAN}, ValueError, "tau must be a positive finite number, got nan"),
     (torch.zeros(2, 3), {"tau": INF}, ValueError, "tau must be a positive finite number, got inf"),
-    (torch.zeros(2, 3), {"tau": "1"}, TypeError, "tau must be a number or a 0-d floating-point tensor, got str"),
-    (torch.zeros(2, 3), {"tau": torch.ones(2)}, ValueError, "tau must be a number or a 0-d floating-point tensor, got"),
+    (torch.zeros(2, 3), {"tau": "1"}, TypeError, "tau must be a number or a floating-point tensor, got str"),
+    (torch.zeros(2, 3), {"tau": torch.ones(2)}, ValueError, "tau must have one value, or one for each row"),
 ]
 
 

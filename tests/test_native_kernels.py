@@ -468,6 +468,10 @@ def operator(x, seed, tau, relaxation=1, gap=GAP):
     return torch.ops.taugrad.sample(x, seed, tau, relaxation, gap)
 
 
+# opcheck looks at the gradients of what it has made of the inputs (from torch 2.14).
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not:UserWarning:torch._subclasses.meta_utils"
+)
 @over_dtypes
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 def test_the_operator_keeps_torchs_rules_of_operators(relaxation, dtype):
@@ -743,7 +747,7 @@ def test_subclasses_go_by_torch(calls):
         torch.manual_seed(0)
         y = call(x)
         assert isinstance(y, Subclass)
-        assert "noise" in calls or not calls  # noise is made for a plain tensor of this shape
+        assert set(calls) <= {"noise", "argmax", "sample"}  # of what `detach` makes of it, which is a plain tensor
         assert torch.isfinite(y).all()
 
 
@@ -817,7 +821,7 @@ def test_forward_mode_goes_by_torch(calls):
     assert calls == []
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is::torch.jit._trace")
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_traced_sample_is_drawn_anew_at_every_run(hard, calls):
     x = torch.randn(100, 5)

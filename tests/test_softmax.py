@@ -166,9 +166,9 @@ def test_a_row_without_a_distribution_is_nan_and_leaves_others_alone(row):
         (torch.zeros(2), -1, -1, ValueError, "tau must be a positive finite number, got -1"),
         (torch.zeros(2), float("nan"), -1, ValueError, "tau must be a positive finite number, got nan"),
         (torch.zeros(2), float("inf"), -1, ValueError, "tau must be a positive finite number, got inf"),
-        (torch.zeros(2), "1", -1, TypeError, "tau must be a number or a 0-d floating-point tensor, got str"),
-        (torch.zeros(2), True, -1, TypeError, "tau must be a number or a 0-d floating-point tensor, got bool"),
-        (torch.zeros(2), torch.ones(2), -1, ValueError, r"tau must be a number or a 0-d .* of shape \(2,\)"),
+        (torch.zeros(2), "1", -1, TypeError, "tau must be a number or a floating-point tensor, got str"),
+        (torch.zeros(2), True, -1, TypeError, "tau must be a number or a floating-point tensor, got bool"),
+        (torch.zeros(2), torch.ones(2), -1, ValueError, r"tau must have one value, or one for each row.* got \(2,\)"),
     ],
 )
 def test_bad_input_gets_a_sentence_that_names_the_argument(x, tau, dim, error, sentence):

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+_MODES: Any = torch._C._TorchDispatchModeKey  # pyright: ignore[reportAttributeAccessIssue]
+_MODES_WITHOUT_VALUES = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
 
 
 def check_logits(logits: Tensor, dim: int, name: str = "logits") -> None:
@@ -26,35 +29,59 @@ def check_logits(logits: Tensor, dim: int, name: str = "logits") -> None:
         raise IndexError(
             f"dim must be in [{-logits.ndim}, {logits.ndim - 1}] for {name} of shape {tuple(logits.shape)}, got {dim}"
         )
-    if logits.shape[dim] == 0:
+    if not tracing() and logits.shape[dim] == 0:
         raise ValueError(f"{name} must have at least one class along dim {dim}, got shape {tuple(logits.shape)}")
 
 
-def check_tau(tau: float | Tensor) -> float | Tensor:
-    """Return `tau` when it is a positive number or a 0-d tensor; raise otherwise.
+def check_tau(tau: float | Tensor, logits: Tensor, dim: int = -1) -> float | Tensor:
+    """Return `tau` as a float, a 0-d tensor or, with one value a row, a tensor of as many dimensions as `logits`.
 
     A tensor's value is not read, for that would stall a GPU and break a compiled graph: a tensor that is not positive
     becomes NaN and shows in everything computed from it.
 
-    >>> check_tau(0.0)
+    Raises:
+        TypeError: `tau` is no real number and no tensor of real numbers.
+        ValueError: `tau` is a number that is not positive and finite, or a tensor that does not broadcast to the shape
+            of `logits`, or that differs between the classes of a row.
+
+    >>> check_tau(0.0, torch.zeros(3))
     Traceback (most recent call last):
     ValueError: tau must be a positive finite number, got 0.0
-    >>> check_tau(torch.tensor(-1.0))
+    >>> check_tau(torch.tensor([-1.0]), torch.zeros(3))
     tensor(nan)
+    >>> check_tau(torch.ones(2, 1), torch.zeros(4, 2, 3)).shape
+    torch.Size([1, 2, 1])
     """
     if type(tau) is float and 0 < tau < math.inf:  # the usual case, which a call's few microseconds are worth
         return tau
     if isinstance(tau, Tensor):
-        if tau.ndim != 0 or not tau.is_floating_point():
-            raise ValueError(
-                f"tau must be a number or a 0-d floating-point tensor, got {tau.dtype} of shape {tuple(tau.shape)}"
-            )
-        return torch.where(tau > 0, tau, math.nan)
-    if not isinstance(tau, (Real, torch.SymFloat)) or isinstance(tau, bool):
-        raise TypeError(f"tau must be a number or a 0-d floating-point tensor, got {type(tau).__name__}")
+        if tau.is_complex() or tau.dtype is torch.bool:
+            raise TypeError(f"tau must be a number or a floating-point tensor, got {tau.dtype}")
+        tau = _one_a_row(tau, logits, dim) if tau.ndim else tau
+        tau = tau if tau.is_floating_point() else tau.to(torch.get_default_dtype())
+        return tau.masked_fill(~(tau > 0), math.nan)
+    if isinstance(tau, (torch.SymFloat, torch.SymInt)):  # these stand for numbers while exporting
+        return tau  # pyright: ignore[reportReturnType]
+    if not isinstance(tau, Real) or isinstance(tau, bool):
+        raise TypeError(f"tau must be a number or a floating-point tensor, got {type(tau).__name__}")
     if not (tau > 0 and tau < math.inf):
         raise ValueError(f"tau must be a positive finite number, got {tau}")
-    return tau  # pyright: ignore[reportReturnType]  # SymFloat stands for a float while compiling
+    return float(tau)
+
+
+def _one_a_row(tau: Tensor, logits: Tensor, dim: int) -> Tensor:
+    padded = tau[(None,) * (logits.ndim - tau.ndim)]
+    if tracing():
+        return padded
+    if all(n == 1 for n in tau.shape):
+        return tau.reshape(())
+    fits = padded.ndim == logits.ndim and all(n in (1, m) for n, m in zip(padded.shape, logits.shape, strict=True))
+    if not fits or padded.shape[dim] != 1:
+        raise ValueError(
+            f"tau must have one value, or one for each row: a shape that broadcasts to {tuple(logits.shape)} and has "
+            f"size 1 along dim {dim}, got {tuple(tau.shape)}"
+        )
+    return padded
 
 
 def check_positive(name: str, value: float) -> None:
@@ -99,22 +126,50 @@ def check_count(name: str, value: int, smallest: int = 1) -> None:
 def check_rows(y: Tensor, dim: int, tau: float | Tensor = 1.0) -> None:
     """Raise when a row of the probabilities `y` is NaN: its logits allow no class or hold NaN or +inf, or tau is bad.
 
-    One NaN logit makes its whole row NaN under softmax, so one entry of each row tells. While compiling and under
-    `torch.func` transforms nothing may depend on a value: there the NaN is left to propagate.
+    One NaN logit makes its whole row NaN under softmax, so one entry of each row tells. Where values cannot be read the
+    NaN is left to propagate.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y):  # pyright: ignore
+    if not readable(y):
         return
-    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:  # pyright: ignore
-        return  # shapes without values
     bad = y.detach().select(dim, 0).isnan()
     if bad.any():
         raise_bad_rows(int(bad.sum()), bad.numel(), tau)
 
 
+def readable(x: Tensor) -> bool:
+    """Whether Python may depend on the values of `x`.
+
+    It may not where there are none (the meta device, fake tensors, what `torch.fx` traces with), where the program is
+    recorded for other values (compiling, exporting, tracing), nor under `torch.func` transforms. Of a tensor on a GPU
+    it would have to wait for them.
+
+    >>> readable(torch.zeros(2)), readable(torch.zeros(2, device="meta"))
+    (True, False)
+    """
+    return (
+        isinstance(x, Tensor)
+        and not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and type(x).__torch_dispatch__ is Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+        and not tracing()
+        and not any(torch._C._get_dispatch_mode(mode) for mode in _MODES_WITHOUT_VALUES)  # pyright: ignore
+    )
+
+
+def tracing() -> bool:
+    """Whether `torch.jit.trace` is at work, whose shapes are tensors: Python had better not depend on them.
+
+    >>> tracing()
+    False
+    """
+    return torch._C._get_tracing_state() is not None
+
+
 def raise_bad_rows(bad: int, rows: int, tau: float | Tensor = 1.0) -> NoReturn:
     """Raise for `bad` of `rows` rows of logits that nothing can be drawn from, or for the tau that is the reason."""
-    if isinstance(tau, Tensor) and not tau > 0:
-        raise ValueError(f"tau must be a positive finite number, got a tensor of {tau.item()}")
+    if isinstance(tau, Tensor) and not (tau > 0).all():
+        raise ValueError(f"tau must be a positive finite number, got a tensor with {tau[~(tau > 0)][0].item()}")
     raise ValueError(
         f"logits must have a finite entry in every row and no NaN or +inf, got {bad} of {rows} rows without"
     )

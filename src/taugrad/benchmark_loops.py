@@ -54,7 +54,7 @@ def hand_written(keys: Sequence[str]) -> float:
             group["lr"] = optimizer.defaults["lr"] * model.lr_factor(i)
         logits = model.encode(x)
         kl = kl_to_uniform(logits).sum(-1).mean()
-        reconstruction = model.log_likelihood(x, model.estimator.sample(logits, model.tau(i))).mean()
+        reconstruction = model.log_likelihood(x, model.estimator.sample(logits, model.tau(i), generator=None)).mean()
         optimizer.zero_grad()
         (kl - reconstruction).backward()
         optimizer.step()

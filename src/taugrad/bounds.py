@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from taugrad._arguments import check_count
 from taugrad.categorical import kl_to_uniform, log_prob
@@ -118,4 +119,6 @@ def hard_samples(logits: Tensor, num_samples: int, *, generator: torch.Generator
     tensor([[1., 0.],
             [1., 0.]])
     """
+    if has_torch_function_unary(logits):
+        return handle_torch_function(hard_samples, (logits,), logits, num_samples, generator=generator)
     return gumbel_max(logits.expand(num_samples, *logits.shape), generator=generator)

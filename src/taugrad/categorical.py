@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from taugrad._arguments import check_logits
 from taugrad.native import kernels
@@ -33,6 +34,8 @@ def log_prob(logits: Tensor, z: Tensor, dim: int = -1) -> Tensor:
     >>> log_prob(torch.tensor([0.0, 0.0, -torch.inf]), torch.eye(3))
     tensor([-0.6931, -0.6931,    -inf])
     """
+    if has_torch_function_variadic(logits, z):
+        return handle_torch_function(log_prob, (logits, z), logits, z, dim)
     check_logits(logits, dim)
     if _kernels_take_log_prob(logits, z, dim):
         return kernels.log_prob(logits.contiguous(), z.contiguous())
@@ -54,8 +57,10 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     >>> bernoulli_log_prob(torch.zeros(2), torch.tensor([0.0, 1.0]))
     tensor(-1.3863)
     """
+    if has_torch_function_variadic(logits, x):
+        return handle_torch_function(bernoulli_log_prob, (logits, x), logits, x)
     tracked = torch.is_grad_enabled() and x.requires_grad
-    if not tracked and x.dtype is logits.dtype and _extends(logits, x) and kernels.takes(logits, x):
+    if not tracked and x.dtype is logits.dtype and kernels.takes(logits, x) and _extends(logits, x):
         return _BernoulliLogProb.apply(logits, x)
     return -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
 
@@ -73,6 +78,8 @@ def entropy(logits: Tensor, dim: int = -1) -> Tensor:
     >>> entropy(torch.tensor([0.0, 0.0, -torch.inf]))
     tensor(0.6931)
     """
+    if has_torch_function_unary(logits):
+        return handle_torch_function(entropy, (logits,), logits, dim)
     check_logits(logits, dim)
     if dim in (-1, logits.ndim - 1) and kernels.takes(logits):
         return _Entropy.apply(logits)
@@ -93,6 +100,8 @@ def kl_to_uniform(logits: Tensor, dim: int = -1) -> Tensor:
     >>> kl_to_uniform(torch.tensor([0.0, -torch.inf]))
     tensor(0.6931)
     """
+    if has_torch_function_unary(logits):
+        return handle_torch_function(kl_to_uniform, (logits,), logits, dim)
     check_logits(logits, dim)
     return math.log(logits.shape[dim]) - entropy(logits, dim)
 
@@ -111,6 +120,8 @@ def kl(logits_p: Tensor, logits_q: Tensor, dim: int = -1) -> Tensor:
     >>> kl(torch.tensor([0.0, -torch.inf]), torch.tensor([0.0, 0.0]))
     tensor(0.6931)
     """
+    if has_torch_function_variadic(logits_p, logits_q):
+        return handle_torch_function(kl, (logits_p, logits_q), logits_p, logits_q, dim)
     check_logits(logits_p, dim, "logits_p")
     check_logits(logits_q, dim, "logits_q")
     log_p = torch.log_softmax(logits_p, dim)
@@ -128,8 +139,8 @@ def _kernels_take_log_prob(logits: Tensor, z: Tensor, dim: int) -> bool:
         not (torch.is_grad_enabled() and (logits.requires_grad or z.requires_grad))
         and dim in (-1, logits.ndim - 1)
         and z.dtype is logits.dtype
-        and _extends(z, logits)
         and kernels.takes(logits, z)
+        and _extends(z, logits)
     )
 
 

@@ -7,15 +7,17 @@ r"""Discrete sampling as noise + argmax, and its relaxation.
 
 The contract: a sample has the dtype, shape and device of its logits; a hard one is 0.0 and 1.0 to the bit. Noise is
 drawn and added in float32 for half precision, in the logits' own dtype otherwise, and is finite always. A class whose
-logit is -inf is never drawn and gets zero gradient. A row without a finite logit, or with NaN or +inf, raises; while
-compiling and under `torch.func` transforms, where no value may be looked at, its sample is NaN instead (an index,
-which cannot be NaN, is then arbitrary).
+logit is -inf is never drawn and gets zero gradient. A row without a finite logit, or with NaN or +inf, raises; where no
+value may be looked at (while compiling, exporting or tracing, under `torch.func` transforms, on a GPU, which Python
+would have to wait for) its sample is NaN instead (an index, which cannot be NaN, is then arbitrary). Samples and their
+gradients are contiguous, whatever the layout of the logits, as torch's are.
 """
 
 import warnings
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from taugrad._arguments import check_logits, check_rows, compute_dtype, raise_bad_rows
 from taugrad.native import kernels
@@ -44,6 +46,8 @@ def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator |
     >>> gumbel_argmax(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]))
     tensor([0, 1])
     """
+    if has_torch_function_unary(logits):
+        return handle_torch_function(gumbel_argmax, (logits,), logits, dim, generator=generator)
     check_logits(logits, dim)
     x = logits.detach().movedim(dim, -1)
     x = x.to(compute_dtype(x.dtype))
@@ -54,7 +58,7 @@ def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator |
         return index
     top, index = perturbed(x, generator=generator).max(-1)
     check_rows((top * 0).unsqueeze(-1), -1)  # NaN where the maximum is not finite
-    return index
+    return index.contiguous()
 
 
 def gumbel_max(logits: Tensor, dim: int = -1, *, generator: torch.Generator | None = None) -> Tensor:
@@ -75,6 +79,8 @@ def gumbel_max(logits: Tensor, dim: int = -1, *, generator: torch.Generator | No
     tensor([[1., 0.],
             [0., 1.]])
     """
+    if has_torch_function_unary(logits):
+        return handle_torch_function(gumbel_max, (logits,), logits, dim, generator=generator)
     check_logits(logits, dim)
     x = logits.detach()
     if dim in (-1, x.ndim - 1) and kernels.takes(x):
@@ -101,7 +107,7 @@ def gumbel_softmax(
 
     Args:
         logits: (..., K, ...), floating point; -inf masks a class.
-        tau: temperature, a positive number or a 0-d tensor.
+        tau: temperature, a positive number or a tensor that broadcasts to `logits`, of size 1 along `dim`.
         hard: return the one-hot z in place of y.
         eps: unused, kept for the signature's sake: this noise needs no guard.
         dim: the dimension of the K classes.
@@ -111,7 +117,7 @@ def gumbel_softmax(
         A sample in the shape and dtype of `logits`.
 
     Raises:
-        ValueError: `tau` is not positive, or a row has no finite logit, or NaN or +inf.
+        ValueError: `tau` is not positive or does not fit `logits`, or a row has no finite logit, or NaN or +inf.
         TypeError, IndexError: `logits` is not floating point, `dim` is out of range.
 
     Bias: the gradient of E f(y) is exact for soft samples, which are biased for E f(z), the less the smaller tau;

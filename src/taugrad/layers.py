@@ -5,35 +5,42 @@ from torch import Tensor, nn
 
 from taugrad.estimators import Pathwise
 from taugrad.gumbel import gumbel_max
+from taugrad.sampling import classes_last
 
 
 class OneHotSample(nn.Module):
     """One-hot samples of logits with an estimator's gradient; hard samples without gradient in evaluation mode.
 
     Args:
-        estimator: any pathwise estimator.
+        estimator: any pathwise estimator, also one of your own, which needs no `dim`.
+        dim: the dimension of the K classes.
 
     >>> from taugrad.estimators import STGumbelSoftmax
-    >>> layer = OneHotSample(STGumbelSoftmax())
-    >>> z = layer(torch.zeros(2, 3), tau=0.5)
-    >>> z.shape, z.sum(-1)
-    (torch.Size([2, 3]), tensor([1., 1.]))
+    >>> layer = OneHotSample(STGumbelSoftmax(), dim=1)
+    >>> z = layer(torch.zeros(2, 3, 4), tau=0.5)
+    >>> z.shape, z.sum(1).unique()
+    (torch.Size([2, 3, 4]), tensor([1.]))
     """
 
-    def __init__(self, estimator: Pathwise) -> None:
+    def __init__(self, estimator: Pathwise, dim: int = -1) -> None:
         super().__init__()
         if not isinstance(estimator, Pathwise):
             raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise TypeError(f"dim must be a whole number, got {dim!r}")
         self.estimator = estimator
+        self.dim = dim
 
-    def forward(
-        self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Z in the shape and dtype of `logits` (..., K, ...), the K classes along `dim`."""
-        if self.training:
-            return self.estimator.sample(logits, tau, dim, generator=generator)
-        return gumbel_max(logits, dim, generator=generator)
+    def forward(self, logits: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+        """`z` in the shape and dtype of `logits` (..., K, ...), the K classes along the layer's `dim`."""
+        if not self.training:
+            return gumbel_max(logits, self.dim, generator=generator)
+        if self.dim == -1:
+            return self.estimator.sample(logits, tau, generator=generator)
+        rows, tau = classes_last(logits, tau, self.dim)
+        z = self.estimator.sample(rows, tau, generator=generator)
+        return z.movedim(z.ndim - 1, self.dim).contiguous()  # -1 has no place in torch's old export to ONNX
 
     def extra_repr(self) -> str:
-        """The estimator, in the module's repr."""
-        return repr(self.estimator)
+        """The estimator and the dimension, in the module's repr."""
+        return f"{self.estimator!r}, dim={self.dim}"

@@ -14,6 +14,7 @@ Deviation: float32 noise has a limited range: [-3.13, 22.9] from the kernels, wh
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from taugrad._arguments import compute_dtype
 from taugrad.native import kernels
@@ -36,11 +37,17 @@ def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> T
     >>> round(g.mean().item(), 1), round(g.std().item(), 1)  # Euler's constant and pi / sqrt 6
     (0.6, 1.3)
     """
+    if has_torch_function_unary(like):
+        return handle_torch_function(gumbel_noise, (like,), like, generator=generator)
     dtype = compute_dtype(like.dtype)
-    g = torch.empty(like.shape, dtype=dtype, device=like.device)
-    if kernels.takes(g):
-        return kernels.noise(g, draw_seed(generator))
-    u = torch.rand(like.shape, generator=generator, dtype=dtype, device=like.device)
+    if not kernels.watched():
+        g = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+        if kernels.holds(g):
+            return kernels.noise(g, draw_seed(generator))
+    if generator is None:  # of the kind of `like`, be it a fake tensor or one that a program is recorded with
+        u = torch.rand_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+    else:
+        u = torch.rand(like.shape, generator=generator, dtype=dtype, device=like.device)
     # u is a multiple of 2^-24 (2^-53 in float64) below 1. Zero would give -inf: it becomes half the smallest step.
     smallest = torch.finfo(dtype).eps / 4
     return -(-(u.clamp(smallest, 1 - 2 * smallest).log())).log()

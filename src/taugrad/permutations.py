@@ -4,10 +4,13 @@ S(X) = lim of X's rows and columns normalized in turn, of exp(X)          Sinkho
 P    = argmax over permutation matrices of <P, X>                         the limit of S(X / tau) for tau -> 0
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad._arguments import check_count, check_tau
+from taugrad._arguments import check_count, check_tau, readable, tracing
 from taugrad.noise import perturbed
 from taugrad.sampling import straight_through
 
@@ -46,7 +49,8 @@ def gumbel_sinkhorn(
 
     Args:
         scores: (..., n, n), floating point, finite.
-        tau: temperature of the relaxation.
+        tau: temperature of the relaxation, a positive number or a tensor that broadcasts to `scores`, with one value a
+            matrix.
         iterations: of Sinkhorn's operator; a small tau needs more.
         generator: a source of randomness; default torch's own.
 
@@ -54,32 +58,48 @@ def gumbel_sinkhorn(
         Permutation matrices in the shape and dtype of `scores`.
 
     Raises:
-        ValueError: `scores` is not square or not finite, or `tau` not positive.
+        ValueError: `scores` is not square or not finite, or `tau` not positive or of a shape that does not fit.
         ConfigError: scipy is not installed.
 
     Bias: the gradient is biased, and P is no exact sample of the distribution proportional to exp<P, scores>:
-    perturbing every entry is an approximation to it. It runs on the CPU and outside of compiled graphs.
+    perturbing every entry is an approximation to it. P is found on the CPU, also in a compiled program.
     Source: 1802.08665.
 
     >>> gumbel_sinkhorn(torch.tensor([[0.0, 50.0], [50.0, 0.0]]))
     tensor([[0., 1.],
             [1., 0.]])
     """
-    if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or not scores.is_floating_point():
+    if has_torch_function_variadic(scores, tau):
+        return handle_torch_function(gumbel_sinkhorn, (scores, tau), scores, tau, iterations, generator=generator)
+    square = scores.ndim >= 2 and (tracing() or scores.shape[-1] == scores.shape[-2])
+    if not square or not scores.is_floating_point():
         raise ValueError(
             f"scores must be floating point of shape (..., n, n), got {scores.dtype} {tuple(scores.shape)}"
         )
-    if not torch.isfinite(scores).all():
+    tau = check_tau(check_tau(tau, scores, -1), scores, -2)
+    if readable(scores) and not torch.isfinite(scores).all():
         raise ValueError("scores must be finite: a forbidden pair is a large negative score, not -inf")
     x = perturbed(scores, generator=generator)
-    return straight_through(_assignment(x), sinkhorn(x / check_tau(tau), iterations)).to(scores.dtype)
+    return straight_through(_assignment(x.detach()), sinkhorn(x / tau, iterations)).to(scores.dtype)
 
 
+# An operator, since a compiler or fake tensors can see no further than its shape.
+@torch.library.custom_op("taugrad::assignment", mutates_args=())
 def _assignment(x: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment  # half a second to import, which only these users wait for
 
     n = x.shape[-1]
-    flat = x.detach().reshape(-1, n, n)
+    flat = x.reshape(-1, n, n)
     columns = [torch.from_numpy(linear_sum_assignment(m, maximize=True)[1]) for m in flat.cpu().double().numpy()]
     index = torch.stack(columns) if columns else torch.zeros(0, n, dtype=torch.int64)
     return torch.zeros_like(flat).scatter(-1, index.to(x.device).unsqueeze(-1), 1.0).view_as(x)
+
+
+@_assignment.register_fake
+def _assignment_shape(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_assignment.register_vmap
+def _assignment_of_batch(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+    return _assignment(x.movedim(in_dims[0], 0)), 0

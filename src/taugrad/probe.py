@@ -71,7 +71,7 @@ def gradients(estimator: Estimator, f: Function, logits: Tensor, tau: float, dra
     for start in range(0, draws, chunk):
         n = min(chunk, draws - start)
         leaf = logits.detach().expand(n, *logits.shape).clone().requires_grad_()
-        parts.append(torch.autograd.grad(estimator.expectation(f, leaf, tau).sum(), leaf)[0])
+        parts.append(torch.autograd.grad(estimator.expectation(f, leaf, tau, generator=None).sum(), leaf)[0])
     return torch.cat(parts)
 
 

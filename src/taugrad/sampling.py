@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from taugrad._arguments import check_logits, check_rows, check_tau, compute_dtype, raise_bad_rows
 from taugrad.native import kernels
 from taugrad.native.kernels import Relaxation
 from taugrad.noise import draw_seed, gumbel_noise
-from taugrad.softmax import log_where_positive, softmax, softmax_backward
+from taugrad.softmax import is_scalar, log_where_positive, softmax, softmax_backward
 
 _autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
 _UNKNOWN = object()  # before torch 2.13 a saved tensor does not tell its hook: then its memory is left alone
@@ -45,7 +46,7 @@ def sample(
 
     Args:
         logits: (..., K, ...), floating point; -inf masks a class.
-        tau: temperature, a positive number or a 0-d tensor.
+        tau: temperature, a positive number or a tensor that broadcasts to `logits`, of size 1 along `dim`.
         dim: the dimension of the K classes.
         relaxation: whose gradient a hard sample takes.
         gap: by how much the drawn class leads, for Relaxation.GAPPED.
@@ -56,7 +57,7 @@ def sample(
         The shape and dtype of `logits`.
 
     Raises:
-        ValueError: `tau` is not positive, or a row has no finite logit, or NaN or +inf.
+        ValueError: `tau` is not positive or does not fit `logits`, or a row has no finite logit, or NaN or +inf.
         TypeError, IndexError: `logits` is not floating point, `dim` is out of range.
 
     >>> sample(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]), tau=0.5, relaxation=Relaxation.PLAIN)
@@ -70,68 +71,84 @@ def sample(
             return out
         if out is not None:
             raise_bad_rows(out, logits.numel() // logits.shape[-1])
+    if has_torch_function_variadic(logits, tau):
+        return handle_torch_function(
+            sample, (logits, tau), logits, tau, dim, relaxation, gap=gap, hard=hard, generator=generator
+        )
     check_logits(logits, dim)
-    tau = check_tau(tau)
-    last = dim in (-1, logits.ndim - 1)
-    x = logits if last else logits.movedim(dim, -1)
+    tau = check_tau(tau, logits, dim)
     if not watched:
-        z, y = _Sample.apply(x, tau, relaxation, gap, hard, generator)
-    elif torch.compiler.is_compiling() and x.device.type == "cpu" and generator is None and kernels.available():
+        z, y = _Sample.apply(logits, tau, dim, relaxation, gap, hard, generator)
+    elif _takes_operator(logits, tau, generator):
         seed = torch.randint(2**63 - 1, (), device="cpu")
-        tau = tau if isinstance(tau, Tensor) else torch.full((), tau, dtype=torch.float64, device="cpu")
-        z, y = torch.ops.taugrad.sample(x, seed, tau, int(relaxation), gap)
+        if not isinstance(tau, Tensor):  # a product, and no constant: another tau then compiles nothing anew
+            tau = torch.ones((), dtype=torch.float64, device="cpu") * tau
+        outputs = torch.ops.taugrad.sample(logits.movedim(dim, -1), seed, tau, int(relaxation), gap)
+        z, y = (out.movedim(-1, dim).contiguous() for out in outputs)
     else:
-        z, y = _traced_sample(x, tau, relaxation, gap, generator)
-    out = z if hard else y
-    return out if last else out.movedim(-1, dim)
+        z, y = _traced_sample(logits, tau, dim, relaxation, gap, generator)
+    return z if hard else y
+
+
+def _takes_operator(logits: Tensor, tau: float | Tensor, generator: torch.Generator | None) -> bool:
+    """Whether a compiled program samples by taugrad's operator. An exported one must run where there is no taugrad."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and logits.device.type == "cpu"
+        and generator is None
+        and is_scalar(tau)
+        and kernels.available()
+    )
 
 
 def _drawn(
-    x: Tensor, tau: float | Tensor, relaxation: Relaxation, gap: float, generator: torch.Generator | None
+    x: Tensor, tau: float | Tensor, dim: int, relaxation: Relaxation, gap: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Z without gradient and y with, by torch."""
-    g = gumbel_noise(x, generator=generator)
+    """`z` without gradient and `y` with, by torch."""
+    g = gumbel_noise(x.movedim(dim, -1), generator=generator).movedim(x.ndim - 1, dim)  # as the kernels place it
     x = x.to(g.dtype)
     s = x + g
-    z = one_hot(s.detach().argmax(-1), s)
+    z = one_hot(s.detach().argmax(dim), s, dim)
     if relaxation is Relaxation.PERTURBED:
-        y = softmax(s, tau)
+        y = softmax(s, tau, dim)
     elif relaxation is Relaxation.GAPPED:
-        behind = (x - x.amax(-1, keepdim=True)).detach()
-        y = softmax(x + torch.where(z > 0, -behind, -(behind + gap).relu()), tau)
+        behind = (x - x.amax(dim, keepdim=True)).detach()
+        y = softmax(x + torch.where(z > 0, -behind, -(behind + gap).relu()), tau, dim)
     else:
-        y = softmax(x, tau)
-    check_rows(y, -1, tau)
+        y = softmax(x, tau, dim)
+    check_rows(y, dim, tau)
     return z, y
 
 
 def _traced_sample(
-    x: Tensor, tau: float | Tensor, relaxation: Relaxation, gap: float, generator: torch.Generator | None
+    x: Tensor, tau: float | Tensor, dim: int, relaxation: Relaxation, gap: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Z and y, both with their gradient, in operators of torch that a transform or a compiler can follow."""
-    z, y = _drawn(x, tau, relaxation, gap, generator)
+    """`z` and `y`, both with their gradient, in operators of torch that a transform or a compiler can follow."""
+    z, y = _drawn(x, tau, dim, relaxation, gap, generator)
     if relaxation is not Relaxation.MARKED:
         y = y.to(x.dtype)
         return straight_through(z.to(x.dtype), y), y
     t = tangent(x)
-    pi = softmax(x.detach().to(t.dtype))
-    dz = 2 * softmax_backward(t, (y.detach() + z) / 2) - softmax_backward(t, pi) / 2
+    pi = softmax(x.detach().to(t.dtype), 1.0, dim)
+    dz = 2 * softmax_backward(t, (y.detach() + z) / 2, 1.0, dim) - softmax_backward(t, pi, 1.0, dim) / 2
     return straight_through(z, dz).to(x.dtype), y
 
 
-def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor) -> Tensor:
+def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor, dim: int = -1) -> Tensor:
     """ReinMax's gradient, from softmax(x / tau) with the sign bit of the drawn class set.
 
     >>> marked = torch.tensor([-0.25, 0.75])
     >>> reinmax_backward(torch.tensor([1.0, 0.0]), marked, 1.0)
     tensor([ 0.3750, -0.3750])
     """
-    if kernels.takes(grad, marked) and not torch.is_grad_enabled():
-        return kernels.reinmax_backward(grad.contiguous(), marked, float(tau))
+    if is_scalar(tau) and kernels.takes(grad, marked) and not torch.is_grad_enabled():
+        grad, marked = (x.movedim(dim, -1).contiguous() for x in (grad, marked))
+        return kernels.reinmax_backward(grad, marked, float(tau)).movedim(-1, dim).contiguous()
     q, z = marked.abs(), marked.signbit()
-    pi = (q / q.amax(-1, keepdim=True)) ** tau
-    pi = pi / pi.sum(-1, keepdim=True)
-    return 2 * softmax_backward(grad, (q + z) / 2) - softmax_backward(grad, pi) / 2
+    pi = (q / q.amax(dim, keepdim=True)) ** tau
+    pi = pi / pi.sum(dim, keepdim=True)
+    return 2 * softmax_backward(grad, (q + z) / 2, 1.0, dim) - softmax_backward(grad, pi, 1.0, dim) / 2
 
 
 class _Sample(torch.autograd.Function):
@@ -140,27 +157,33 @@ class _Sample(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
+        logits: Tensor,
         tau: float | Tensor,
+        dim: int,
         relaxation: Relaxation,
         gap: float,
         hard: bool,
         generator: torch.Generator | None,
     ) -> tuple[Tensor | None, Tensor]:
-        dtype, wide = x.dtype, compute_dtype(x.dtype)
-        x = x.to(wide).contiguous()
-        if kernels.holds(x):
-            z, y, failures = kernels.sample(x, draw_seed(generator), relaxation, float(tau), gap, hard=hard)
+        dtype, wide = logits.dtype, compute_dtype(logits.dtype)
+        x = logits.to(wide)
+        if is_scalar(tau) and kernels.holds(x):
+            last = dim in (-1, x.ndim - 1)
+            rows = (x if last else x.movedim(dim, -1)).contiguous()
+            z, y, failures = kernels.sample(rows, draw_seed(generator), relaxation, float(tau), gap, hard=hard)
             if failures:
-                raise_bad_rows(failures, x.numel() // x.shape[-1], tau)
+                raise_bad_rows(failures, rows.numel() // rows.shape[-1], tau)
+            if not last:
+                y = y.movedim(-1, dim)
+                z, y = (z.movedim(-1, dim).contiguous(), y) if hard else (z, y.contiguous())
         else:
-            z, y = _drawn(x, tau, relaxation, gap, generator)
+            z, y = _drawn(x, tau, dim, relaxation, gap, generator)
             if relaxation is Relaxation.MARKED:
                 y = torch.where(z > 0, -y, y)
         if dtype is not wide:
             z, y = z.to(dtype), y.to(dtype)
         ctx.set_materialize_grads(False)
-        ctx.relaxation, ctx.tau = relaxation, tau
+        ctx.relaxation, ctx.tau, ctx.dim = relaxation, tau, dim
         ctx.hooked = _autograd._top_saved_tensors_default_hooks(False) is not None
         if isinstance(tau, Tensor):
             ctx.tau = None
@@ -176,15 +199,17 @@ class _Sample(torch.autograd.Function):
             z_grad is not None
             and y_grad is None
             and not (ctx.hooked or ctx.needs_input_grad[1] or torch.is_grad_enabled())
+            and is_scalar(tau)
+            and ctx.dim in (-1, y.ndim - 1)
             and kernels.takes(z_grad, y)
             and getattr(ctx._raw_saved_tensors[0], "unpack_hook", _UNKNOWN) is None
             and _is_expendable(y)
         ):
             backward = kernels.reinmax_backward if ctx.relaxation is Relaxation.MARKED else kernels.softmax_backward
             dx = backward(z_grad.contiguous(), y, float(tau), out=y.detach())
-            return dx, None, None, None, None, None
-        dx, dtau = _sample_backward(z_grad, y_grad, y, tau, ctx.relaxation, ctx.needs_input_grad[1])
-        return dx, dtau, None, None, None, None
+            return dx, None, None, None, None, None, None
+        dx, dtau = _sample_backward(z_grad, y_grad, y, tau, ctx.dim, ctx.relaxation, ctx.needs_input_grad[1])
+        return dx, dtau, None, None, None, None, None
 
 
 def _is_expendable(y: Tensor) -> bool:
@@ -203,6 +228,7 @@ def _sample_backward(
     y_grad: Tensor | None,
     y: Tensor,
     tau: float | Tensor,
+    dim: int,
     relaxation: int,
     tau_has_grad: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -214,11 +240,11 @@ def _sample_backward(
     if dtype is not wide:
         grad, y = grad.to(wide), y.to(wide)
     if relaxation == Relaxation.MARKED:
-        return reinmax_backward(grad, y, tau).to(dtype), None
-    dx = softmax_backward(grad, y, tau)
+        return reinmax_backward(grad, y, tau, dim).to(dtype), None
+    dx = softmax_backward(grad, y, tau, dim)
     dtau = None
     if isinstance(tau, Tensor) and tau_has_grad:  # (x + g) / tau = log y + const, and dx sums to zero over a row
-        dtau = -(dx * log_where_positive(y)).sum().to(tau.dtype)
+        dtau = -(dx * log_where_positive(y)).sum_to_size(tau.shape).to(tau.dtype)
     return dx.to(dtype), dtau
 
 
@@ -248,7 +274,7 @@ def _sample_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 def _sample_op_backward(ctx: Any, z_grad: Tensor | None, y_grad: Tensor | None) -> tuple[Tensor | None, ...]:
     y, tau = ctx.saved_tensors
-    dx, dtau = _sample_backward(z_grad, y_grad, y, tau, ctx.relaxation, ctx.needs_input_grad[2])
+    dx, dtau = _sample_backward(z_grad, y_grad, y, tau, -1, ctx.relaxation, ctx.needs_input_grad[2])
     return dx, None, dtau, None, None
 
 
@@ -266,6 +292,20 @@ def _sample_of_batch(
     ]
     z, y = zip(*examples, strict=True)
     return (torch.stack(z), torch.stack(y)), (0, 0)
+
+
+def classes_last(logits: Tensor, tau: float | Tensor, dim: int) -> tuple[Tensor, float | Tensor]:
+    """Logits, and tau where it has a value for each row, with the K classes moved from `dim` to the end.
+
+    >>> rows, tau = classes_last(torch.zeros(4, 3, 2), torch.ones(4, 1, 1), dim=1)
+    >>> rows.shape, tau.shape
+    (torch.Size([4, 2, 3]), torch.Size([4, 1, 1]))
+    """
+    if has_torch_function_variadic(logits, tau):
+        return handle_torch_function(classes_last, (logits, tau), logits, tau, dim)
+    check_logits(logits, dim)
+    tau = check_tau(tau, logits, dim)
+    return logits.movedim(dim, -1), tau.movedim(dim, -1) if isinstance(tau, Tensor) and tau.ndim else tau
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
@@ -302,7 +342,8 @@ def one_hot(index: Tensor, like: Tensor, dim: int = -1) -> Tensor:
     >>> one_hot(torch.tensor(1), torch.zeros(3))
     tensor([0., 1., 0.])
     """
-    return torch.zeros_like(like).scatter(dim, index.unsqueeze(dim), 1.0)
+    zeros = torch.zeros_like(like, memory_format=torch.contiguous_format)
+    return zeros.scatter(dim, index.unsqueeze(dim), 1.0)
 
 
 def tangent(logits: Tensor) -> Tensor:
@@ -314,5 +355,7 @@ def tangent(logits: Tensor) -> Tensor:
     >>> tangent(torch.tensor([1.0, -torch.inf]))
     tensor([0., 0.])
     """
+    if has_torch_function_unary(logits):
+        return handle_torch_function(tangent, (logits,), logits)
     x = logits.to(compute_dtype(logits.dtype))
-    return torch.where(torch.isinf(x), 0.0, x - x.detach())
+    return (x - x.detach()).masked_fill(torch.isinf(x), 0.0)

@@ -10,14 +10,16 @@ That serves tau's gradient too: x = tau log y + const, and dL/dx sums to zero ov
     dL/dtau = -<dL/dx, x> / tau = -<dL/dx, log y>.
 
 The contract: any `dim` and leading shape, any stride, float16 to float64 (half precision is calculated in float32),
-tau a number or a 0-d tensor with or without gradient, double backward, `torch.func` transforms, forward mode,
-`torch.compile(fullgraph=True)`.
+tau a number or a tensor with one value in all or one for each row, with or without gradient, double backward,
+`torch.func` transforms, forward mode, `torch.compile(fullgraph=True)`. Results and gradients are contiguous, as
+torch's are.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad._arguments import check_logits, check_tau, compute_dtype
 from taugrad.native import kernels
@@ -28,7 +30,8 @@ def softmax(x: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
 
     Args:
         x: logits (..., K, ...), floating point; -inf masks a class.
-        tau: temperature, a positive number or a 0-d tensor; a tensor may require a gradient.
+        tau: temperature, a positive number or a tensor that broadcasts to `x`, of size 1 along `dim`; a tensor may
+            require a gradient.
         dim: the dimension of the K classes.
 
     Returns:
@@ -37,7 +40,7 @@ def softmax(x: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: `x` is not floating point, or `tau` is neither number nor tensor.
-        ValueError: `tau` is a number that is not positive and finite, or a tensor with dimensions.
+        ValueError: `tau` is a number that is not positive and finite, or a tensor of a shape that does not fit.
         IndexError: `dim` is out of range.
 
     Bias: none, an exact gradient.
@@ -45,8 +48,10 @@ def softmax(x: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
     >>> softmax(torch.tensor([0.0, 1.0, -torch.inf]), tau=0.5)
     tensor([0.1192, 0.8808, 0.0000])
     """
+    if has_torch_function_variadic(x, tau):
+        return handle_torch_function(softmax, (x, tau), x, tau, dim)
     check_logits(x, dim, "x")
-    tau = check_tau(tau)
+    tau = check_tau(tau, x, dim)
     if torch.compiler.is_compiling():
         # The compiler does not trace a Function with forward mode, and derives this same backward by itself.
         return _tempered_softmax(x, tau, dim)
@@ -73,11 +78,13 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor = 1.0, dim: in
         dx = kernels.bound_softmax_backward(grad, y, tau)
         if dx is not None:
             return dx
-    tracked = torch.is_grad_enabled() and (grad.requires_grad or y.requires_grad)
-    alike = grad.dtype is y.dtype and grad.shape == y.shape
-    if alike and not tracked and dim in (-1, y.ndim - 1) and kernels.takes(grad, y):
-        return kernels.softmax_backward(grad.contiguous(), y.contiguous(), float(tau))
-    return (grad - (grad * y).sum(dim, keepdim=True)) * (y / tau)
+    if has_torch_function_variadic(grad, y, tau):
+        return handle_torch_function(softmax_backward, (grad, y, tau), grad, y, tau, dim)
+    tracked = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (grad, y, tau))
+    if not tracked and is_scalar(tau) and kernels.takes(grad, y) and grad.dtype is y.dtype and grad.shape == y.shape:
+        grad, y = (x.movedim(dim, -1).contiguous() for x in (grad, y))
+        return kernels.softmax_backward(grad, y, float(tau)).movedim(-1, dim).contiguous()
+    return ((grad - (grad * y).sum(dim, keepdim=True)) * (y / tau)).contiguous()
 
 
 def softmax_jacobian(y: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -95,6 +102,9 @@ def softmax_jacobian(y: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Ten
     tensor([[ 0.1875, -0.1875],
             [-0.1875,  0.1875]])
     """
+    tau = check_tau(tau, y, dim)
+    if isinstance(tau, Tensor) and tau.ndim:
+        tau = tau.movedim(dim, -1).unsqueeze(-1)
     y = y.movedim(dim, -1)
     return (torch.diag_embed(y) - y.unsqueeze(-1) * y.unsqueeze(-2)) / tau
 
@@ -116,12 +126,12 @@ def softmax_backward_by_jacobian(grad: Tensor, y: Tensor, tau: float | Tensor = 
     tensor([ 0.1875, -0.1875])
     """
     jacobian = softmax_jacobian(y, tau, dim)
-    return torch.einsum("...ij,...i->...j", jacobian, grad.movedim(dim, -1)).movedim(-1, dim)
+    return torch.einsum("...ij,...i->...j", jacobian, grad.movedim(dim, -1)).movedim(-1, dim).contiguous()
 
 
 def _tempered_softmax(x: Tensor, tau: float | Tensor, dim: int) -> Tensor:
     tracked = torch.is_grad_enabled() and x.requires_grad
-    if not tracked and dim in (-1, x.ndim - 1) and kernels.takes(x):
+    if not tracked and dim in (-1, x.ndim - 1) and is_scalar(tau) and kernels.takes(x):
         return kernels.softmax(x.contiguous(), float(tau))
     return torch.softmax(x.to(compute_dtype(x.dtype)) / tau, dim).to(x.dtype)
 
@@ -148,7 +158,7 @@ class _TemperedSoftmax(torch.autograd.Function):
         dx = softmax_backward(grad.to(wide), y.to(wide), tau, ctx.dim)
         dtau = None
         if ctx.needs_input_grad[1]:
-            dtau = -(dx * log_where_positive(y.to(wide))).sum().to(tau.dtype)
+            dtau = -(dx * log_where_positive(y.to(wide))).sum_to_size(tau.shape).to(tau.dtype)
         return dx.to(y.dtype), dtau, None
 
     @staticmethod
@@ -160,6 +170,15 @@ class _TemperedSoftmax(torch.autograd.Function):
         if tau_t is not None:
             u_t = u_t - log_where_positive(y.to(wide)) * tau_t
         return softmax_backward(u_t, y.to(wide), tau, ctx.dim).to(y.dtype)
+
+
+def is_scalar(tau: float | Tensor) -> bool:
+    """Whether one temperature holds for all rows: what the kernels take.
+
+    >>> is_scalar(0.5), is_scalar(torch.ones(2, 1))
+    (True, False)
+    """
+    return not (isinstance(tau, Tensor) and tau.ndim)
 
 
 def _saved(ctx: Any) -> tuple[Tensor, Any]:

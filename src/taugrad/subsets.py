@@ -6,8 +6,9 @@ a_1 = s,  y_j = softmax(a_j / tau),  a_{j+1} = a_j + log(1 - y_j),  y = sum_j y_
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from taugrad._arguments import check_count, check_logits
+from taugrad._arguments import check_count, check_logits, readable, tracing
 from taugrad.noise import perturbed
 from taugrad.sampling import straight_through
 from taugrad.softmax import softmax
@@ -34,7 +35,9 @@ def gumbel_top_k(logits: Tensor, k: int, dim: int = -1, *, generator: torch.Gene
     >>> gumbel_top_k(torch.tensor([0.0, -torch.inf, 0.0]), k=2).sort().values
     tensor([0, 2])
     """
-    return _perturbed_top_k(logits.detach(), k, dim, generator)[1]
+    if has_torch_function_unary(logits):
+        return handle_torch_function(gumbel_top_k, (logits,), logits, k, dim, generator=generator)
+    return _perturbed_top_k(logits.detach(), k, dim, generator)[2].contiguous()
 
 
 def gumbel_k_hot(
@@ -47,7 +50,8 @@ def gumbel_k_hot(
     Args:
         logits: (..., K, ...), floating point; -inf masks a class.
         k: how many, at most the number of classes that every row allows.
-        tau: temperature of the relaxation.
+        tau: temperature of the relaxation, a positive number or a tensor that broadcasts to `logits`, of size 1 along
+            `dim`.
         dim: the dimension of the K classes.
         generator: a source of randomness; default torch's own.
 
@@ -63,9 +67,13 @@ def gumbel_k_hot(
     >>> gumbel_k_hot(torch.tensor([0.0, -torch.inf, 0.0]), k=2, tau=0.5)
     tensor([1., 0., 1.])
     """
-    s, index = _perturbed_top_k(logits, k, dim, generator)
-    hard = torch.zeros_like(s).scatter(dim, index, 1.0)
-    soft = torch.zeros_like(s)
+    if has_torch_function_variadic(logits, tau):
+        return handle_torch_function(gumbel_k_hot, (logits, tau), logits, k, tau, dim, generator=generator)
+    s, top, index = _perturbed_top_k(logits, k, dim, generator)
+    hard = torch.zeros_like(s, memory_format=torch.contiguous_format).scatter(dim, index, 1.0)
+    if not readable(top):
+        hard = hard + 0 * top.detach().sum(dim, keepdim=True)  # NaN where a row allows fewer than k classes
+    soft = torch.zeros_like(hard)
     for _ in range(k):
         y = softmax(s, tau, dim)
         soft = soft + y
@@ -74,13 +82,15 @@ def gumbel_k_hot(
     return straight_through(hard, soft).to(logits.dtype)
 
 
-def _perturbed_top_k(logits: Tensor, k: int, dim: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def _perturbed_top_k(
+    logits: Tensor, k: int, dim: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
     check_logits(logits, dim)
     check_count("k", k)
-    if k > logits.shape[dim]:
+    if not tracing() and k > logits.shape[dim]:
         raise ValueError(f"k must be at most {logits.shape[dim]}, the number of classes, got {k}")
     s = perturbed(logits, generator=generator)
     top, index = s.topk(k, dim)
-    if not torch.isfinite(top).all():
+    if readable(top) and not torch.isfinite(top).all():
         raise ValueError(f"logits must have {k} finite entries in every row and no NaN or +inf, as k = {k}")
-    return s, index
+    return s, top, index

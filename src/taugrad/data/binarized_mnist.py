@@ -1,5 +1,7 @@
 """MNIST under one fixed binarization, 50,000 / 10,000 / 10,000 images with labels, embedded in the package.
 
+The images are bytes as those of every data set here, 0 for off and 255 for on: `images / 255` is 0.0 and 1.0.
+
 The file is xz over 70,000 x 98 bytes of packed pixels (row-major, the highest bit first), then 70,000 bytes of labels;
 `scripts/pack_binarized_mnist.py` makes it from the IDX files. Its licence stands beside it.
 """
@@ -26,10 +28,14 @@ def binarized_mnist(path: Path = PATH) -> Splits:
     """Load the embedded data set.
 
     Returns:
-        50,000 training, 10,000 validation and 10,000 test images (28, 28), uint8, 0 or 255.
+        50,000 training, 10,000 validation and 10,000 test images (28, 28), uint8, 0 or 255: divide by 255 for 0 and 1,
+        as the data module does.
 
     Raises:
         DataError: the file is missing, damaged, or not the one that the package was built with.
+
+    >>> binarized_mnist().test.images[:100].div(255).unique()
+    tensor([0., 1.])
     """
     try:
         payload = lzma.decompress(path.read_bytes())

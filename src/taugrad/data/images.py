@@ -10,7 +10,7 @@ BINARIZATION_SEED = 0  # of the one fixed binarization, in the package's own dat
 
 
 class Split(NamedTuple):
-    """Images (n, height, width) as uint8 intensities, 0 to 255, and labels (n,) as int64."""
+    """Images (n, height, width) as uint8 intensities, 0 to 255, binary ones 0 or 255, and labels (n,) as int64."""
 
     images: Tensor
     labels: Tensor

@@ -26,10 +26,11 @@ class Pathwise(Estimator):
     """An estimator whose gradient flows through the sample itself."""
 
     @abstractmethod
-    def sample(
-        self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """A sample in the shape and dtype of `logits` (..., K, ...), with a gradient."""
+    def sample(self, logits: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+        """A sample in the shape and dtype of `logits` (..., K), with a gradient.
+
+        That is all that is asked for. The estimators here also take `dim`, for logits (..., K, ...).
+        """
 
     def expectation(
         self,

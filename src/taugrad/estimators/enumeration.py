@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from taugrad.categorical import log_prob
 from taugrad.estimators.base import Estimator
@@ -37,7 +38,7 @@ class Enumeration(Estimator):
         """E f(z), (...), for `f` from (K^N, ..., N, K) to (K^N, ...) and logits (..., N, K)."""
         z = configurations(logits)
         values = f(z)
-        if values.shape != z.shape[:-2]:
+        if not has_torch_function_variadic(z, values) and values.shape != z.shape[:-2]:
             raise ValueError(
                 f"f must return one value for each sample, shape {tuple(z.shape[:-2])} for z of shape "
                 f"{tuple(z.shape)}, got {tuple(values.shape)}"
@@ -51,6 +52,8 @@ def configurations(logits: Tensor) -> Tensor:
     >>> configurations(torch.zeros(1, 2)).tolist()
     [[[1.0, 0.0]], [[0.0, 1.0]]]
     """
+    if has_torch_function_unary(logits):
+        return handle_torch_function(configurations, (logits,), logits)
     if logits.ndim < 2:
         raise ValueError(f"logits must have shape (..., N, K), got {tuple(logits.shape)}")
     N, K = logits.shape[-2:]

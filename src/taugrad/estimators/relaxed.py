@@ -5,15 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad._arguments import check_count, check_logits, check_positive, check_tau, raise_bad_rows
+from taugrad._arguments import check_count, check_logits, check_positive, check_rows, check_tau, raise_bad_rows
 from taugrad.estimators.base import Pathwise
 from taugrad.gumbel import gumbel_max, gumbel_softmax
 from taugrad.native import kernels
 from taugrad.native.kernels import Relaxation
 from taugrad.noise import conditional_perturbed, draw_seed
-from taugrad.sampling import straight_through, tangent
-from taugrad.softmax import softmax, softmax_jacobian
+from taugrad.sampling import classes_last, straight_through, tangent
+from taugrad.softmax import log_where_positive, softmax, softmax_jacobian
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ class DecoupledSTGumbelSoftmax(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """z, exactly one-hot."""
-        check_tau(tau)
+        if not has_torch_function_variadic(logits, tau):
+            check_logits(logits, dim)
+            check_tau(tau, logits, dim)
         return gumbel_softmax(logits, self.backward_tau, hard=True, dim=dim, generator=generator)
 
 
@@ -109,37 +112,55 @@ class GumbelRao(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """z, exactly one-hot."""
-        check_logits(logits, dim)
-        if kernels.takes(logits) and not isinstance(tau, Tensor):
-            z = _GumbelRao.apply(logits.movedim(dim, -1), check_tau(tau), self.draws, draw_seed(generator))
-            return z.movedim(-1, dim)
-        z = gumbel_max(logits, dim, generator=generator)
-        x = logits.detach().movedim(dim, -1)
-        one_hot = z.movedim(dim, -1)
-        jacobian: float | Tensor = 0.0
-        for _ in range(self.draws):
-            s = conditional_perturbed(x, one_hot, generator=generator)
-            jacobian = jacobian + softmax_jacobian(softmax(s, tau), check_tau(tau)) / self.draws
-        dy = torch.einsum("...ij,...j->...i", jacobian, tangent(logits).movedim(dim, -1))
-        return straight_through(z, dy.movedim(-1, dim).to(z.dtype))
+        return _sample_of_many(logits, tau, dim, self.draws, generator=generator)
+
+
+def _sample_of_many(
+    logits: Tensor, tau: float | Tensor, dim: int, draws: int, *, generator: torch.Generator | None
+) -> Tensor:
+    if has_torch_function_variadic(logits, tau):
+        return handle_torch_function(_sample_of_many, (logits, tau), logits, tau, dim, draws, generator=generator)
+    x, tau = classes_last(logits, tau, dim)
+    if kernels.takes(logits) and not isinstance(tau, Tensor):
+        return _GumbelRao.apply(logits, tau, dim, draws, draw_seed(generator))
+    z = gumbel_max(logits, dim, generator=generator)
+    x, one_hot = x.detach(), z.movedim(dim, -1)
+    fixed = tau.detach() if isinstance(tau, Tensor) else tau
+    jacobian: float | Tensor = 0.0
+    to_tau: float | Tensor = 0.0
+    for _ in range(draws):
+        y = softmax(conditional_perturbed(x, one_hot, generator=generator), fixed)
+        check_rows(y, -1, tau)
+        J = softmax_jacobian(y, fixed) / draws
+        jacobian = jacobian + J
+        if isinstance(tau, Tensor):  # dy/dtau = -J x / tau = -J log y, as J has no use for a constant
+            to_tau = to_tau - (J * log_where_positive(y).unsqueeze(-2)).sum(-1)
+    # A product and a sum, since a matrix product would be one of half precision under autocast.
+    dy = (jacobian * tangent(logits).movedim(dim, -1).unsqueeze(-2)).sum(-1)
+    if isinstance(tau, Tensor):
+        dy = dy + to_tau * (tau - tau.detach())
+    return straight_through(z, dy.movedim(-1, dim).to(z.dtype))
 
 
 class _GumbelRao(torch.autograd.Function):
-    """By the kernels: x and the seed are saved."""
+    """By the kernels: the logits and the seed are saved."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tau: float, draws: int, seed: Tensor) -> Tensor:
-        z, _, failures = kernels.sample(x.contiguous(), seed, Relaxation.NONE, tau)
+    def forward(ctx: Any, logits: Tensor, tau: float, dim: int, draws: int, seed: Tensor) -> Tensor:
+        x = logits.movedim(dim, -1).contiguous()
+        z, _, failures = kernels.sample(x, seed, Relaxation.NONE, tau)
         if failures:
             raise_bad_rows(failures, x.numel() // x.shape[-1])
-        ctx.tau, ctx.draws = tau, draws
-        ctx.save_for_backward(x, seed)
-        return z
+        ctx.tau, ctx.dim, ctx.draws = tau, dim, draws
+        ctx.save_for_backward(logits, seed)
+        return z.movedim(-1, dim).contiguous()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, seed = ctx.saved_tensors
-        return _MeanJacobian.apply(grad, x.detach(), ctx.tau, ctx.draws, seed), None, None, None
+        logits, seed = ctx.saved_tensors
+        x = logits.detach().movedim(ctx.dim, -1)
+        dx = _MeanJacobian.apply(grad.movedim(ctx.dim, -1), x, ctx.tau, ctx.draws, seed)
+        return dx.movedim(-1, ctx.dim).contiguous(), None, None, None, None
 
 
 class _MeanJacobian(torch.autograd.Function):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from taugrad._arguments import check_count, check_positive, check_rows
+from taugrad.bounds import hard_samples
 from taugrad.categorical import log_prob
 from taugrad.estimators.base import Estimator
-from taugrad.gumbel import gumbel_max
 from taugrad.noise import gumbel_noise
 from taugrad.sampling import one_hot
 from taugrad.softmax import softmax
@@ -44,7 +44,7 @@ class RLOO(Estimator):
     ) -> Tensor:
         """The mean of f over the samples, (...), for `f` from (n, ..., N, K) to (n, ...) and logits (..., N, K)."""
         n = self.samples
-        z = gumbel_max(logits.detach().expand(n, *logits.shape), generator=generator)
+        z = hard_samples(logits.detach(), n, generator=generator)
         values = f(z)
         others = (values.sum(0) - values) / (n - 1)
         score = (values - others).detach() * log_prob(logits, z).sum(-1)

@@ -109,7 +109,9 @@ class CatVAE(ImageModel):
         logits = self.encode(x)
         kl = kl_to_uniform(logits).sum(-1).mean()
         self.require_finite("KL", kl, step)
-        expected = self.estimator.expectation(lambda z: self.log_likelihood(x, z), logits, self.tau(step))
+        expected = self.estimator.expectation(
+            lambda z: self.log_likelihood(x, z), logits, self.tau(step), generator=None
+        )
         reconstruction = expected.mean()
         self.require_finite("reconstruction", reconstruction, step)
         loss = kl - reconstruction

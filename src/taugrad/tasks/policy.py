@@ -180,7 +180,7 @@ class Policy(Acting):
     def actor_terms(self, x: Tensor, h: Tensor, w: Tensor, old: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
         """E_z A(s, z) by the estimator, H(pi_theta) and KL(pi || pi_theta), means over observations x (B, D)."""
         logits = self.actor(x)
-        gain = self.estimator.expectation(lambda z: multilinear(z, h, w), logits, tau).mean()
+        gain = self.estimator.expectation(lambda z: multilinear(z, h, w), logits, tau, generator=None).mean()
         return gain, entropy(logits).sum(-1).mean(), kl(old, logits).sum(-1).mean()
 
     def current_tau(self) -> float:

@@ -147,7 +147,7 @@ class SemiSupervised(ImageModel):
     def unlabelled_bound(self, x: Tensor, h: Tensor, logits: Tensor, tau: float) -> Tensor:
         """U(x), (batch,), with E_q(y|x) by the estimator."""
         one = logits.unsqueeze(-2)  # a single latent
-        expected = self.estimator.expectation(lambda y: self.bound_given(x, h, y.squeeze(-2)), one, tau)
+        expected = self.estimator.expectation(lambda y: self.bound_given(x, h, y.squeeze(-2)), one, tau, generator=None)
         return elbo(expected, one)
 
     def evaluation_terms(

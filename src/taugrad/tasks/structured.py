@@ -115,9 +115,11 @@ class Structured(ImageModel):
         """E_{z1, z2} log p(x|z2), (batch,), by the estimator."""
 
         def given_z1(z1: Tensor) -> Tensor:
-            return self.estimator.expectation(lambda z2: self.log_likelihood(x, z2), self.logits_2(z1), tau)
+            return self.estimator.expectation(
+                lambda z2: self.log_likelihood(x, z2), self.logits_2(z1), tau, generator=None
+            )
 
-        return self.estimator.expectation(given_z1, self.logits_1(x), tau)
+        return self.estimator.expectation(given_z1, self.logits_1(x), tau, generator=None)
 
     def loss_terms(self, x: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         """The negative of the expected log-likelihood."""
