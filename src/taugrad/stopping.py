@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: a training ends after the step in progress, with a checkpoint to go on from."""
+"""How a training ends: by itself, with its last step validated and saved; by a signal, with a checkpoint to go on from.
+
+SIGTERM, Ctrl-C and SIGHUP (a terminal that is gone) end it after the step in progress.
+"""
 
 import os
 import signal
@@ -11,11 +14,15 @@ from typing import Any
 from lightning import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from taugrad import checkpoints
+from taugrad.errors import CheckpointError
+
+_HANGUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
+CODES = tuple(128 + s for s in (signal.SIGINT, signal.SIGTERM, _HANGUP) if s is not None)  # of programs that they end
 
 
 class Stopped(SystemExit):
-    """A signal ended the run; the exit code is 128 and the signal's number, as a shell has it: 130 or 143."""
+    """A signal ended the run; the exit code is 128 and the signal's number, as a shell has it: 130, 143 or 129."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -40,7 +47,9 @@ class StopSignals(Callback):
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # the only one that may
-            self._before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+            self._before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+            if _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN:  # as under nohup
+                self._before[_HANGUP] = signal.getsignal(_HANGUP)
         self._handle()
         return self
 
@@ -86,6 +95,114 @@ class StopSignals(Callback):
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self._received = signum
+        if signum == _HANGUP:
+            _drop_dead_terminal()
         if not self._training:
             raise Stopped(signum)
         sys.stderr.write("stopping after this step\n")
+
+
+class LastStep(Callback):
+    """Ends every fit with a validation and a checkpoint of its last step, whatever ended it; none is made twice.
+
+    The validation comes where Lightning makes its own, after the step and before the epoch ends: from a checkpoint of
+    that place a run goes on bit for bit. This callback belongs behind all others: it asks what they have decided, and
+    saves what they know.
+
+    Args:
+        checkpoint: where to write it.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self._first: int | None = None
+        self._validated: int | None = None
+        self._saved: int | None = None
+        self._schedule: dict[str, Any] = {}  # the trainer's, while it is another
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Note where the fit begins."""
+        self._first = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Let a validation follow the last step, or save it where the run has none."""
+        if not _ends(trainer):
+            return
+        if trainer.enable_validation:
+            self._validate_after_this_step(trainer)
+        else:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save the last step after its validation, which may have made it the best."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        self._validated = trainer.global_step
+        if self._schedule:
+            self._restore(trainer)
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        """Make up for an end that was decided after the last step, as at the end of an epoch."""
+        self._restore(trainer)
+        step = trainer.global_step
+        if step == self._first:
+            return
+        if trainer.enable_validation and self._validated != step:
+            self._validate_after_this_step(trainer)
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+            self._restore(trainer)
+        if self._saved != step and not trainer.strategy.broadcast(_step_of(self.checkpoint) == step):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.checkpoint)
+        self._saved = trainer.global_step
+
+    def _validate_after_this_step(self, trainer: Trainer) -> None:
+        """Set a schedule by which a validation is due, and by which `ModelCheckpoint` saves after it."""
+        due = {"check_val_every_n_epoch": None, "val_check_batch": 1, "_val_check_time_interval": None}
+        self._schedule = {name: getattr(trainer, name, None) for name in due}
+        for name, value in due.items():
+            setattr(trainer, name, value)
+
+    def _restore(self, trainer: Trainer) -> None:
+        for name, value in self._schedule.items():
+            setattr(trainer, name, value)
+        self._schedule = {}
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Whether no step follows the one that has just been made, by what is decided now."""
+    loop = trainer.fit_loop
+    if trainer.should_stop and loop._can_stop_early:
+        return True
+    if 0 <= loop.max_steps <= trainer.global_step:
+        return True
+    last_epoch = loop.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= loop.max_epochs
+    return last_epoch and loop.epoch_loop._num_ready_batches_reached()
+
+
+def _step_of(path: Path) -> int | None:
+    try:
+        return checkpoints.load(path)["global_step"] if path.is_file() else None
+    except CheckpointError:
+        return None
+
+
+def _drop_dead_terminal() -> None:
+    """Send what is still written to a terminal that is gone to nowhere: a progress bar's error would end the run."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in filter(_is_dead, (1, 2)):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _is_dead(descriptor: int) -> bool:
+    try:
+        os.write(descriptor, b"")
+    except OSError:
+        return True
+    return False
