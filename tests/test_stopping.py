@@ -18,7 +18,7 @@ from test_pipeline import ROOT, SHORT, SMALL
 
 from taugrad import checkpoints
 from taugrad.callbacks import RandomStates
-from taugrad.stopping import Stopped, StopSignals
+from taugrad.stopping import LastStep, Stopped, StopSignals
 
 SPY = """
 from pathlib import Path
@@ -41,6 +41,7 @@ class Validations(Callback):
         self.losses = {}
 
     def on_validation_end(self, trainer, pl_module):
+        assert trainer.global_step not in self.losses  # never twice
         self.losses[trainer.global_step] = trainer.callback_metrics["val/loss"].item()
 
 
@@ -56,10 +57,12 @@ class SignalAt(Callback):
 def fit(directory, *callbacks, checkpoint=None, **arguments):
     """78 steps in stacks of up to four, four stacks an epoch; the weights, what was logged, and whether it ended."""
     torch.manual_seed(0)
+    arguments = {"max_steps": 78} | arguments
     stop, losses, validations = StopSignals(directory / "last.ckpt"), Losses(), Validations()
     plugins = [checkpoints.WholeCheckpoints()]
     parts = [*callbacks, losses, validations, RandomStates(), stop]
-    run = trainer(directory, *parts, max_steps=78, plugins=plugins, **arguments)
+    run = trainer(directory, *parts, plugins=plugins, **arguments)
+    run.callbacks.append(LastStep(directory / "last.ckpt"))
     model = cat_vae()
     with stop, suppress(Stopped):
         run.fit(model, *loaders(stack=4), ckpt_path=checkpoint, weights_only=True)
@@ -79,6 +82,65 @@ def test_a_stopped_training_goes_on_bit_for_bit(when, batch, tmp_path):
     assert not first[0].keys() & rest[0].keys()  # no step twice
     assert first[0] | rest[0] == losses  # and its tau, learning rate and images
     assert first[1] | rest[1] == validations
+    for name, value in weights.items():
+        assert torch.equal(found[name], value), name
+
+
+class StopAt(Callback):
+    """Ends a fit as Lightning's callbacks do: after a batch, as its timer, or after an epoch, as early stopping."""
+
+    def __init__(self, step, hook):
+        self.step = step
+        setattr(self, hook, self.stop)
+
+    def stop(self, trainer, *_):
+        if trainer.global_step >= self.step:
+            trainer.should_stop = True
+
+
+class Saves(Callback):
+    def __init__(self):
+        self.steps = []
+
+    def on_save_checkpoint(self, trainer, *_):
+        self.steps.append(trainer.global_step)
+
+
+SCHEDULES = [
+    {"check_val_every_n_epoch": 1},
+    {"check_val_every_n_epoch": 4},
+    {"check_val_every_n_epoch": None, "val_check_interval": 3},
+]
+
+
+@pytest.mark.parametrize("when", SCHEDULES, ids=["epoch", "epochs", "batches"])
+@pytest.mark.parametrize(
+    ("callbacks", "arguments", "end"),
+    [
+        ([], {"max_steps": 8}, 8),
+        ([], {"max_steps": 30}, 30),
+        ([], {"max_steps": 26}, 26),
+        ([], {"max_steps": -1, "max_epochs": 2}, 26),
+        ([lambda: StopAt(30, "on_train_batch_end")], {}, 30),
+        ([lambda: StopAt(27, "on_train_epoch_end")], {}, 39),
+        ([lambda: StopAt(26, "on_validation_end")], {}, None),
+    ],
+)
+def test_whatever_ends_a_fit_its_last_step_is_validated_once_and_saved_and_goes_on(
+    callbacks, arguments, end, when, tmp_path
+):
+    saves = Saves()
+    _, losses, validations, ended = fit(tmp_path, saves, *(c() for c in callbacks), **arguments, **when)
+    end = end or max(validations)
+    assert ended
+    assert len(losses) == end
+    assert checkpoints.load(tmp_path / "last.ckpt")["global_step"] == end
+    assert end in validations
+    assert set(saves.steps) == {end}
+    weights, undisturbed, _, _ = fit(tmp_path / "other", **when)
+    found, rest, _, _ = fit(tmp_path, checkpoint=tmp_path / "last.ckpt", **when)
+    assert losses | rest == undisturbed
+    assert not losses.keys() & rest.keys()
     for name, value in weights.items():
         assert torch.equal(found[name], value), name
 

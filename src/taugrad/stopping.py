@@ -14,9 +14,6 @@ from typing import Any
 from lightning import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from taugrad import checkpoints
-from taugrad.errors import CheckpointError
-
 _HANGUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
 CODES = tuple(128 + s for s in (signal.SIGINT, signal.SIGTERM, _HANGUP) if s is not None)  # of programs that they end
 
@@ -105,9 +102,9 @@ class StopSignals(Callback):
 class LastStep(Callback):
     """Ends every fit with a validation and a checkpoint of its last step, whatever ended it; none is made twice.
 
-    The validation comes where Lightning makes its own, after the step and before the epoch ends: from a checkpoint of
-    that place a run goes on bit for bit. This callback belongs behind all others: it asks what they have decided, and
-    saves what they know.
+    Both come right after the step, before Lightning closes the epoch: from a checkpoint of that place a run with more
+    steps goes on bit for bit. This callback belongs behind all others: it asks what they have decided, and saves what
+    they know.
 
     Args:
         checkpoint: where to write it.
@@ -118,60 +115,51 @@ class LastStep(Callback):
         self._first: int | None = None
         self._validated: int | None = None
         self._saved: int | None = None
-        self._schedule: dict[str, Any] = {}  # the trainer's, while it is another
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Note where the fit begins."""
         self._first = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Let a validation follow the last step, or save it where the run has none."""
-        if not _ends(trainer):
-            return
-        if trainer.enable_validation:
-            self._validate_after_this_step(trainer)
-        else:
-            self._save(trainer)
+        """Validate and save the last step."""
+        if _ends(trainer):
+            self._close(trainer)
+            trainer.fit_loop.epoch_loop._skip_next_val = True  # which may be due now
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save the last step after its validation, which may have made it the best."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
-            return
-        self._validated = trainer.global_step
-        if self._schedule:
-            self._restore(trainer)
-            self._save(trainer)
+        """Note it; where it ends the fit, as early stopping does, save what it has changed."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validated = trainer.global_step
+            if _ends(trainer):
+                self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        """Make up for an end that was decided after the last step, as at the end of an epoch."""
-        self._restore(trainer)
+        """Make up for an end that was decided later, as at the end of an epoch."""
+        if trainer.global_step != self._first:
+            self._close(trainer)
+
+    def _close(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if step == self._first:
-            return
         if trainer.enable_validation and self._validated != step:
-            self._validate_after_this_step(trainer)
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
-            self._restore(trainer)
-        if self._saved != step and not trainer.strategy.broadcast(_step_of(self.checkpoint) == step):
+            _validate(trainer)
+        if self._saved != step:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.checkpoint)
         self._saved = trainer.global_step
 
-    def _validate_after_this_step(self, trainer: Trainer) -> None:
-        """Set a schedule by which a validation is due, and by which `ModelCheckpoint` saves after it."""
-        due = {"check_val_every_n_epoch": None, "val_check_batch": 1, "_val_check_time_interval": None}
-        self._schedule = {name: getattr(trainer, name, None) for name in due}
-        for name, value in due.items():
-            setattr(trainer, name, value)
 
-    def _restore(self, trainer: Trainer) -> None:
-        for name, value in self._schedule.items():
-            setattr(trainer, name, value)
-        self._schedule = {}
+def _validate(trainer: Trainer) -> None:
+    """Run a validation within a fit, as Lightning does when one is due."""
+    every, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, None  # else `ModelCheckpoint` may wait
+    connector = trainer._logger_connector
+    first = connector._first_loop_iter
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+    connector._first_loop_iter = first
+    trainer.check_val_every_n_epoch = every
 
 
 def _ends(trainer: Trainer) -> bool:
@@ -183,13 +171,6 @@ def _ends(trainer: Trainer) -> bool:
         return True
     last_epoch = loop.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= loop.max_epochs
     return last_epoch and loop.epoch_loop._num_ready_batches_reached()
-
-
-def _step_of(path: Path) -> int | None:
-    try:
-        return checkpoints.load(path)["global_step"] if path.is_file() else None
-    except CheckpointError:
-        return None
 
 
 def _drop_dead_terminal() -> None:
