@@ -130,7 +130,7 @@ class OwnDirectory(Callback):
             try:
                 if (chosen := unused(directory)) != directory:
                     _set(config, "sweep", chosen)
-                    with read_write(config), open_dict(config):  # each job composes its config from these
+                    with read_write(config.hydra), open_dict(config.hydra):  # each job composes its config from these
                         config.hydra.overrides.hydra.append(assigned("hydra.sweep.dir", str(chosen)))
             except OSError as error:
                 raise SystemExit(f"error: {error}") from error
@@ -175,5 +175,5 @@ def _hydra_config(config: DictConfig) -> Iterator[None]:
 
 
 def _set(config: DictConfig, node: str, directory: Path) -> None:
-    with read_write(config), read_write(config.hydra), open_dict(config.hydra):
+    with read_write(config.hydra), open_dict(config.hydra):
         config.hydra[node].dir = str(directory)

@@ -161,6 +161,10 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     arguments = read(EvaluateConfig, config)
     changes = {"nll_samples": arguments.num_samples, "test_episodes": arguments.episodes}
     changes = {name: value for name, value in changes.items() if value is not None}
+    if ownership.is_training(Path(arguments.run)):
+        Console().print(
+            f"{arguments.run} is still training: this evaluates its checkpoint as it is now", soft_wrap=True
+        )
     model, data, saved = load_run(Path(arguments.run), arguments.checkpoint, arguments.trust, **changes)
     seed_everything(saved["seed"], workers=True, verbose=False)
     if arguments.video is not None:

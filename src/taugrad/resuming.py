@@ -67,13 +67,13 @@ def directory_is_given() -> bool:
 
 def advice(run_dir: Path) -> str:
     """How to go on with a run that was stopped."""
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if HydraConfig.initialized() and not in_sweep():  # whose own command goes on with all its jobs
+    if HydraConfig.initialized() and not in_sweep():
         output = Path(HydraConfig.get().runtime.output_dir)
         return f"to go on: {command('hydra.run.dir', output, sys.argv)}"
-    if last.is_file():
-        return f"to go on: ckpt_path={last}"
-    return "it had saved no checkpoint yet"
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return "no checkpoint was saved yet"
+    return f"saved: {last}" if in_sweep() else f"to go on: ckpt_path={last}"  # a sweep goes on with all its jobs
 
 
 class BestComesAlong(Callback):
