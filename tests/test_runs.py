@@ -194,6 +194,13 @@ def test_the_end_of_a_run_is_in_its_last_checkpoint(arguments, steps, command): 
         assert saved("run", "best")["global_step"] <= last["global_step"]
 
 
+def test_a_finished_policy_that_goes_on_has_nothing_left_to_do(command):  # noqa: F811
+    for more in ([], ["ckpt_path=last"]):
+        code, err, _ = command("train", *POLICY, "model.max_env_steps=24", "hydra.run.dir=run", *more)
+        assert code == 0, err
+        assert (metrics("run")["env_steps"], saved("run", "last")["global_step"]) == (24, 3)
+
+
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
 def test_hydra_reads_the_text_that_is_assigned(text):
     override = OverridesParser.create().parse_override(resuming.assigned("a", text))
