@@ -61,6 +61,8 @@ def test_a_damaged_checkpoint_names_the_newest_whole_one_beside_it(tmp_path):
     assert path == tmp_path / "older.ckpt"
     assert len(damaged) == 1
     assert checkpoints.newest(tmp_path / "nothing") == (None, [])
+    checkpoints.save(content(step=0), tmp_path / "best.ckpt")  # the newest file, as of a copied run it may be
+    assert checkpoints.newest(tmp_path)[0] == tmp_path / "older.ckpt"
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole_and_names_the_path(tmp_path):

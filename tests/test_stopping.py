@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_cat_vae import Losses, cat_vae, loaders, trainer
 from test_pipeline import ROOT, SHORT, SMALL, run
 
-from taugrad import checkpoints
+from taugrad import checkpoints, stopping
 from taugrad.callbacks import RandomStates
-from taugrad.stopping import Stopped, StopSignals
+from taugrad.stopping import LastStep, Stopped, StopSignals
 
 SPY = """
 from pathlib import Path
@@ -41,6 +41,7 @@ class Validations(Callback):
         self.losses = {}
 
     def on_validation_end(self, trainer, pl_module):
+        assert trainer.global_step not in self.losses  # never twice
         self.losses[trainer.global_step] = trainer.callback_metrics["val/loss"].item()
 
 
@@ -56,22 +57,35 @@ class SignalAt(Callback):
 def fit(directory, *callbacks, checkpoint=None, **arguments):
     """78 steps in stacks of up to four, four stacks an epoch; the weights, what was logged, and whether it ended."""
     torch.manual_seed(0)
+    arguments = {"max_steps": 78} | arguments
     stop, losses, validations = StopSignals(directory / "last.ckpt"), Losses(), Validations()
     plugins = [checkpoints.WholeCheckpoints()]
     parts = [*callbacks, losses, validations, RandomStates(), stop]
-    run = trainer(directory, *parts, max_steps=78, plugins=plugins, **arguments)
+    run = trainer(directory, *parts, plugins=plugins, **arguments)
+    run.callbacks.append(LastStep(directory / "last.ckpt"))
     model = cat_vae()
     with stop, suppress(Stopped):
         run.fit(model, *loaders(stack=4), ckpt_path=checkpoint, weights_only=True)
     return model.state_dict(), losses.losses, validations.losses, run.state.finished
 
 
-@pytest.mark.parametrize(
-    "when", [{"check_val_every_n_epoch": 1}, {"check_val_every_n_epoch": None, "val_check_interval": 3}]
-)
+SCHEDULES = {
+    "every epoch": {"check_val_every_n_epoch": 1},
+    "every fourth epoch": {"check_val_every_n_epoch": 4},
+    "every third batch": {"check_val_every_n_epoch": None, "val_check_interval": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What `fit` gives for each schedule of validations."""
+    return {name: fit(tmp_path_factory.mktemp("undisturbed"), **when) for name, when in SCHEDULES.items()}
+
+
+@pytest.mark.parametrize("when", ["every epoch", "every third batch"])
 @pytest.mark.parametrize("batch", [2, 3, 4, 9, 12, 19])
-def test_a_stopped_training_goes_on_bit_for_bit(when, batch, tmp_path):
-    weights, losses, validations, _ = fit(tmp_path, **when)
+def test_a_stopped_training_goes_on_bit_for_bit(when, batch, undisturbed, tmp_path):
+    (weights, losses, validations, _), when = undisturbed[when], SCHEDULES[when]
     _, *first, ended = fit(tmp_path, SignalAt(batch), **when)
     assert not ended
     found, *rest, ended = fit(tmp_path, checkpoint=tmp_path / "last.ckpt", **when)
@@ -83,12 +97,88 @@ def test_a_stopped_training_goes_on_bit_for_bit(when, batch, tmp_path):
         assert torch.equal(found[name], value), name
 
 
-def test_the_handlers_of_before_come_back_and_a_signal_outside_training_stops_at_once(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+class StopAt(Callback):
+    """Ends a fit as Lightning's callbacks do: after a batch, as its timer, or after an epoch, as early stopping."""
+
+    def __init__(self, step, hook):
+        self.step = step
+        setattr(self, hook, self.stop)
+
+    def stop(self, trainer, *_):
+        if trainer.global_step >= self.step:
+            trainer.should_stop = True
+
+
+class Saves(Callback):
+    def __init__(self):
+        self.steps = []
+
+    def on_save_checkpoint(self, trainer, *_):
+        self.steps.append(trainer.global_step)
+
+
+BATCH, EPOCH, VALIDATION = "on_train_batch_end", "on_train_epoch_end", "on_validation_end"
+
+
+@pytest.mark.parametrize(
+    ("when", "arguments", "stop", "end"),
+    [
+        ("every fourth epoch", {"max_steps": 8}, None, 8),
+        ("every fourth epoch", {"max_steps": 26}, None, 26),
+        ("every third batch", {"max_steps": 26}, None, 26),
+        ("every epoch", {"max_steps": 30}, None, 30),
+        ("every epoch", {"max_steps": -1, "max_epochs": 2}, None, 26),
+        ("every third batch", {"max_steps": -1, "max_epochs": 2}, None, 26),
+        ("every fourth epoch", {}, (30, BATCH), 30),
+        ("every epoch", {}, (30, BATCH), 30),
+        ("every fourth epoch", {}, (27, EPOCH), 39),
+        ("every epoch", {}, (27, EPOCH), 39),
+        ("every fourth epoch", {}, (26, VALIDATION), 52),
+        ("every third batch", {}, (26, VALIDATION), 30),
+    ],
+)
+def test_whatever_ends_a_fit_its_last_step_is_validated_once_and_saved_and_goes_on(
+    when, arguments, stop, end, undisturbed, tmp_path
+):
+    (weights, every, _, _), when = undisturbed[when], SCHEDULES[when]
+    saves = Saves()
+    _, losses, validations, ended = fit(tmp_path, saves, *([StopAt(*stop)] if stop else []), **arguments, **when)
+    assert ended
+    assert len(losses) == end
+    assert end in validations
+    assert set(saves.steps) == {end} == {checkpoints.load(tmp_path / "last.ckpt")["global_step"]}
+    found, rest, _, _ = fit(tmp_path, checkpoint=tmp_path / "last.ckpt", **when)
+    assert losses | rest == every
+    assert not losses.keys() & rest.keys()
+    for name, value in weights.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_handlers_of_before_come_back_and_a_signal_outside_training_stops_at_once(signum, code, tmp_path):
+    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # of whoever started the tests
+    before = signal.getsignal(signum)
     with StopSignals(tmp_path / "last.ckpt"), pytest.raises(Stopped) as stopped:
-        signal.raise_signal(signal.SIGINT)
-    assert stopped.value.code == 130
-    assert signal.getsignal(signal.SIGTERM) == before
+        signal.raise_signal(signum)
+    assert stopped.value.code == code
+    assert signal.getsignal(signum) == before
+    signal.signal(signal.SIGHUP, outside)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path):
+    outside = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals(tmp_path / "last.ckpt"):
+        signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    signal.signal(signal.SIGHUP, outside)
+
+
+def test_a_terminal_that_is_gone_is_told_from_one_that_is_there():
+    master, terminal = os.openpty()
+    assert not stopping._is_dead(terminal)
+    os.close(master)
+    assert stopping._is_dead(terminal)
+    os.close(terminal)
 
 
 def start(cwd, *arguments):

@@ -26,6 +26,7 @@ class _Sweeper(Sweeper):
     """What both share: the launcher, and the parts of a command line."""
 
     jobs: int | None  # launched at a time
+    going_on: str | None  # the ckpt_path by which a sweep goes on that was stopped; None: by the same command
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra's interface."""
@@ -37,7 +38,7 @@ class _Sweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run the jobs, report them, and return their objectives; an error ends in one sentence."""
-        from taugrad import sweeps
+        from taugrad import resuming, stopping, sweeps
         from taugrad.errors import ConfigError, TaugradError
 
         try:
@@ -48,6 +49,12 @@ class _Sweeper(Sweeper):
                 sweeps.report(jobs, self.directory, self.settings)
         except TaugradError as error:
             sys.exit(f"error: {error}")
+        except (KeyboardInterrupt, SystemExit) as stop:
+            code = stop.code if isinstance(stop, SystemExit) else 130
+            if code in stopping.CODES:
+                how = resuming.command("hydra.sweep.dir", self.directory.absolute(), sys.argv, self.going_on)
+                sys.stdout.write(f"the sweep was stopped; to go on: {how}\n")
+            raise SystemExit(code) from stop
         return [job.values for job in jobs]
 
     @abstractmethod
@@ -74,6 +81,8 @@ class GridSweeper(_Sweeper):
     Args:
         jobs: how many are launched at a time, where the launcher itself has no limit; None: all.
     """
+
+    going_on = "last"
 
     def __init__(self, jobs: int | None) -> None:
         self.jobs = jobs
@@ -107,6 +116,8 @@ class OptunaSweeper(_Sweeper):
         sampler: from a seed to a sampler of Optuna; in a config, a partial one.
         pruner: one of Optuna.
     """
+
+    going_on = None
 
     def __init__(self, trials: int, jobs: int, seed: int, sampler: Callable[..., Any], pruner: Any) -> None:
         self.trials, self.jobs, self.seed = trials, jobs, seed

@@ -78,9 +78,13 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest(directory: Path) -> tuple[Path | None, list[CheckpointError]]:
-    """The whole checkpoint below a directory that was written last, and what is wrong with those written after it."""
+    """The whole checkpoint below a directory that was written last, and what is wrong with those written after it.
+
+    The best one comes last of all: in a copied directory the times are those of the copying, in any order.
+    """
     damaged = []
-    for path in sorted(directory.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    by_time = sorted(directory.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in sorted(by_time, key=lambda path: path.name == "best.ckpt"):
         error = _fault(path)
         if error is None:
             return path, damaged

@@ -7,16 +7,14 @@ A run's directory holds `.hydra/` (the config and its overrides), `checkpoints/b
 import json
 import os
 import platform
-import shlex
-import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -26,7 +24,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from taugrad import __version__, checkpoints
+from taugrad import __version__, checkpoints, ownership, resuming
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import instantiate, read
 from taugrad.data.batches import first_images
@@ -36,7 +34,7 @@ from taugrad.native import kernels
 from taugrad.paths import user_path
 from taugrad.pictures import save
 from taugrad.runs import load_run
-from taugrad.stopping import Stopped, StopSignals
+from taugrad.stopping import LastStep, Stopped, StopSignals
 from taugrad.tasks.acting import Acting
 from taugrad.tasks.modelling import ImageModel
 
@@ -97,6 +95,11 @@ def train(config: DictConfig) -> float | list[float]:
     """
     start = time.perf_counter()
     run = read(TrainConfig, config)
+    with ownership.owned(Path(run.run_dir).absolute(), "run_dir", run.ckpt_path):
+        return _train(run, config, start)
+
+
+def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[float]:
     _check_amounts(run)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
@@ -110,8 +113,11 @@ def train(config: DictConfig) -> float | list[float]:
         _check_resume(checkpoint, run, model)
     callbacks, loggers = ([instantiate(node) for node in group.values()] for group in (run.callbacks, run.logger))
     saved = {key: getattr(run, key) for key in _CHECKPOINTED}
-    stop = StopSignals(Path(run.run_dir) / "checkpoints" / "last.ckpt")
-    trainer = _trainer(run.trainer, run.run_dir, [*callbacks, RandomStates(), SaveConfig(saved), stop], loggers)
+    last = Path(run.run_dir) / "checkpoints" / "last.ckpt"
+    stop, along = StopSignals(last), resuming.BestComesAlong(last, partial(console.print, soft_wrap=True, markup=False))
+    trainer = _trainer(run.trainer, run.run_dir, [*callbacks, RandomStates(), SaveConfig(saved), along, stop], loggers)
+    if trainer.checkpoint_callbacks:
+        trainer.callbacks.append(LastStep(last))  # pyright: ignore  # behind Lightning's own, which it puts last
     evaluator = _trainer(run.trainer, run.run_dir, [c for c in callbacks if isinstance(c, ProgressBar)], [])
     _check_processes(trainer, run, model)
 
@@ -126,7 +132,7 @@ def train(config: DictConfig) -> float | list[float]:
             for evaluate_split in (evaluator.validate, evaluator.test):
                 results |= evaluate_split(model, data, verbose=False)[0]
     except Stopped:
-        console.print(f"stopped; to go on: {_resuming(run)}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"stopped; {resuming.advice(Path(run.run_dir))}", soft_wrap=True, markup=False, highlight=False)
         raise
 
     _log_hyperparameters(loggers, run, results)
@@ -156,6 +162,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     run = user_path(arguments.run)
     changes = {"nll_samples": arguments.num_samples, "test_episodes": arguments.episodes}
     changes = {name: value for name, value in changes.items() if value is not None}
+    if ownership.is_training(run):
+        Console().print(f"{run} is still training: this evaluates its checkpoint as it is now", soft_wrap=True)
     model, data, saved = load_run(run, arguments.checkpoint, arguments.trust, **changes)
     seed_everything(saved["seed"], workers=True, verbose=False)
     if arguments.video is not None:
@@ -243,7 +251,7 @@ def _checkpoint(run: TrainConfig, console: Console) -> Path | None:
         if not path.is_file():
             raise ConfigError(f"ckpt_path must be a checkpoint file, or last, got {run.ckpt_path}")
         return path
-    if not any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in HydraConfig.get().overrides.hydra):
+    if not resuming.directory_is_given():
         raise ConfigError("ckpt_path=last goes on with a run: give its directory as hydra.run.dir=...")
     newest, damaged = checkpoints.newest(Path(run.run_dir))
     for error in damaged:
@@ -253,15 +261,6 @@ def _checkpoint(run: TrainConfig, console: Console) -> Path | None:
     told = f"going on from {newest}" if newest else f"{run.run_dir} holds no checkpoint yet: from the beginning"
     console.print(told, soft_wrap=True)
     return newest
-
-
-def _resuming(run: TrainConfig) -> str:
-    """The command that goes on with this run."""
-    given = HydraConfig.get().overrides
-    kept = [o for o in given.hydra if o.startswith("hydra.searchpath")]
-    kept += [o for o in given.task if not o.startswith("ckpt_path=")]
-    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else ["taugrad", "train"]
-    return shlex.join([*program, *kept, f"hydra.run.dir={run.run_dir}", "ckpt_path=last"])
 
 
 def _check_resume(checkpoint: Path, run: TrainConfig, model: Any) -> None:

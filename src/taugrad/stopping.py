@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: a training ends after the step in progress, with a checkpoint to go on from."""
+"""How a training ends: by itself, with its last step validated and saved; by a signal, with a checkpoint to go on from.
+
+SIGTERM, Ctrl-C and SIGHUP (a terminal that is gone) end it after the step in progress.
+"""
 
 import os
 import signal
@@ -11,11 +14,12 @@ from typing import Any
 from lightning import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
+CODES = tuple(128 + s for s in (signal.SIGINT, signal.SIGTERM, _HANGUP) if s is not None)  # of programs that they end
 
 
 class Stopped(SystemExit):
-    """A signal ended the run; the exit code is 128 and the signal's number, as a shell has it: 130 or 143."""
+    """A signal ended the run; the exit code is 128 and the signal's number, as a shell has it: 130, 143 or 129."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -40,7 +44,9 @@ class StopSignals(Callback):
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # the only one that may
-            self._before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+            self._before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+            if _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN:  # as under nohup
+                self._before[_HANGUP] = signal.getsignal(_HANGUP)
         self._handle()
         return self
 
@@ -86,6 +92,98 @@ class StopSignals(Callback):
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self._received = signum
+        if signum == _HANGUP:
+            _drop_dead_terminal()
         if not self._training:
             raise Stopped(signum)
         sys.stderr.write("stopping after this step\n")
+
+
+class LastStep(Callback):
+    """Ends every fit with a validation and a checkpoint of its last step, whatever ended it; none is made twice.
+
+    Both come right after the step, before Lightning closes the epoch: from a checkpoint of that place a run with more
+    steps goes on bit for bit. This callback belongs behind all others: it asks what they have decided, and saves what
+    they know.
+
+    Args:
+        checkpoint: where to write it.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self._first: int | None = None
+        self._validated: int | None = None
+        self._saved: int | None = None
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Note where the fit begins."""
+        self._first = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Validate and save the last step."""
+        if _ends(trainer):
+            self._close(trainer)
+            trainer.fit_loop.epoch_loop._skip_next_val = True  # which may be due now
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        """Note it; where it ends the fit, as early stopping does, save what it has changed."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validated = trainer.global_step
+            if _ends(trainer):
+                self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        """Make up for an end that was decided later, as at the end of an epoch."""
+        if trainer.global_step != self._first:
+            self._close(trainer)
+
+    def _close(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if trainer.enable_validation and self._validated != step:
+            _validate(trainer)
+        if self._saved != step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.checkpoint)
+        self._saved = trainer.global_step
+
+
+def _validate(trainer: Trainer) -> None:
+    """Run a validation within a fit, as Lightning does when one is due."""
+    every, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, None  # else `ModelCheckpoint` may wait
+    connector = trainer._logger_connector
+    first = connector._first_loop_iter
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+    connector._first_loop_iter = first
+    trainer.check_val_every_n_epoch = every
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Whether no step follows the one that has just been made, by what is decided now."""
+    loop = trainer.fit_loop
+    if trainer.should_stop and loop._can_stop_early:
+        return True
+    if 0 <= loop.max_steps <= trainer.global_step:
+        return True
+    last_epoch = loop.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= loop.max_epochs
+    return last_epoch and loop.epoch_loop._num_ready_batches_reached()
+
+
+def _drop_dead_terminal() -> None:
+    """Send what is still written to a terminal that is gone to nowhere: a progress bar's error would end the run."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in filter(_is_dead, (1, 2)):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _is_dead(descriptor: int) -> bool:
+    try:
+        os.write(descriptor, b"")
+    except OSError:
+        return True
+    return False

@@ -148,7 +148,8 @@ class Trials:
         )
         # Another seed for every beginning, or a resumed sweep would ask for its first points again.
         self.study.sampler = sampler(seed=seed + len(self.study.trials))
-        about = {"swept": [str(o.input_line) for o in swept], "fixed": sorted(fixed), "objective": _names(config)}
+        same = sorted(set(fixed) - {"ckpt_path=last"})  # by which a grid goes on, and which changes no trial
+        about = {"swept": [str(o.input_line) for o in swept], "fixed": same, "objective": _names(config)}
         for name, here in about.items():
             there = self.study.user_attrs.get(name, here)
             if there != here:

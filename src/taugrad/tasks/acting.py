@@ -208,8 +208,10 @@ class Acting(LightningModule, ABC):
             )
 
     def on_train_start(self) -> None:
-        """Begin new episodes after a resume, with seeds that the earlier ones had not."""
-        if self.collector.env_steps:
+        """Begin new episodes after a resume, with seeds that the earlier ones had not; stop where nothing is left."""
+        if self.collector.env_steps >= self.max_env_steps:
+            self.trainer.should_stop = True
+        elif self.collector.env_steps:
             self.collector.restart(self.seed + self.collector.env_steps)
 
     def validation_step(self, batch: int, batch_idx: int) -> None:

@@ -1,0 +1,180 @@
+"""Going on with a run: the command that does, and its best checkpoints, which come along."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from taugrad import checkpoints
+from taugrad.errors import CheckpointError, in_sweep
+
+
+def assigned(key: str, value: str) -> str:
+    """The override that gives `key` a text, quoted where Hydra would not read that text otherwise.
+
+    >>> print(assigned("hydra.run.dir", "outputs/a"), assigned("hydra.run.dir", "lr=1 (new)"))
+    hydra.run.dir=outputs/a hydra.run.dir='lr=1 (new)'
+    """
+    plain = f"{key}={value}"
+    try:
+        if "${" not in value and OverridesParser.create().parse_override(plain).value() == value:
+            return plain
+    except HydraException:
+        pass
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation
+    return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
+
+
+def command(key: str, directory: Path, arguments: list[str], ckpt_path: str | None = "last") -> str:
+    """The command line of this process, for a shell, with its directory and what to go on from.
+
+    Args:
+        key: of Hydra's config that is to be the directory.
+        directory: of the run or the sweep.
+        arguments: the process's own, program first.
+        ckpt_path: None leaves the one that was given.
+    """
+    program, *given = arguments
+    name = Path(program).name
+    words = ["python", program] if name.endswith(".py") else ["taugrad", "train"] if "taugrad" in name else [program]
+    replaced = (f"{key}=", "ckpt_path=") if ckpt_path is not None else (f"{key}=",)
+    words += [word for word in given if not word.lstrip("+").startswith(replaced)]
+    words += [assigned(key, str(directory))]
+    words += [f"ckpt_path={ckpt_path}"] if ckpt_path is not None else []
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def directory_is_given() -> bool:
+    """Whether the run's directory was named by the user, and not by Hydra and the clock."""
+    if not HydraConfig.initialized():
+        return True
+    given = HydraConfig.get().overrides
+    keys = ("run_dir=", "hydra.run.dir=", "hydra.sweep.dir=")
+    return any(override.lstrip("+").startswith(keys) for override in (*given.hydra, *given.task))
+
+
+def advice(run_dir: Path) -> str:
+    """How to go on with a run that was stopped."""
+    if HydraConfig.initialized() and not in_sweep():
+        output = Path(HydraConfig.get().runtime.output_dir)
+        return f"to go on: {command('hydra.run.dir', output, sys.argv)}"
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return "no checkpoint was saved yet"
+    return f"saved: {last}" if in_sweep() else f"to go on: ckpt_path={last}"  # a sweep goes on with all its jobs
+
+
+class BestComesAlong(Callback):
+    """Lets a resumed run know its best checkpoints, also in another directory than the one in which they were saved.
+
+    Lightning's `ModelCheckpoint` forgets them there, and a worse one would pass for the best. They are looked for where
+    the run now saves, beside the checkpoint it goes on from, and where they were saved; found elsewhere, they are
+    copied, and so is the checkpoint it goes on from: the directory holds all of the run from its start.
+
+    Args:
+        last: where the run saves its last checkpoint.
+        say: what to do with a sentence on a best checkpoint that is gone.
+    """
+
+    def __init__(self, last: Path, say: Callable[[str], Any]) -> None:
+        self.last, self.say = last, say
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Rewrite what the checkpoint says of the best ones, before Lightning reads it."""
+        if trainer.state.fn != TrainerFn.FITTING or not trainer.checkpoint_callbacks:
+            return
+        loaded = Path(str(trainer.ckpt_path))
+        states = checkpoint["callbacks"]
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
+                state = states[callback.state_key]
+                found = self._found(callback, state, loaded, checkpoint["global_step"])
+                if trainer.is_global_zero:
+                    for path, (source, _) in found.items():
+                        _copy(source, path)
+                states[callback.state_key] = _state(
+                    callback, state, {path: score for path, (_, score) in found.items()}
+                )
+        if trainer.is_global_zero and not self.last.exists():
+            _copy(loaded, self.last)  # after the best ones: it is the newest
+        trainer.strategy.barrier()
+
+    def _found(
+        self, callback: ModelCheckpoint, state: Mapping[str, Any], loaded: Path, step: int
+    ) -> dict[Path, tuple[Path, Any]]:
+        """The run's best checkpoints by where they belong now: where they are, and their scores."""
+        here, there = Path(str(callback.dirpath)), str(state["dirpath"])
+        found = {}
+        for recorded, score in state["best_k_models"].items():
+            name = _within(recorded, there)
+            for directory in (here, loaded.parent, loaded.parent / "checkpoints", Path(there)):
+                best = _score(directory / name, callback.state_key, score)
+                # Elsewhere the run that was left may have gone on, and what is the best there came after this.
+                if best is not None and (directory == here or best[0] <= step):
+                    found[here / name] = directory / name, best[1]
+                    break
+            else:
+                self.say(
+                    f"the best checkpoint until now, with {callback.monitor} {float(score):.6g}, is not beside "
+                    f"{loaded}, nor at {recorded}: the best is counted from here on"
+                )
+        return found
+
+
+def _state(callback: ModelCheckpoint, state: Mapping[str, Any], scores: Mapping[Path, Any]) -> dict[str, Any]:
+    """A callback's state with the best checkpoints there are, in the directory of the callback."""
+    here, there = Path(str(callback.dirpath)), str(state["dirpath"])
+    moved = dict(state) | {"dirpath": callback.dirpath, "best_k_models": {str(p): s for p, s in scores.items()}}
+    last = here / _within(state["last_model_path"], there) if state["last_model_path"] else None
+    moved["last_model_path"] = str(last) if last is not None and last.is_file() else ""
+    if callback.monitor is None:  # it keeps the newest
+        kept = state["best_model_path"]
+        return moved | {"best_model_path": str(here / _within(kept, there)) if kept else ""}
+    best, worst = (min, max) if callback.mode == "min" else (max, min)
+    if not scores:
+        fresh = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": ""}
+        return moved | fresh | {"kth_value": callback.kth_value}
+    first, kth = best(scores, key=scores.__getitem__), worst(scores, key=scores.__getitem__)
+    moved |= {"best_model_path": str(first), "best_model_score": scores[first]}
+    full = len(scores) == callback.save_top_k
+    return moved | {"kth_best_model_path": str(kth) if full else "", "kth_value": scores[kth]}
+
+
+def _score(path: Path, state_key: str, recorded: Any) -> tuple[int, Any] | None:
+    """Step and score of a checkpoint that can be read; the score is what it says itself, if it does."""
+    if not path.is_file():
+        return None
+    try:
+        content = checkpoints.load(path)
+    except CheckpointError:
+        return None
+    own = content.get("callbacks", {}).get(state_key, {}).get("current_score")
+    return content["global_step"], recorded if own is None else own
+
+
+def _within(path: str, directory: str) -> str:
+    """A path relative to the directory that it lies in, else its last part."""
+    inner = path.removeprefix(directory)
+    return re.split(r"[/\\]", path)[-1] if inner == path else inner.lstrip("/\\")
+
+
+def _copy(source: Path, path: Path) -> None:
+    if source.resolve() == path.resolve():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_whole(path, source.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
