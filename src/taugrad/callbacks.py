@@ -170,7 +170,7 @@ class _Lines:
         parts = [f"{self._name} {done}" + (f"/{self._total}" if self._total else ""), metrics]
         if steps and seconds:
             parts.append(f"{steps / seconds:.4g} steps/s")
-        if self._total and 0 < steps and done < self._total:
+        if self._total and steps > 0 and done < self._total:
             parts.append(f"{timedelta(seconds=round((self._total - done) * seconds / steps))} left")
         else:
             parts.append(f"{timedelta(seconds=round(seconds))} in all")

@@ -13,23 +13,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
-from tensorboard.compat.proto.summary_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
-    Summary,
-    SummaryMetadata,
-)
+from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
-from tensorboard.plugins.hparams.metadata import (
-    EXPERIMENT_TAG,
-    PLUGIN_DATA_VERSION,
-    PLUGIN_NAME,
-    SESSION_END_INFO_TAG,
-    SESSION_START_INFO_TAG,
-)
+from tensorboard.plugins.hparams import metadata as tags
 
 from taugrad.errors import in_sweep
 
 Value = bool | int | float | str
 
+_api: Any = api_pb2  # generated code, which a type checker cannot read
+_plugin: Any = plugin_data_pb2
+_records: Any = summary_pb2
 _SHOWN = 5  # hyperparameters that TensorBoard shows at first
 _ALWAYS = ("seed", "estimator", "model")
 _NOT_OF_THE_TRAINING = ("hydra", "run_dir", "ckpt_path", "debug", "objective", "direction", "sweep", "logger")
@@ -60,18 +54,18 @@ def chosen(config: Mapping[str, Any]) -> dict[str, Value]:
 def summaries(hyperparameters: Mapping[str, Value], metrics: Sequence[str]) -> list[Any]:
     """TensorBoard's three records of a run that has ended; its metrics are scalars of these tags."""
     infos = [
-        api_pb2.HParamInfo(name=name, type=_data_type(value), differs=i < _SHOWN)
+        _api.HParamInfo(name=name, type=_data_type(value), differs=i < _SHOWN)
         for i, (name, value) in enumerate(hyperparameters.items())
     ]
-    columns = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
-    start = plugin_data_pb2.SessionStartInfo()
+    columns = [_api.MetricInfo(name=_api.MetricName(tag=tag)) for tag in metrics]
+    start = _plugin.SessionStartInfo()
     for name, value in hyperparameters.items():
         setattr(start.hparams[name], _field(value), value)
-    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+    end = _plugin.SessionEndInfo(status=_api.STATUS_SUCCESS)
     return [
-        _summary(EXPERIMENT_TAG, experiment=api_pb2.Experiment(hparam_infos=infos, metric_infos=columns)),
-        _summary(SESSION_START_INFO_TAG, session_start_info=start),
-        _summary(SESSION_END_INFO_TAG, session_end_info=end),
+        _summary(tags.EXPERIMENT_TAG, experiment=_api.Experiment(hparam_infos=infos, metric_infos=columns)),
+        _summary(tags.SESSION_START_INFO_TAG, session_start_info=start),
+        _summary(tags.SESSION_END_INFO_TAG, session_end_info=end),
     ]
 
 
@@ -156,10 +150,12 @@ def _field(value: Value) -> str:
 
 def _data_type(value: Value) -> int:
     types = {"bool_value": "BOOL", "string_value": "STRING", "number_value": "FLOAT64"}
-    return api_pb2.DataType.Value(f"DATA_TYPE_{types[_field(value)]}")
+    return _api.DataType.Value(f"DATA_TYPE_{types[_field(value)]}")
 
 
 def _summary(tag: str, **content: Any) -> Any:
-    data = plugin_data_pb2.HParamsPluginData(version=PLUGIN_DATA_VERSION, **content)
-    plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=data.SerializeToString())
-    return Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))])
+    data = _plugin.HParamsPluginData(version=tags.PLUGIN_DATA_VERSION, **content)
+    plugin = _records.SummaryMetadata.PluginData(plugin_name=tags.PLUGIN_NAME, content=data.SerializeToString())
+    return _records.Summary(
+        value=[_records.Summary.Value(tag=tag, metadata=_records.SummaryMetadata(plugin_data=plugin))]
+    )
