@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import OmegaConf
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
@@ -139,7 +139,7 @@ def _plain(value: Any) -> Value:
 
 def _kinds(override: Override) -> set[str]:
     """TensorBoard's types of the values that are swept."""
-    if not override.is_choice_sweep():
+    if override.value_type not in (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP):  # names match a glob
         return set()
     return {_field(_plain(value)) for value in override.sweep_iterator()}
 

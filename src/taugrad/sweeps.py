@@ -236,8 +236,12 @@ def report(jobs: Sequence[Job], directory: Path, config: DictConfig, swept: Sequ
 
 def draw(
     jobs: Sequence[Job], params: Sequence[str], names: Sequence[str], path: Path, swept: Sequence[Override] = ()
-) -> None:
-    """Each objective (a row) against each swept parameter (a column), on the scale of its override among `swept`."""
+) -> Any:
+    """Each objective (a row) against each swept parameter (a column), on the scale of its override among `swept`.
+
+    Returns:
+        The figure.
+    """
     figure = extra("matplotlib.figure", "plot").Figure
     ticker = extra("matplotlib.ticker", "plot")
     drawn = figure(figsize=(1.5 + 3.5 * len(params), 0.5 + 3 * len(names)), layout="constrained")
@@ -261,17 +265,13 @@ def draw(
             if axis.scale == "linear":
                 gap = min((b - a for a, b in itertools.pairwise(axis.ticks)), default=1.0)
                 bottom.set_xlim(axis.ticks[0] - gap / 2, axis.ticks[-1] + gap / 2)
-        elif axis.scale == "log":
-            wide = max(axis.places) > 100 * min(axis.places)
-            bottom.xaxis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 2, 5)))
-            bottom.xaxis.set_major_formatter("{x:g}")
-            bottom.xaxis.set_minor_formatter(ticker.NullFormatter())
         elif all(x == int(x) for x in axis.places):
             bottom.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     for axes, name in zip(grid[:, 0], names, strict=True):
         axes.set_ylabel(name)
     drawn.set_size_inches(drawn.get_figwidth(), drawn.get_figheight() + slanted)
     drawn.savefig(path, dpi=130)
+    return drawn
 
 
 def directions(config: DictConfig) -> list[str]:
@@ -326,7 +326,7 @@ def _axis(found: Sequence[Any], override: Override | None = None) -> _Axis:
     swept = override.value() if override else None
     numbers = [_number(value) for value in found]
     if isinstance(swept, IntervalSweep):
-        return _Axis([float(x) for x in found], "log" if "log" in swept.tags else "linear")
+        return _numeric([float(x) for x in found], log="log" in swept.tags)
     distinct = sorted({x for x in numbers if x is not None})
     positive = [x for x in distinct if x > 0]
     if None in numbers or (_is_even_in_log(positive) and len(positive) < len(distinct)):  # no place for 0
@@ -337,8 +337,25 @@ def _axis(found: Sequence[Any], override: Override | None = None) -> _Axis:
         return _Axis([order.index(name) for name in names], ticks=list(range(len(order))), labels=labels)
     log = not isinstance(swept, RangeSweep) and _is_even_in_log(distinct)
     if len(distinct) > _MOST_TICKS:
-        return _Axis([float(x) for x in found], "log" if log else "linear")
+        return _numeric([float(x) for x in found], log=log)
     return _Axis([float(x) for x in found], "log" if log else "linear", distinct, [f"{x:g}" for x in distinct])
+
+
+def _numeric(places: list[float], *, log: bool) -> _Axis:
+    """The axis for many numbers, with marks at round ones."""
+    low, high = min(places), max(places)
+    if not log:
+        return _Axis(places)
+    ticks: list[float] = []
+    for rounds in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
+        exponents = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+        ticks = [x for e in exponents for r in rounds if low <= (x := r * 10.0**e) <= high]
+        if len(ticks) >= 3:
+            break
+    else:
+        ticks = sorted({low, high})
+    ticks = ticks[:: math.ceil(len(ticks) / _MOST_TICKS)]
+    return _Axis(places, "log", ticks, [f"{x:.3g}" for x in ticks])
 
 
 def _number(value: Any) -> float | None:
