@@ -78,6 +78,7 @@ def browser():
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1500,1400"):
         options.add_argument(argument)
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_script_timeout(120)
     yield driver
     driver.quit()
 
