@@ -329,13 +329,13 @@ def _axis(found: Sequence[Any], override: Override | None = None) -> _Axis:
         return _numeric([float(x) for x in found], log="log" in swept.tags)
     distinct = sorted({x for x in numbers if x is not None})
     positive = [x for x in distinct if x > 0]
-    if None in numbers or (_is_even_in_log(positive) and len(positive) < len(distinct)):  # no place for 0
+    if None in numbers or (even_in_log(positive) and len(positive) < len(distinct)):  # no place for 0
         given = list(override.sweep_string_iterator()) if override and override.is_discrete_sweep() else []
         names = [str(value) for value in found]
         order = list(dict.fromkeys([*(name for name in given if name in names), *names]))
         labels = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in order]
         return _Axis([order.index(name) for name in names], ticks=list(range(len(order))), labels=labels)
-    log = not isinstance(swept, RangeSweep) and _is_even_in_log(distinct)
+    log = not isinstance(swept, RangeSweep) and even_in_log(distinct)
     if len(distinct) > _MOST_TICKS:
         return _numeric([float(x) for x in found], log=log)
     return _Axis([float(x) for x in found], "log" if log else "linear", distinct, [f"{x:g}" for x in distinct])
@@ -367,8 +367,12 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _is_even_in_log(distinct: Sequence[float]) -> bool:
-    """Whether the logarithms of increasing numbers are spaced more evenly than they are."""
+def even_in_log(distinct: Sequence[float]) -> bool:
+    """Whether the logarithms of increasing numbers are spaced more evenly than they are.
+
+    >>> even_in_log([0.1, 0.2, 0.5, 1.0]), even_in_log([0.1, 0.2, 0.3])
+    (True, False)
+    """
     if len(distinct) < 2 or distinct[0] <= 0:
         return False
     if len(distinct) == 2:

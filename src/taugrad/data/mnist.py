@@ -1,6 +1,7 @@
 """MNIST and Fashion-MNIST from their four IDX files, in a directory or downloaded into it once."""
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pooch
@@ -101,7 +102,9 @@ def _file(root: Path, name: str) -> Path | None:
 def _download(root: Path, name: str, url: str, sha256: str) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        path = pooch.retrieve(f"{url}{name}.gz", f"sha256:{sha256}", f"{name}.gz", root, progressbar=True)
+        path = pooch.retrieve(
+            f"{url}{name}.gz", f"sha256:{sha256}", f"{name}.gz", root, progressbar=sys.stderr.isatty()
+        )
     except (OSError, ValueError) as error:  # no network; a checksum that does not match
         raise DataError(
             f"{root} lacks {name} and it could not be downloaded ({type(error).__name__}): put the files "
