@@ -1,15 +1,19 @@
 import random
+import re
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cat_vae import cat_vae, loaders, trainer
 
+from taugrad import callbacks
 from taugrad.callbacks import (
     Pictures,
     Progress,
@@ -70,6 +74,7 @@ def test_tensorboard_shows_scalars_images_and_histograms(tmp_path):
     assert training | validation | {"train/steps_per_second"} <= set(tags["scalars"])
     assert set(tags["images"]) == {"reconstruction", "prior_samples", "class_samples", "latent_traversal"}
     assert set(tags["histograms"]) == {"codes/perplexity_per_latent", "codes/active_per_latent"}
+    assert [event.step for event in events.Images("reconstruction")] == [13, 26, 39]  # the last not twice
     model = run.lightning_module
     for event in events.Scalars("tau"):
         assert event.value == pytest.approx(model.tau(event.step - 1))
@@ -93,12 +98,74 @@ def test_steps_per_second_leaves_validation_out(tmp_path):
     assert min(speeds) > 5  # five steps and the second of sleep would be below
 
 
-def test_a_progress_bar_counts_optimizer_steps_and_shows_loss_and_tau(tmp_path, capsys):
-    run = trainer(tmp_path, Progress(every=10), enable_progress_bar=True, max_steps=39)
+def progress_of(tmp_path, capsys, **arguments):
+    """What a run of 39 steps and its test print."""
+    best = ModelCheckpoint(tmp_path, monitor="val/loss")
+    run = trainer(tmp_path, Progress(every=10), best, enable_progress_bar=True, max_steps=39, **arguments)
     run.fit(cat_vae(), *loaders(stack=4))
     run.test(cat_vae(), loaders()[1], verbose=False)
-    out = capsys.readouterr().out
-    assert "training" in out
-    assert "39/39" in out
-    assert "13/13" in out
-    assert run.progress_bar_callback is not None
+    return capsys.readouterr().out
+
+
+def test_a_terminal_gets_a_bar_that_counts_optimizer_steps_and_shows_loss_and_tau(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    out = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", progress_of(tmp_path, capsys, log_every_n_steps=2))
+    for shown in ("training ━", "39/39", "train/loss", "tau", "13/13"):
+        assert shown in out
+
+
+def test_a_log_file_gets_plain_lines_at_tenths_and_validations(tmp_path, capsys):
+    out = progress_of(tmp_path, capsys, log_every_n_steps=2)
+    assert all(character.isprintable() or character == "\n" for character in out)
+    lines = out.splitlines()
+    counted = [int(match[1]) for line in lines if (match := re.match(r"training (\d+)/39 ", line))]
+    assert counted == [4, 8, 12, 13, 17, 21, 25, 26, 30, 34, 38, 39]  # stacks of four steps, an epoch of 13
+    assert re.fullmatch(r"training 4/39  \S+ steps/s  \d:\d\d:\d\d left", lines[0])
+    metrics = r"train/loss \S+  tau \S+  val/loss \S+"
+    assert re.fullmatch(rf"training 39/39  {metrics}  \S+ steps/s  \d:\d\d:\d\d in all", lines[11])
+    assert [line for line in lines if line.startswith("test")] == [lines[-1]]
+    assert lines[-1].startswith("test 13/13 ")
+
+
+def test_a_slow_training_gets_a_line_after_half_a_minute_and_frequent_validations_few(monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now)
+    lines = callbacks._Lines(Console(), "job 3: training", 1_000_000, 0, 10)
+    now = 29.0
+    assert not lines.due(10)
+    now = 31.0
+    assert lines.due(10)
+    lines.show(10, "tau 1")
+    assert capsys.readouterr().out == "job 3: training 10/1000000  tau 1  0.3226 steps/s  35 days, 21:06:09 left\n"
+    lines.evaluated = True
+    assert not lines.due(5_000)
+    assert lines.due(10_010)
+
+
+def test_processes_other_than_the_first_print_no_progress(capsys):
+    progress = Progress()
+    progress.setup(SimpleNamespace(is_global_zero=False), None, "fit")
+    progress.on_train_start(None, SimpleNamespace(clock=lambda: (0, 10)))
+    progress.on_train_batch_start(None, SimpleNamespace(clock=lambda: (10, 10)))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_training_without_a_validation_is_drawn_at_its_end_and_has_curves(tmp_path):
+    class Data(LightningDataModule):
+        def train_dataloader(self):
+            return loaders(stack=4)[0]
+
+        def val_dataloader(self):
+            return loaders()[1]
+
+    logger = TensorBoardLogger(tmp_path, name="", version="tensorboard", default_hp_metric=False)
+    run = trainer(tmp_path, Scalars(), Pictures(), logger=logger, max_steps=7, log_every_n_steps=4)
+    run.fit(cat_vae(), Data())
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Images("reconstruction")] == [7]
+    assert [event.step for event in events.Scalars("train/loss")] == [7]
+    assert [event.step for event in events.Scalars("tau")] == [7]

@@ -4,6 +4,7 @@ import lzma
 import os
 import runpy
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -239,7 +240,7 @@ def test_a_missing_file_of_the_set_is_fetched_with_its_checksum(tmp_path, monkey
     ((url, known_hash, progressbar),) = calls
     assert url.endswith("/mnist/t10k-images-idx3-ubyte.gz")
     assert known_hash == "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
-    assert progressbar
+    assert progressbar == sys.stderr.isatty()  # a log file gets no bar
 
 
 @pytest.mark.parametrize(("load", "name"), [(mnist, "MNIST"), (fashion_mnist, "Fashion-MNIST")])

@@ -192,7 +192,7 @@ def start(cwd, *arguments):
     )
 
 
-def undisturbed(cwd, *arguments):
+def whole_run(cwd, *arguments):
     """The same run without a spy, in this process; what it printed."""
     result = run("train.py", "threads=1", *arguments, f"hydra.run.dir={cwd / 'run'}", cwd=cwd)
     assert result.returncode == 0, result.stderr
@@ -260,7 +260,7 @@ LONG = [*SMALL, "trainer.max_steps=1500", "+trainer.limit_train_batches=20", "tr
 def test_a_killed_run_goes_on_bit_for_bit_from_its_last_checkpoint(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir(), other.mkdir()
-    undisturbed(one, *LONG, KEPT)
+    whole_run(one, *LONG, KEPT)
     kill_and_go_on(other, LONG, 2, random.Random(0), span=0.5)
     equal_runs(one, other, "train/loss", "tau", "train/grad_norm")
 
@@ -281,9 +281,9 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on(sign
 
 
 def test_a_run_that_has_ended_can_be_evaluated_again_by_going_on(tmp_path):
-    undisturbed(tmp_path, *SMALL)
+    whole_run(tmp_path, *SMALL)
     before = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    out = undisturbed(tmp_path, *SMALL, "ckpt_path=last")
+    out = whole_run(tmp_path, *SMALL, "ckpt_path=last")
     assert f"going on from {tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}" in out
     after = json.loads((tmp_path / "run" / "metrics.json").read_text())
     for name in ("val/loss", "test/nll", "steps"):

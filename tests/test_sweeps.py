@@ -169,6 +169,50 @@ def test_an_interval_in_a_grid_gets_a_sentence():
 
 
 @pytest.mark.parametrize(
+    ("text", "found", "scale", "labels"),
+    [
+        ("a=tag(log,interval(1e-3,2e-3))", [0.0011, 0.0019], "log", ["0.0011", "0.0019"]),  # whatever the ratio
+        ("a=tag(log,int(interval(1,100)))", [3, 90], "log", ["5", "10", "20", "50"]),
+        ("a=interval(0.01,2)", [0.01, 1.9], "linear", None),
+        ("a=range(1,200,50)", ["1", "51", "101", "151"], "linear", ["1", "51", "101", "151"]),
+        (
+            "a=1e-4,3e-4,1e-3,3e-3",
+            ["0.0001", "0.0003", "0.001", "0.003"],
+            "log",
+            ["0.0001", "0.0003", "0.001", "0.003"],
+        ),
+        ("a=1,2,4,8", ["1", "2", "4", "8"], "log", ["1", "2", "4", "8"]),
+        ("a=1,2,3", ["1", "3", "2"], "linear", ["1", "2", "3"]),
+        ("a=-1,1e-2,1e-3", ["-1", "0.01", "0.001"], "linear", None),
+        ("a=0,1e-4,1e-3", ["0", "0.001", "0.0001"], "linear", ["0", "0.0001", "0.001"]),  # side by side
+        ("a=null,0.5,0.3", ["0.3", "null", "0.5"], "linear", ["null", "0.5", "0.3"]),  # in the order given
+        ("a=true,false", ["False", "True"], "linear", ["True", "False"]),
+        ("a=rloo,reinmax", ["reinmax"], "linear", ["reinmax"]),
+        (f"a={'x' * 40},y", ["y", "x" * 40], "linear", ["x" * 27 + "…", "y"]),
+        (None, ["b", "a"], "linear", ["b", "a"]),
+        (None, ["nan", "1"], "linear", ["nan", "1"]),
+    ],
+)
+def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_swept(text, found, scale, labels):
+    axis = sweeps._axis(found, override(text) if text else None)
+    assert axis.scale == scale
+    assert labels is None or axis.labels == labels
+    assert len(axis.places) == len(found)
+    assert axis.ticks is None or axis.ticks == sorted(axis.ticks)
+
+
+@pytest.mark.parametrize("params", [1, 6])
+def test_the_axes_of_a_sweeps_picture_keep_their_size_under_long_labels(params, tmp_path):
+    names = [f"model.augment.a_long_name_of_a_parameter_{i}" for i in range(params)]
+    jobs = [sweeps.Job(i, dict.fromkeys(names, f"{'x' * 30}{i}"), [1.0, i], "complete") for i in range(5)]
+    figure = sweeps.draw(jobs, names, ["val/loss", "val/kl"], tmp_path / "sweep.png")
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        assert box.width / figure.dpi > 1.7
+        assert box.height / figure.dpi > 2
+
+
+@pytest.mark.parametrize(
     ("status", "returned", "state", "error"),
     [
         (JobStatus.COMPLETED, 2.0, "complete", ""),

@@ -29,12 +29,28 @@ const texts = [];
 return texts.join(" ");
 """
 
+# The right edges of the table's columns of hyperparameters and metrics.
+COLUMNS = """
+const edges = {};
+(function walk(node) {
+    for (const child of node.childNodes) walk(child);
+    if (node.shadowRoot) walk(node.shadowRoot);
+    if (node.nodeName !== "VAADIN-GRID-CELL-CONTENT") return;
+    const name = node.textContent.trim(), place = node.getBoundingClientRect();
+    if (/^(hp\\/\\S+|[a-z_]+(\\.[a-z_]+)*)$/.test(name) && place.width && !(name in edges) && place.top < 200)
+        edges[name] = place.right;
+})(document.body);
+return edges;
+"""
+
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory):
-    """The address of a TensorBoard over a sweep of two runs."""
+    """The address of a TensorBoard over a sweep of two trials."""
     directory = tmp_path_factory.mktemp("board")
-    result = run("train.py", "-m", *SMALL, "seed=0,1", f"hydra.sweep.dir={directory / 'sweep'}", cwd=directory)
+    swept = ["sweep=optuna", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.trials=2"]
+    keys = [*SMALL, *swept, "~callbacks.pruning", f"hydra.sweep.dir={directory / 'sweep'}"]
+    result = run("train.py", "-m", *keys, cwd=directory)
     assert result.returncode == 0, result.stderr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -62,6 +78,7 @@ def browser():
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1500,1400"):
         options.add_argument(argument)
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_script_timeout(120)
     yield driver
     driver.quit()
 
@@ -108,4 +125,10 @@ def test_every_tab_shows_what_a_sweep_wrote(board, browser):
     shows(browser, f"{board}#images", "reconstruction", "prior_samples", "class_samples")
     shows(browser, f"{board}#histograms", "codes")
     shows(browser, f"{board}#custom_scalars", "training", "temperature", "gradient", "terms")
-    shows(browser, f"{board}#hparams", "hp/test/nll", "model/latents", "seed", *runs)
+    shows(browser, f"{board}#hparams", "hp/test/nll", "optimizer.lr", "seed", *runs)
+    places = browser.execute_script(COLUMNS)
+    names = ["estimator", "model", "optimizer.lr", "seed", "hp/val/loss"]  # the objective in the first screen
+    edges = [places.get(name, 9999) for name in names]
+    assert edges == sorted(edges)
+    assert edges[-1] < 1500
+    assert not any("_target_" in name for name in places)

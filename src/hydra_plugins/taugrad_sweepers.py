@@ -45,8 +45,9 @@ class _Sweeper(Sweeper):
             if self.jobs is not None and self.jobs < 1:
                 raise ConfigError(f"hydra.sweeper.jobs must be at least 1, got {self.jobs}")
             with sweeps.alone_in(self.directory):
-                jobs = self.run(*self.split(arguments))
-                sweeps.report(jobs, self.directory, self.settings)
+                fixed, swept = self.split(arguments)
+                jobs = self.run(fixed, swept)
+                sweeps.report(jobs, self.directory, self.settings, swept)
         except TaugradError as error:
             sys.exit(f"error: {error}")
         except (KeyboardInterrupt, SystemExit) as stop:

@@ -2,15 +2,18 @@
 
 import random
 import time
-from typing import Any
+from datetime import timedelta
+from typing import Any, cast
 
 import numpy as np
 import rich.progress
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
@@ -19,7 +22,7 @@ from torch import Tensor
 from taugrad import __version__, sweeps
 from taugrad._arguments import check_count
 from taugrad.data.batches import first_images
-from taugrad.errors import ConfigError
+from taugrad.errors import ConfigError, in_sweep
 from taugrad.extras import extra
 from taugrad.probe import probe, reference
 from taugrad.tasks.acting import Acting
@@ -27,25 +30,29 @@ from taugrad.tasks.cat_vae import CatVAE
 from taugrad.tasks.modelling import ImageModel
 from taugrad.tasks.training import is_kept
 
+_QUIET_SECONDS = 30.0  # after which a log file gets another line
 _EVALUATIONS = ("val/", "test/", "eval/", "eval_sampled/")
 
 
 class Progress(ProgressBar):
-    """One bar over all of a training by its task's clock with loss, tau and time left, and one over each evaluation.
+    """How far a training and an evaluation are: by a bar in a terminal or a notebook, by lines of text in a log file.
+
+    Both show the task's clock, loss, tau and the time left. A line is written after a validation, with what checkpoints
+    are chosen by, at every tenth of the training, and after 30 seconds without one.
 
     Args:
-        every: training steps between two refreshes; drawing costs more than a small model's step.
+        every: training steps between two refreshes of the bar; drawing costs more than a small model's step.
     """
 
     def __init__(self, every: int = 50) -> None:
         super().__init__()
         check_count("every", every)
         self.every = every
-        self._bar: rich.progress.Progress | None = None
+        self._display: _Bar | _Lines | None = None
         self._enabled = True
 
     def enable(self) -> None:
-        """Show the bar, as on the first process of several."""
+        """Show the progress, as on the first process of several."""
         self._enabled = True
 
     def disable(self) -> None:
@@ -55,20 +62,33 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the training's bar."""
         done, total = pl_module.clock()
-        self._start("training", total if total > 0 else None, done)
+        self._start("training", total if total > 0 else None, done, self.every, 10)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        """Write a line, not before a validation that falls on the same step has."""
+        if isinstance(self._display, _Lines):
+            self._move(pl_module.clock()[0], trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Move the training's bar."""
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items())
-        self._move(pl_module.clock()[0], shown, self.every)
+        if isinstance(self._display, _Bar):
+            self._move(pl_module.clock()[0], trainer)
 
-    def on_train_end(self, *_: Any) -> None:
-        """End the training's bar."""
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write a line with what the validation found."""
+        if isinstance(self._display, _Lines) and not trainer.sanity_checking:
+            self._display.evaluated = True
+            self._move(pl_module.clock()[0], trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """End the training's bar, or write its last line."""
+        if self._display is not None and self._display.shown != pl_module.clock()[0]:
+            self._display.show(pl_module.clock()[0], _metrics_at_hand(trainer))
         self._stop()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the test's bar."""
-        self._start("test", int(sum(trainer.num_test_batches)), 0)
+        self._start("test", int(sum(trainer.num_test_batches)), 0, 1, 1)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int, *_: Any
@@ -84,29 +104,86 @@ class Progress(ProgressBar):
         """Leave the terminal in order."""
         self._stop()
 
-    def _start(self, name: str, total: int | None, done: int) -> None:
-        if self._enabled:
-            columns = (
-                "{task.description}",
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = rich.progress.Progress(*columns, "{task.fields[shown]}", auto_refresh=False)
-            self._bar.start()
-            self._bar.add_task(name, total=total, completed=done, shown="")
-            self._drawn = done
+    def _start(self, name: str, total: int | None, done: int, every: int, lines: int) -> None:
+        if not self._enabled:
+            return
+        if in_sweep():  # whose jobs may write to the same file at the same time
+            name = f"job {HydraConfig.get().job.num}: {name}"
+        console = Console()
+        moving = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+        display = _Bar(console, name, total, done, every) if moving else _Lines(console, name, total, done, lines)
+        self._display = display
 
-    def _move(self, done: int, shown: str = "", every: int = 1) -> None:
-        if self._bar is not None and (done - self._drawn >= every or done == self._bar.tasks[0].total):
-            self._bar.update(TaskID(0), completed=done, shown=shown, refresh=True)
-            self._drawn = done
+    def _move(self, done: int, trainer: Trainer | None = None) -> None:
+        if self._display is not None and self._display.due(done):
+            self._display.show(done, _metrics_at_hand(trainer) if trainer else "")
 
     def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if isinstance(self._display, _Bar):
+            self._display.stop()
+        self._display = None
+
+
+class _Bar:
+    """A bar that is drawn over again."""
+
+    def __init__(self, console: Console, name: str, total: int | None, done: int, every: int) -> None:
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        fields = "{task.fields[shown]}"
+        self._bar = rich.progress.Progress(*columns, fields, console=console, auto_refresh=False)
+        self._bar.start()
+        self._bar.add_task(name, total=total, completed=done, shown="")
+        self._total, self._every, self.shown = total, every, done
+
+    def due(self, done: int) -> bool:
+        return done - self.shown >= self._every or done == self._total
+
+    def show(self, done: int, metrics: str) -> None:
+        self._bar.update(TaskID(0), completed=done, shown=metrics, refresh=True)
+        self.shown = done
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+class _Lines:
+    """Lines of plain text, a moderate number whatever the training's length."""
+
+    def __init__(self, console: Console, name: str, total: int | None, done: int, lines: int) -> None:
+        self._console, self._name, self._total, self._lines = console, name, total, lines
+        self._begun, self._since, self._last = done, time.monotonic(), time.monotonic()
+        self.shown = done
+        self.evaluated = False  # since the last line
+
+    def due(self, done: int) -> bool:
+        steps = done - self.shown
+        if steps and time.monotonic() - self._last >= _QUIET_SECONDS:
+            return True
+        if self._total is None:
+            return steps > 0 and self.evaluated
+        return steps * (100 if self.evaluated else self._lines) >= self._total  # at most a hundred for validations
+
+    def show(self, done: int, metrics: str) -> None:
+        now = time.monotonic()
+        seconds, steps = now - self._since, done - self._begun
+        parts = [f"{self._name} {done}" + (f"/{self._total}" if self._total else ""), metrics]
+        if steps and seconds:
+            parts.append(f"{steps / seconds:.4g} steps/s")
+        if self._total and steps > 0 and done < self._total:
+            parts.append(f"{timedelta(seconds=round((self._total - done) * seconds / steps))} left")
+        else:
+            parts.append(f"{timedelta(seconds=round(seconds))} in all")
+        self._console.print("  ".join(filter(None, parts)), soft_wrap=True, markup=False, highlight=False)
+        self.shown, self._last, self.evaluated = done, now, False
+
+
+def _metrics_at_hand(trainer: Trainer) -> str:
+    """What the task wants in a progress bar, and the last value of what checkpoints are chosen by."""
+    metrics = dict(trainer.progress_bar_metrics)
+    monitor = getattr(trainer.checkpoint_callback, "monitor", None)
+    if monitor in trainer.callback_metrics:
+        metrics[monitor] = trainer.callback_metrics[monitor].item()
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 class Scalars(Callback):
@@ -174,21 +251,47 @@ class Pictures(Callback):
     def __init__(self, images: int = 1000) -> None:
         check_count("images", images)
         self.images = images
+        self._drawn = -1  # the step of the last pictures
+
+    def on_fit_start(self, *_: Any) -> None:
+        """Begin anew."""
+        self._drawn = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw with fixed codes and images, so that the pictures of two steps can be compared."""
-        board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-        if board is None or trainer.sanity_checking or not isinstance(pl_module, ImageModel):
+        board = self._board(trainer, pl_module)
+        if board is None or trainer.sanity_checking:
             return
-        if not trainer.is_global_zero:  # of several processes the others have no TensorBoard
+        self._draw(board, trainer, pl_module)
+        perplexity, active = cast(ImageModel, pl_module).code_usage()
+        board.experiment.add_histogram("codes/perplexity_per_latent", perplexity, trainer.global_step)
+        board.experiment.add_histogram("codes/active_per_latent", active, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the model as it has become, where no validation came last."""
+        board = self._board(trainer, pl_module)
+        if board is not None and self._drawn != trainer.global_step and trainer.limit_val_batches != 0:
+            pl_module.eval()
+            with torch.no_grad():
+                self._draw(board, trainer, pl_module)
+            pl_module.train()
+
+    def _board(self, trainer: Trainer, pl_module: LightningModule) -> TensorBoardLogger | None:
+        if not trainer.is_global_zero or not isinstance(pl_module, ImageModel):
+            return None  # of several processes the others have no TensorBoard
+        return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+
+    def _draw(self, board: TensorBoardLogger, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches = trainer.val_dataloaders  # which a training without a validation has not asked for
+        if batches is None and (data := getattr(trainer, "datamodule", None)) is not None:
+            batches = data.val_dataloader()
+        if not batches:
             return
-        step = trainer.global_step
-        x, labels = first_images(trainer.val_dataloaders or [], self.images)
-        for name, picture in pl_module.pictures(x.to(pl_module.device), labels.to(pl_module.device)).items():
-            board.experiment.add_image(name, picture, step, dataformats="HW")
-        perplexity, active = pl_module.code_usage()
-        board.experiment.add_histogram("codes/perplexity_per_latent", perplexity, step)
-        board.experiment.add_histogram("codes/active_per_latent", active, step)
+        x, labels = first_images(batches, self.images)
+        pictures = cast(ImageModel, pl_module).pictures(x.to(pl_module.device), labels.to(pl_module.device))
+        for name, picture in pictures.items():
+            board.experiment.add_image(name, picture, trainer.global_step, dataformats="HW")
+        self._drawn = trainer.global_step
 
 
 class Film(Callback):

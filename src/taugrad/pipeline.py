@@ -19,12 +19,13 @@ from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from taugrad import __version__, checkpoints, ownership, resuming
+from taugrad import __version__, checkpoints, hyperparameters, ownership, resuming
 from taugrad.callbacks import Progress, RandomStates, SaveConfig
 from taugrad.config import instantiate, read
 from taugrad.data.batches import first_images
@@ -307,12 +308,17 @@ def _trainer(config: Config, directory: str, callbacks: list[Callback], loggers:
         raise ConfigError(f"trainer: {error}") from error
 
 
+@rank_zero_only
 def _log_hyperparameters(loggers: list[Logger], run: TrainConfig, metrics: dict[str, float]) -> None:
-    """Fill TensorBoard's HParams tab: what was set, beside what came out."""
-    hyperparameters = {"model": run.model, "data": run.data, "trainer": run.trainer, "seed": run.seed}
+    """Fill TensorBoard's HParams tab: what was swept or set, beside what came out, the objective first."""
+    objectives = [run.objective] if isinstance(run.objective, str) else run.objective
+    tested = [name for name in metrics if name.startswith("test/")]
+    tags = {f"hp/{name}": metrics[name] for name in dict.fromkeys([*objectives, *tested, *metrics])}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(hyperparameters, {f"hp/{name}": value for name, value in metrics.items()})
+            logger.log_metrics(tags)
+            for summary in hyperparameters.summaries(hyperparameters.chosen(vars(run)), list(tags)):
+                logger.experiment._get_file_writer().add_summary(summary)
             logger.finalize("success")
 
 

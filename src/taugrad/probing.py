@@ -24,6 +24,7 @@ from taugrad.extras import extra
 from taugrad.paths import user_path
 from taugrad.probe import GROUPS, Function, Quality, probe, reference
 from taugrad.runs import load_run
+from taugrad.sweeps import even_in_log
 from taugrad.tasks.cat_vae import CatVAE
 
 
@@ -109,15 +110,15 @@ def draw(qualities: list[Quality], path: Path) -> None:
     lines: dict[str, list[Quality]] = defaultdict(list)
     for quality in qualities:
         lines[quality.estimator].append(quality)
+    taus = sorted({q.tau for q in qualities})
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("bias", "variance"), strict=True):
         for i, (estimator, line) in enumerate(lines.items()):
-            taus = [q.tau for q in line]
             values = [getattr(q, name) for q in line]
             errors = [getattr(q, f"{name}_error") for q in line]
             style = {"marker": "osv^D<>pX"[i % 9], "markersize": 4, "capsize": 2, "linewidth": 1.2}
-            axes.errorbar(taus, values, yerr=errors, label=estimator, **style)
-        axes.set(xlabel="tau", xscale="log", xticks=sorted({q.tau for q in qualities}))
+            axes.errorbar([q.tau for q in line], values, yerr=errors, label=estimator, **style)
+        axes.set(xlabel="tau", xscale="log" if even_in_log(taus) else "linear", xticks=taus)
         axes.xaxis.set(major_formatter="{x:g}", minor_locator=NullLocator())
         axes.grid(alpha=0.3)
     bias, variance = figure.axes

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,7 +208,8 @@ def _download(root: Path, part: int, published: _Published) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         sha256 = f"sha256:{published.archives[part]}"
-        path = pooch.retrieve(f"{published.url}{name}.gz", sha256, f"{name}.gz", root, progressbar=True)
+        bar = sys.stderr.isatty()
+        path = pooch.retrieve(f"{published.url}{name}.gz", sha256, f"{name}.gz", root, progressbar=bar)
     except (OSError, ValueError) as error:  # no network; a checksum that does not match
         raise DataError(
             f"{root} lacks {name} and it could not be downloaded ({type(error).__name__}): put the files "

@@ -26,8 +26,13 @@ def optimizer_over(parameters: Iterable[Parameter], config: Mapping[str, Any]) -
 
 
 def is_kept(trainer: Trainer) -> bool:
-    """Whether what this training step logs is kept; logging costs more than a small model's whole step."""
-    return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0  # pyright: ignore
+    """Whether what this training step logs is kept; logging costs more than a small model's whole step.
+
+    The last step's is, so that a training shorter than `log_every_n_steps` has logged something.
+    """
+    done, total = trainer.lightning_module.clock()  # pyright: ignore[reportCallIssue]
+    every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+    return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0 or 0 < total <= done
 
 
 def require_finite(term: str, value: Tensor, step: int, tau: float | None = None) -> None:
