@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from taugrad.errors import one_sentence
 
@@ -35,6 +41,7 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
 
     @functools.wraps(function)
     def run() -> Any:
+        sys.argv[1:] = _accepting(sys.argv[1:], function.__name__)
         try:
             return main()
         except SystemExit as error:
@@ -43,6 +50,46 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
             raise
 
     return run
+
+
+def _accepting(arguments: list[str], config_name: str) -> list[str]:
+    """Let a command line name any argument that a node's `_target_` takes, as if the node's file had it.
+
+    Hydra refuses a key that no file has unless a plus stands before it. So a key in a node with a `_target_` gets one;
+    `taugrad.config` refuses what is not in the signature. Other keys stay for Hydra to refuse.
+    """
+    keys = {a: a.partition("=")[0] for a in arguments if re.match(r"(?!hydra\.)[A-Za-z_]\w*\.[\w.]+=", a)}
+    if not keys:
+        return arguments
+    options = get_args_parser().parse_known_args(arguments)[0]
+    search = [f"hydra.searchpath=[file://{Path(options.config_dir).absolute()}]"] if options.config_dir else []
+    try:
+        others = [o for o in OverridesParser.create().parse_overrides(options.overrides) if o.input_line not in keys]
+        swept = any("." not in o.key_or_group for o in others if o.is_sweep_override())
+        lines = [line for o in others if (line := _first(o)) is not None]
+        with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+            config = compose(options.config_name or config_name, [*search, *lines])
+        lacking = {a for a, key in keys.items() if _lacks(config, key, sometimes=swept)}
+    except (HydraException, OmegaConfBaseException):  # which Hydra itself words when it meets the same
+        return arguments
+    return [f"++{a}" if a in lacking else a for a in arguments]
+
+
+def _first(override: Override) -> str | None:
+    """An override, or the first of those that it sweeps; None for one without a list of them."""
+    if not override.is_sweep_override():
+        return override.input_line
+    if not override.is_discrete_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return None
+    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _lacks(config: DictConfig, key: str, *, sometimes: bool) -> bool:
+    """Whether a key lies in a node with a `_target_` and is not in it, or may not be in some jobs of a sweep."""
+    names = key.split(".")
+    nodes = [OmegaConf.select(config, ".".join(names[:i])) for i in range(1, len(names))]
+    there = isinstance(nodes[-1], ListConfig) or (isinstance(nodes[-1], DictConfig) and names[-1] in nodes[-1].keys())  # noqa: SIM118  # `in` itself overlooks ???
+    return (sometimes or not there) and any(isinstance(n, DictConfig) and "_target_" in n for n in nodes)
 
 
 def _close(overrides: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ lacks, one that it demands, and a value of another type than it annotates are er
 anything is built. That holds for a user's own classes as well, which need no schema beside their signature.
 """
 
+import difflib
 import inspect
 import types
 import typing
@@ -79,8 +80,10 @@ def fit_to_signature(call: Callable[..., Any], arguments: Mapping[str, Any], key
     fitted = {}
     for name, value in arguments.items():
         if name not in parameters and not takes_any:
+            close = difflib.get_close_matches(name, parameters, n=1)
+            meant = f"did you mean {_join(key, close[0])}? It" if close else "it"
             raise ConfigError(
-                f"{_join(key, name)} is not an argument of {_name(call)}; it takes {', '.join(parameters)}"
+                f"{_join(key, name)} is not an argument of {_name(call)}; {meant} takes {', '.join(parameters)}"
             )
         fitted[name] = _convert(value, annotations.get(name, Any), _join(key, name))
     return fitted
@@ -135,13 +138,22 @@ def _annotations(call: Callable[..., Any]) -> dict[str, Any]:
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:
     schema = _schema(annotation)
-    if schema is None or isinstance(value, dict):  # what a config cannot express, or a nested call
+    if isinstance(value, dict):  # a nested call
+        return value
+    if _is_node(annotation):
+        raise ConfigError(f"{key} must be a config, of keys and values, got {_shown(value)}")
+    literals = _literals(annotation)
+    if value in literals:
+        return value
+    if schema is None:  # what a config cannot express
         return value
     try:
         node = OmegaConf.structured(make_dataclass("Schema", [("value", schema)]))
         node.value = value
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key} must be {_described(schema)}, got {value!r}") from error
+        raise ConfigError(
+            f"{key} must be {' or '.join([*map(repr, literals), _described(schema)])}, got {_shown(value)}"
+        ) from error
     return OmegaConf.to_container(node)["value"]  # pyright: ignore
 
 
@@ -152,12 +164,34 @@ def _schema(annotation: Any) -> Any:
         return annotation
     if origin in (list, Sequence) and arguments[0] in _SCALARS:
         return list[arguments[0]]
-    if origin not in (typing.Union, types.UnionType):
+    if not _is_union(annotation):
         return None
     members = [member for member in map(_schema, arguments) if member is not None]
     if not members or (len(members) > 1 and any(member not in _SCALARS for member in members)):
         return None
     return typing.Union[(*members, None)] if type(None) in arguments else typing.Union[tuple(members)]  # noqa: UP007
+
+
+def _literals(annotation: Any) -> list[Any]:
+    """The values that a type names one by one, by itself or in a union."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return list(arguments)
+    return [value for member in arguments if _is_union(annotation) for value in _literals(member)]
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _is_node(annotation: Any) -> bool:
+    """Whether it takes dicts, and neither None nor anything else."""
+    return (typing.get_origin(annotation) or annotation) in (dict, Mapping)
+
+
+def _shown(value: Any) -> str:
+    """As in a config file."""
+    return "null" if value is None else repr(value)
 
 
 def _described(schema: Any) -> str:

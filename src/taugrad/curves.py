@@ -13,6 +13,7 @@ import yaml
 
 from taugrad.errors import ConfigError
 from taugrad.extras import extra
+from taugrad.outputs import require_picture, writing
 from taugrad.rl.evaluation import interquartile_mean
 
 _POINTS = 100
@@ -31,8 +32,9 @@ def compare(runs: Sequence[Path], metric: str, out: Path) -> dict[str, int]:
         How many runs each curve has, by its label: the overrides that made it.
 
     Raises:
-        ConfigError: there is no run, one has no such metric, or matplotlib is missing.
+        ConfigError: there is no run, one has no such metric, `out` cannot be written, or matplotlib is missing.
     """
+    require_picture("out", out)
     groups: dict[str, list[Path]] = {}
     for run in _found(runs):
         groups.setdefault(_label(run), []).append(run)
@@ -83,4 +85,5 @@ def _draw(curves: dict[str, tuple[np.ndarray, np.ndarray]], metric: str, out: Pa
         axes.fill_between(steps, values[:, 1], values[:, 2], alpha=0.2, color=line.get_color(), linewidth=0)
     axes.set(xlabel="steps", ylabel=metric, title="interquartile mean and 95 % interval over seeds")
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.1), frameon=False)
-    figure.savefig(out, dpi=120)
+    with writing(out):
+        figure.savefig(out, dpi=120)

@@ -27,7 +27,8 @@ def optimizer_over(parameters: Iterable[Parameter], config: Mapping[str, Any]) -
 
 def is_kept(trainer: Trainer) -> bool:
     """Whether what this training step logs is kept; logging costs more than a small model's whole step."""
-    return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0  # pyright: ignore
+    every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+    return every > 0 and (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0
 
 
 def require_finite(term: str, value: Tensor, step: int, tau: float | None = None) -> None:
