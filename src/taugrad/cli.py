@@ -19,7 +19,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from taugrad.errors import one_sentence
@@ -53,11 +53,13 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
 
 
 def _accepting(arguments: list[str], config_name: str) -> list[str]:
-    """Let a command line name any argument that a node's `_target_` takes, as if the node's file had it.
+    """Let a command line set any argument that a node's `_target_` takes, as if its file had it, and a group to null.
 
     Hydra refuses a key that no file has unless a plus stands before it. So a key in a node with a `_target_` gets one;
-    `taugrad.config` refuses what is not in the signature. Other keys stay for Hydra to refuse.
+    `taugrad.config` refuses what is not in the signature. Other keys stay for Hydra to refuse. A group that is switched
+    off is `~group` to Hydra.
     """
+    arguments = [re.sub(r"^(\w+)=null$", r"~\1", a) if (CONF / a.partition("=")[0]).is_dir() else a for a in arguments]
     keys = {a: a.partition("=")[0] for a in arguments if re.match(r"(?!hydra\.)[A-Za-z_]\w*\.[\w.]+=", a)}
     if not keys:
         return arguments
@@ -69,7 +71,7 @@ def _accepting(arguments: list[str], config_name: str) -> list[str]:
         lines = [line for o in others if (line := _first(o)) is not None]
         with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
             config = compose(options.config_name or config_name, [*search, *lines])
-        lacking = {a for a, key in keys.items() if _lacks(config, key, sometimes=swept)}
+        lacking = {a for a, key in keys.items() if _lacks(config, key.split("."), sometimes=swept)}
     except (HydraException, OmegaConfBaseException):  # which Hydra itself words when it meets the same
         return arguments
     return [f"++{a}" if a in lacking else a for a in arguments]
@@ -84,12 +86,18 @@ def _first(override: Override) -> str | None:
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
-def _lacks(config: DictConfig, key: str, *, sometimes: bool) -> bool:
+def _lacks(config: DictConfig, names: list[str], *, sometimes: bool) -> bool:
     """Whether a key lies in a node with a `_target_` and is not in it, or may not be in some jobs of a sweep."""
-    names = key.split(".")
-    nodes = [OmegaConf.select(config, ".".join(names[:i])) for i in range(1, len(names))]
-    there = isinstance(nodes[-1], ListConfig) or (isinstance(nodes[-1], DictConfig) and names[-1] in nodes[-1].keys())  # noqa: SIM118  # `in` itself overlooks ???
-    return (sometimes or not there) and any(isinstance(n, DictConfig) and "_target_" in n for n in nodes)
+    node: Any = config
+    called = False
+    for name in names:
+        called = called or (isinstance(node, DictConfig) and "_target_" in node)
+        if isinstance(node, DictConfig) and name not in set(node.keys()):  # which `in` says of a ??? too
+            return called
+        if isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name):
+            return False  # a node of another place, where it can be changed
+        node = OmegaConf.select(node, name) if OmegaConf.is_config(node) else None
+    return called and sometimes
 
 
 def _close(overrides: list[str]) -> list[str]:

@@ -53,6 +53,7 @@ def _found(runs: Sequence[Path]) -> list[Path]:
 def _label(run: Path) -> str:
     overrides = run / ".hydra" / "overrides.yaml"
     told = (yaml.safe_load(overrides.read_text()) if overrides.exists() else None) or []
+    told = [x.lstrip("+") for x in told]
     return " ".join(x for x in told if not x.startswith(_NO_DIFFERENCE)) or "default"
 
 

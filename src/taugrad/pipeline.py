@@ -153,10 +153,11 @@ def train(config: DictConfig) -> float | list[float]:
     except Stopped:
         console.print(f"stopped; to go on: {_resuming(run)}", soft_wrap=True, markup=False, highlight=False)
         raise
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         if show.shown or isinstance(error, TaugradError):
             raise
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+        first = " ".join(str(error).split()).split(". ")[0]  # others give advice for Lightning's own steps
+        raise ConfigError(first) from error
 
     before = {} if show.shown else _finished(run)  # there was nothing left to train: what it logged is there already
     results = {name: before[name] for name in model.metrics if name in before} | results
@@ -320,8 +321,10 @@ def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:
             raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {name}")
     model.configure_optimizers()  # which may refuse its arguments
     if bool(run.data) != isinstance(model, ImageModel):
-        takes = "images" if isinstance(model, ImageModel) else "no data, but an env"
-        raise ConfigError(f"data does not fit model {type(model).__name__}, which takes {takes}, got {run.data}")
+        takes, got = "images" if isinstance(model, ImageModel) else "no data, but an env", run.data or {}
+        raise ConfigError(
+            f"data must fit {type(model).__name__}, which takes {takes}, got {got.get('_target_', 'null')}"
+        )
     return model, _build("data", run.data, LightningDataModule) if run.data else None
 
 
@@ -357,8 +360,13 @@ def _check_optimization(trainer: Trainer, run: TrainConfig, model: Any) -> None:
             raise ConfigError(
                 f"trainer.{name} must be 0, as every epoch has an order of its own{other}, got {given[name]}"
             )
-    if given.get("num_nodes", 1) != 1 and trainer.world_size == 1:
-        raise ConfigError(f"trainer.num_nodes must be 1 without trainer=ddp, got {given['num_nodes']}")
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    started = environment is not None and (environment.creates_processes_externally or "NODE_RANK" in os.environ)
+    if given.get("num_nodes", 1) != 1 and not started:  # it would wait for the others
+        raise ConfigError(
+            "trainer.num_nodes must be 1 where neither SLURM nor torchrun starts the processes of all nodes, "
+            f"got {given['num_nodes']}"
+        )
     if trainer.gradient_clip_val is None:
         return
     if not isinstance(model, ImageModel):
