@@ -32,8 +32,8 @@ TRAINER = {
     "devices": [(1, WORKS), ("auto", WORKS), (0, "value is not a valid input"), (2, "^$|must be 1 for Policy")],
     "num_nodes": [(1, WORKS), (2, "trainer.num_nodes must be 1 where neither SLURM nor torchrun|must be 1 for Policy")],
     "precision": [
-        *((value, WORKS) for value in ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", 32, "64", None)),
-        (7, "trainer.precision must be .*, got 7"),
+        *((value, WORKS) for value in ("32-true", "64-true", "bf16-mixed", "bf16-true", 32, "64", None)),
+        (7, "Precision 7 is invalid"),
         ("transformer-engine", "Requirement 'transformer_engine"),
     ],
     "logger": [(False, "trainer.logger cannot be set: it follows from the group logger"), (None, WORKS)],
@@ -228,6 +228,7 @@ def test_an_objective_that_was_not_logged_is_nan_and_the_run_is_kept(capsys):
     assert "the run logged no rollout/ep_rew_mean: that objective is nan" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:The dirpath has changed")  # the run was copied
 def test_a_finished_run_taken_up_again_reports_what_it_had(command, trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     before = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -260,6 +261,7 @@ def test_jobs_at_other_points_do_not_go_on_in_a_sweeps_folders(tmp_path):
 # What was computed is shown before it can be lost
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_metrics_are_shown_before_a_file_that_cannot_be_written_is_one_sentence(command, trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     for name in ("metrics.json", "evaluation.json"):

@@ -67,11 +67,12 @@ def _accepting(arguments: list[str], config_name: str) -> list[str]:
     search = [f"hydra.searchpath=[file://{Path(options.config_dir).absolute()}]"] if options.config_dir else []
     try:
         others = [o for o in OverridesParser.create().parse_overrides(options.overrides) if o.input_line not in keys]
-        swept = any("." not in o.key_or_group for o in others if o.is_sweep_override())
+        swept = [o.key_or_group for o in others if o.is_sweep_override() and "." not in o.key_or_group]
         lines = [line for o in others if (line := _first(o)) is not None]
         with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
             config = compose(options.config_name or config_name, [*search, *lines])
-        lacking = {a for a, key in keys.items() if _lacks(config, key.split("."), sometimes=swept)}
+        groups = [name for name in swept if name not in config or OmegaConf.is_dict(config[name])]
+        lacking = {a for a, key in keys.items() if _lacks(config, key.split("."), sometimes=bool(groups))}
     except (HydraException, OmegaConfBaseException):  # which Hydra itself words when it meets the same
         return arguments
     return [f"++{a}" if a in lacking else a for a in arguments]

@@ -210,7 +210,9 @@ def _may_be_mapping(annotation: Any) -> bool:
 
 
 def _type_name(annotation: Any) -> str:
-    return inspect.formatannotation(annotation).replace("typing.", "").replace("NoneType", "null")
+    return (
+        inspect.formatannotation(annotation).replace("typing.", "").replace("NoneType", "None").replace("None", "null")
+    )
 
 
 def _shown(value: Any) -> str:
