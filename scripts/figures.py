@@ -24,7 +24,9 @@ import taugrad
 from taugrad.bounds import importance_weighted_bound
 from taugrad.categorical import bernoulli_log_prob, kl_to_uniform
 from taugrad.data.binarized_mnist import binarized_mnist
+from taugrad.errors import one_sentence
 from taugrad.nets import mlp
+from taugrad.outputs import require_folder, writing
 from taugrad.probe import probe, reference
 from taugrad.probing import toy
 from taugrad.sampling import one_hot
@@ -413,6 +415,7 @@ DRAWN: dict[str, Callable[[Path], Numbers]] = {
 MEASURED: dict[str, Callable[[], Numbers]] = {"noise": measure_noise, "bias": measure_bias}
 
 
+@one_sentence
 def main() -> None:
     """Draw the figures that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -428,6 +431,7 @@ def main() -> None:
     for name in arguments.names:
         if name not in DRAWN:
             parser.error(f"NAME must be one of {', '.join(DRAWN)}, got {name}")
+    require_folder("--out", arguments.out)
     os.environ["TAUGRAD_BACKEND"] = "torch"  # before the first sample, which decides
     torch.set_num_threads(1)
     numbers_file = arguments.out / "numbers.json"
@@ -439,11 +443,13 @@ def main() -> None:
         for name in arguments.names or DRAWN:
             if arguments.measure and name in MEASURED:
                 (FIGURES / f"{name}.json").write_text(json.dumps(MEASURED[name](), indent=1) + "\n", encoding="utf-8")
-            numbers[name] = DRAWN[name](arguments.out)
+            with writing(arguments.out / f"{name}.png"):
+                numbers[name] = DRAWN[name](arguments.out)
             print(arguments.out / f"{name}.png")
     # Whose bytes these are: another vector unit may round otherwise.
     numbers["drawn_by"] = f"matplotlib {mpl.__version__}, {torch.backends.cpu.get_cpu_capability()}"
-    numbers_file.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    with writing(numbers_file):
+        numbers_file.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,20 @@ CONFIGS = [
     (["estimator=reinmx"], "Could not find 'estimator/reinmx'", "did you mean estimator=reinmax?"),
     (["tau=lineer"], "Could not find 'tau/lineer'", "did you mean tau=linear?"),
     (["modle=cat_vae"], "Could not override 'modle'", "did you mean model?"),
-    (["model.latnts=3"], "Key 'latnts' is not in struct", "did you mean model.latents?"),
+    (
+        ["model.latnts=3"],
+        "error: model.latnts is not an argument of ",
+        "; did you mean model.latents? It takes latents",
+    ),
+    (["trainer.max_epoch=3"], "error: trainer.max_epoch is not an argument of ", "did you mean trainer.max_epochs? It"),
+    (["callbacks.summary.max_dpth=3"], "did you mean callbacks.summary.max_depth?"),
+    (["callbacks.bst.monitor=val/kl"], "Could not override 'callbacks.bst.monitor'", "did you mean callbacks.best?"),
+    # groups that are needed
+    (["lr_factor=null"], "error: model.lr_factor refers to lr_factor, which the config lacks"),
+    (["data=null"], "error: data must fit CatVAE, which takes images, got null"),
+    (["model=policy", "env=null"], "error: model.env refers to env.make, which the config lacks"),
+    (["model=policy", "data=mnist"], "error: data must fit Policy, which takes no data, but an env, got taugrad.data"),
+    (["model=null"], "error: model is missing: taugrad.pipeline.TrainConfig needs it"),
     (["+model.foo=3"], "error: model.foo is not an argument of taugrad.tasks.cat_vae.CatVAE; it takes latents"),
     (["model.latents=many"], "error: model.latents must be int, got 'many'"),
     (["model.encoder=16"], "error: model.encoder must be list[int], got 16"),
@@ -112,6 +125,18 @@ CONFIGS = [
     (["threads=0"], "error: threads must be at least 1, got 0"),
     (["trainer.max_steps=0"], "error: trainer.max_steps must be at least 1, or -1 for no end, got 0"),
     (["trainer.max_steps=-1", "+trainer.max_epochs=0"], "error: trainer.max_epochs must be at least 1, or -1"),
+    (
+        ["trainer.max_steps=-1"],
+        "error: taugrad.schedules.Linear: steps must be at least 1, got -1",
+        "trainer.max_epochs",
+    ),
+    (["trainer.limit_val_batches=0"], "error: trainer.limit_val_batches must be more than 0, got 0"),
+    (["trainer.limit_test_batches=1e-3"], "error: trainer.limit_test_batches must leave one of the 100 batches, got"),
+    (
+        ["callbacks.best.monitor=val/los"],
+        "error: monitor of callback ModelCheckpoint must be one of train/epoch_loss, ",
+    ),
+    (["objective=train/loss"], "error: objective must be one of train/epoch_loss, "),
     (["callbacks.progress.every=0"], "error: taugrad.callbacks.Progress: every must be at least 1, got 0"),
     (["objective=test/fun"], "error: objective must be one of train/epoch_loss, val/loss, "),
     (["callbacks=probe", "model=structured"], "error: callbacks.probe is for a categorical VAE, got model Structured"),
@@ -192,6 +217,8 @@ def test_a_config_that_cannot_be_used_ends_before_training_in_a_sentence(case, c
     assert err.count("error: ") <= 1
     assert "Traceback" not in err
     assert "training ━" not in out
+    if "the environment returned" not in sentences[0]:  # which a step of the training finds
+        assert "_target_: taugrad" not in out
 
 
 def test_debug_shows_where_it_failed(command):

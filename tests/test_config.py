@@ -1,3 +1,6 @@
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -9,7 +12,15 @@ from taugrad.schedules import Cyclical, Linear
 LINEAR = {"_target_": "taugrad.schedules.Linear", "start": 1.0, "end": 0.5, "steps": 10}
 
 
-def call(a: int, b: float = 1.0, c: str | None = None, d: list[int] | None = None, e: float | torch.Tensor = 1.0): ...
+def call(
+    a: int,
+    b: float = 1.0,
+    c: str | None = None,
+    d: list[int] | None = None,
+    e: float | torch.Tensor = 1.0,
+    g: Literal["a", "b"] | bool = False,
+    h: Mapping[str, Any] = {},
+): ...
 
 
 class Refuses:
@@ -35,12 +46,15 @@ def test_values_take_the_types_that_the_signature_annotates():
     [
         ({"a": "abc"}, "key.a must be int, got 'abc'"),
         ({"a": 1.5}, "key.a must be int, got 1.5"),
-        ({"a": None}, "key.a must be int, got None"),
+        ({"a": None}, "key.a must be int, got null"),
         ({"b": "fast"}, "key.b must be float, got 'fast'"),
         ({"d": 3}, r"key.d must be .*list\[int\].*, got 3"),
         ({"d": ["x"]}, r"key.d must be .*list\[int\].*, got \['x'\]"),
         ({"e": "x"}, "key.e must be float, got 'x'"),
-        ({"f": 1}, "key.f is not an argument of .*call; it takes a, b, c, d, e"),
+        ({"c": {"x": 1}}, r"key.c must be str \| null, or a config with a _target_, got {'x': 1}"),
+        ({"g": "e"}, "key.g must be 'a' or 'b' or bool, got 'e'"),
+        ({"h": None}, "key.h must be a config, of keys and values, got null"),
+        ({"f": 1}, "key.f is not an argument of .*call; it takes a, b, c, d, e, g, h"),
     ],
 )
 def test_a_wrong_type_or_name_is_an_error_that_names_the_key(arguments, sentence):

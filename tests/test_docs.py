@@ -70,10 +70,11 @@ def test_a_documents_command_is_one(name, line, monkeypatch):
     elif name in ("compare", "figures", "pack_binarized_mnist"):
         assert (ROOT / "scripts" / f"{name}.py").is_file()
     else:
-        overrides = [o for o in given if not o.startswith("-") and "searchpath" not in o]
-        parsed = OverridesParser.create().parse_overrides(overrides)
         if "searchpath" in line:
             monkeypatch.syspath_prepend(ROOT / "examples" / "own_estimator")
+        overrides = [o for o in cli._accepting(given, name) if not o.startswith("-") and "searchpath" not in o]
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        if "searchpath" in line:
             parsed.insert(0, OverridesParser.create().parse_override("hydra.searchpath=[pkg://own.conf]"))
         with initialize_config_dir(str(cli.CONF.resolve()), version_base="1.3"):
             config = compose(name, [first_of(o) for o in parsed], return_hydra_config=True)

@@ -65,15 +65,19 @@ class _Sweeper(Sweeper):
     def launch(self, fixed: list[str], points: list[dict[str, Any]], first: int) -> Sequence[JobReturn]:
         """Run a job at each point, numbered from `first`."""
         OmegaConf.save(self.settings, self.directory / _SETTINGS)
-        overrides = [[*fixed, *(f"{name}={value}" for name, value in point.items())] for point in points]
+        overrides = [[*fixed, *(f"{self.keys[name]}={value}" for name, value in point.items())] for point in points]
         return self.jobs_launcher.launch(overrides, first)
 
     def split(self, arguments: list[str]) -> tuple[list[str], list[Override]]:
         """The overrides that are the same for all jobs, and those to sweep."""
+        from taugrad import sweeps
+
         parser = OverridesParser.create(config_loader=self.config_loader)
         overrides = parser.parse_overrides(arguments)
         fixed = [o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None]
-        return fixed, [o for o in overrides if o.is_sweep_override()]
+        swept = [o for o in overrides if o.is_sweep_override()]
+        self.keys = {sweeps.name_of(o): o.get_key_element() for o in swept}  # as Hydra is to read them
+        return fixed, swept
 
 
 class GridSweeper(_Sweeper):
@@ -98,9 +102,10 @@ class GridSweeper(_Sweeper):
                 f"hydra.sweep.dir={self.directory} holds a sweep already: choose another directory, or go on with the "
                 "jobs of this one by ckpt_path=last"
             )
-        names = [o.get_key_element() for o in swept]
+        names = [sweeps.name_of(o) for o in swept]
         values = [sweeps.values(o) for o in swept]
         points = [dict(zip(names, point, strict=True)) for point in product(*values)]
+        sweeps.require_same(self.directory, points)
         at_a_time = self.jobs or len(points)
         firsts = range(0, len(points), at_a_time)
         returns = [r for first in firsts for r in self.launch(fixed, points[first : first + at_a_time], first)]

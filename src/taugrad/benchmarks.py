@@ -36,8 +36,8 @@ from taugrad.benchmark_loops import (
 )
 from taugrad.benchmark_processes import busy_process, process
 from taugrad.errors import ConfigError, one_sentence
-from taugrad.extras import extra
 from taugrad.native import kernels
+from taugrad.outputs import require_file, require_picture, writing
 from taugrad.softmax import softmax_backward, softmax_backward_by_jacobian
 
 Record = dict[str, Any]  # what was measured of one contestant at one shape and number of threads
@@ -332,8 +332,10 @@ def main(command: Sequence[str] | None = None) -> None:
         "classes": bench_classes,
         "policy": bench_policy,
     }[given.bench]
+    if given.json:  # before anything is measured
+        require_file("--json", given.json)
     if given.plot:
-        extra("matplotlib.figure", "plot")  # before anything is measured
+        require_picture("--plot", given.plot)
     facts = machine() | {"command": " ".join(sys.argv[1:] if command is None else command)}
     records: list[Record] = []
     for threads in given.threads or [torch.get_num_threads()]:
@@ -344,9 +346,11 @@ def main(command: Sequence[str] | None = None) -> None:
         show(measured, about, given.caption)
         records += [{"bench": given.bench, "threads": threads, **record, **facts} for record in measured]
     if given.json:
-        given.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+        with writing(given.json):
+            given.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     if given.plot:
-        draw(records, given.plot, *given.drawn)
+        with writing(given.plot):
+            draw(records, given.plot, *given.drawn)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
+from rich.syntax import Syntax
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
@@ -32,6 +33,24 @@ from taugrad.tasks.training import is_kept
 
 _QUIET_SECONDS = 30.0  # after which a log file gets another line
 _EVALUATIONS = ("val/", "test/", "eval/", "eval_sampled/")
+
+
+class ShowConfig(Callback):
+    """Prints the run's config when training starts: after all that may be wrong with it was checked.
+
+    Args:
+        text: the config, as YAML.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.shown = False
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Print it, of several processes in the first."""
+        self.shown = True
+        if trainer.is_global_zero:
+            Console().print(Syntax(self.text, "yaml", background_color="default"))
 
 
 class Progress(ProgressBar):
@@ -288,9 +307,10 @@ class Pictures(Callback):
         if not batches:
             return
         x, labels = first_images(batches, self.images)
+        x = trainer.precision_plugin.convert_input(x)
         pictures = cast(ImageModel, pl_module).pictures(x.to(pl_module.device), labels.to(pl_module.device))
         for name, picture in pictures.items():
-            board.experiment.add_image(name, picture, trainer.global_step, dataformats="HW")
+            board.experiment.add_image(name, picture.float(), trainer.global_step, dataformats="HW")
         self._drawn = trainer.global_step
 
 
@@ -369,12 +389,14 @@ class Pruning(Callback):
         pruner: of the study, which its storage does not keep.
 
     Raises:
-        ConfigError: there is no trial, as the run is no job of a sweep.
+        ConfigError: there is no trial, as the run is no job of a sweep; no evaluation gives the metric.
     """
 
     def __init__(self, directory: str, trial: int | None, monitor: str, pruner: Any) -> None:
         if trial is None:
             raise ConfigError("callbacks.pruning is for the jobs of a sweep: add -m, or ~callbacks.pruning")
+        if monitor.startswith("test/"):
+            raise ConfigError(f"callbacks.pruning: {monitor} is known after the training only: add ~callbacks.pruning")
         optuna = extra("optuna", "optuna")
         study = optuna.load_study(study_name=sweeps.NAME, storage=sweeps.storage(directory), pruner=pruner)
         self._trial, self.monitor = optuna.Trial(study, study.trials[trial]._trial_id), monitor
@@ -384,6 +406,8 @@ class Pruning(Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         step = pl_module.clock()[0]
+        if self.monitor not in trainer.callback_metrics:  # as the return before the first episode has ended
+            return
         self._trial.report(trainer.callback_metrics[self.monitor].item(), step)
         if self._trial.should_prune():
             raise extra("optuna", "optuna").TrialPruned(f"pruned at step {step}")

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from taugrad.errors import one_sentence
 from taugrad.paths import expand_override, user_path
@@ -54,6 +60,7 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
         _wait_passively()
         _escape_output()
         sys.argv[1:] = map(expand_override, sys.argv[1:])  # Hydra makes directories before we see them
+        sys.argv[1:] = _accepting(sys.argv[1:], function.__name__)
         try:
             return main()
         except SystemExit as error:
@@ -68,6 +75,55 @@ def _escape_output() -> None:
     """Write a character that the output's encoding lacks as an escape: on Windows a file's holds 256 of them."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _accepting(arguments: list[str], config_name: str) -> list[str]:
+    """Let a command line set any argument that a node's `_target_` takes, as if its file had it, and a group to null.
+
+    Hydra refuses a key that no file has unless a plus stands before it. So a key in a node with a `_target_` gets one;
+    `taugrad.config` refuses what is not in the signature. Other keys stay for Hydra to refuse. A group that is switched
+    off is `~group` to Hydra.
+    """
+    arguments = [re.sub(r"^(\w+)=null$", r"~\1", a) if (CONF / a.partition("=")[0]).is_dir() else a for a in arguments]
+    keys = {a: a.partition("=")[0] for a in arguments if re.match(r"(?!hydra\.)[A-Za-z_]\w*\.[\w.]+=", a)}
+    if not keys:
+        return arguments
+    options = get_args_parser().parse_known_args(arguments)[0]
+    search = [f"hydra.searchpath=[file://{Path(options.config_dir).absolute()}]"] if options.config_dir else []
+    try:
+        others = [o for o in OverridesParser.create().parse_overrides(options.overrides) if o.input_line not in keys]
+        swept = [o.key_or_group for o in others if o.is_sweep_override() and "." not in o.key_or_group]
+        lines = [line for o in others if (line := _first(o)) is not None]
+        with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+            config = compose(options.config_name or config_name, [*search, *lines])
+        groups = [name for name in swept if name not in config or OmegaConf.is_dict(config[name])]
+        lacking = {a for a, key in keys.items() if _lacks(config, key.split("."), sometimes=bool(groups))}
+    except (HydraException, OmegaConfBaseException):  # which Hydra itself words when it meets the same
+        return arguments
+    return [f"++{a}" if a in lacking else a for a in arguments]
+
+
+def _first(override: Override) -> str | None:
+    """An override, or the first of those that it sweeps; None for one without a list of them."""
+    if not override.is_sweep_override():
+        return override.input_line
+    if not override.is_discrete_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return None
+    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _lacks(config: DictConfig, names: list[str], *, sometimes: bool) -> bool:
+    """Whether a key lies in a node with a `_target_` and is not in it, or may not be in some jobs of a sweep."""
+    node: Any = config
+    called = False
+    for name in names:
+        called = called or (isinstance(node, DictConfig) and "_target_" in node)
+        if isinstance(node, DictConfig) and name not in set(node.keys()):  # which `in` says of a ??? too
+            return called
+        if isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name):
+            return False  # a node of another place, where it can be changed
+        node = OmegaConf.select(node, name) if OmegaConf.is_config(node) else None
+    return called and sometimes
 
 
 def _close(overrides: list[str]) -> list[str]:

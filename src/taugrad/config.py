@@ -5,17 +5,18 @@ lacks, one that it demands, and a value of another type than it annotates are er
 anything is built. That holds for a user's own classes as well, which need no schema beside their signature.
 """
 
+import difflib
 import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import make_dataclass
+from dataclasses import is_dataclass, make_dataclass
 from typing import Any, TypeVar
 
 import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from taugrad.errors import ConfigError, TaugradError
 
@@ -33,6 +34,7 @@ def read(schema: type[T], config: DictConfig) -> T:
         ConfigError: a value is missing, does not resolve, or does not fit its field or its `_target_`.
     """
     plain = fit_to_signature(schema, _plain(config))  # first, as other values may refer to these
+    _require(schema, plain, "")
     return schema(**_checked(plain, ""))
 
 
@@ -53,8 +55,11 @@ def instantiate(config: Mapping[str, Any], *, recursive: bool = True) -> Any:
         recursive: call the nested nodes' targets too, else pass them on as plain configs.
 
     Raises:
-        ConfigError: the call failed on the values it got, as a constructor does that refuses them.
+        ConfigError: there is no `_target_`, or the call failed on the values it got, as a constructor does that
+            refuses them.
     """
+    if "_target_" not in config:
+        raise ConfigError(f"a _target_ is missing, the import path of what is to be built, in {dict(config)}")
     try:
         return hydra.utils.instantiate(dict(config), _recursive_=recursive, _convert_="all")
     except InstantiationException as error:
@@ -78,9 +83,12 @@ def fit_to_signature(call: Callable[..., Any], arguments: Mapping[str, Any], key
     annotations = _annotations(call)
     fitted = {}
     for name, value in arguments.items():
-        if name not in parameters and not takes_any:
+        # A function of any arguments may pass a mistyped one on to where it is ignored.
+        close = difflib.get_close_matches(name, parameters, n=1, cutoff=0.85 if takes_any else 0.6)
+        if name not in parameters and (close or not takes_any):
+            meant = f"did you mean {_join(key, close[0])}? It" if close else "it"
             raise ConfigError(
-                f"{_join(key, name)} is not an argument of {_name(call)}; it takes {', '.join(parameters)}"
+                f"{_join(key, name)} is not an argument of {_name(call)}; {meant} takes {', '.join(parameters)}"
             )
         fitted[name] = _convert(value, annotations.get(name, Any), _join(key, name))
     return fitted
@@ -89,6 +97,9 @@ def fit_to_signature(call: Callable[..., Any], arguments: Mapping[str, Any], key
 def _plain(config: DictConfig) -> Any:
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        lacking = str(error).split("'")[1]
+        raise ConfigError(f"{error.full_key} refers to {lacking}, which the config lacks") from error
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
 
@@ -135,13 +146,24 @@ def _annotations(call: Callable[..., Any]) -> dict[str, Any]:
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:
     schema = _schema(annotation)
-    if schema is None or isinstance(value, dict):  # what a config cannot express, or a nested call
+    if isinstance(value, dict):
+        if "_target_" not in value and not _may_be_mapping(annotation):
+            raise ConfigError(f"{key} must be {_type_name(annotation)}, or a config with a _target_, got {value}")
+        return value
+    if _is_node(annotation):
+        raise ConfigError(f"{key} must be a config, of keys and values, got {_shown(value)}")
+    literals = _literals(annotation)
+    if value in literals:
+        return value
+    if schema is None:  # what a config cannot express
         return value
     try:
         node = OmegaConf.structured(make_dataclass("Schema", [("value", schema)]))
         node.value = value
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key} must be {_described(schema)}, got {value!r}") from error
+        raise ConfigError(
+            f"{key} must be {' or '.join([*map(repr, literals), _described(schema)])}, got {_shown(value)}"
+        ) from error
     return OmegaConf.to_container(node)["value"]  # pyright: ignore
 
 
@@ -152,12 +174,50 @@ def _schema(annotation: Any) -> Any:
         return annotation
     if origin in (list, Sequence) and arguments[0] in _SCALARS:
         return list[arguments[0]]
-    if origin not in (typing.Union, types.UnionType):
+    if not _is_union(annotation):
         return None
     members = [member for member in map(_schema, arguments) if member is not None]
     if not members or (len(members) > 1 and any(member not in _SCALARS for member in members)):
         return None
     return typing.Union[(*members, None)] if type(None) in arguments else typing.Union[tuple(members)]  # noqa: UP007
+
+
+def _literals(annotation: Any) -> list[Any]:
+    """The values that a type names one by one, by itself or in a union."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return list(arguments)
+    return [value for member in arguments if _is_union(annotation) for value in _literals(member)]
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _is_node(annotation: Any) -> bool:
+    """Whether it takes dicts, and neither None nor anything else."""
+    return (typing.get_origin(annotation) or annotation) in (dict, Mapping)
+
+
+def _may_be_mapping(annotation: Any) -> bool:
+    """Whether a config without a `_target_` may be what a type means; only plain types and classes rule that out."""
+    if _is_union(annotation):
+        return any(map(_may_be_mapping, typing.get_args(annotation)))
+    origin = typing.get_origin(annotation) or annotation
+    if not inspect.isclass(origin) or origin is object:
+        return origin is not typing.Literal
+    return issubclass(origin, Mapping) or is_dataclass(origin)
+
+
+def _type_name(annotation: Any) -> str:
+    return (
+        inspect.formatannotation(annotation).replace("typing.", "").replace("NoneType", "None").replace("None", "null")
+    )
+
+
+def _shown(value: Any) -> str:
+    """As in a config file."""
+    return "null" if value is None else repr(value)
 
 
 def _described(schema: Any) -> str:

@@ -17,6 +17,7 @@ import yaml
 
 from taugrad.errors import ConfigError
 from taugrad.extras import extra
+from taugrad.outputs import require_picture, writing
 from taugrad.rl.evaluation import interquartile_mean
 
 Series = tuple[np.ndarray, np.ndarray]  # steps and values
@@ -40,8 +41,9 @@ def compare(runs: Sequence[Path], metric: str, out: Path) -> dict[str, int]:
         How many runs each curve has, by its label: the overrides that the others do not share.
 
     Raises:
-        ConfigError: there is no run, one has no such metric, or matplotlib is missing.
+        ConfigError: there is no run, one has no such metric, `out` cannot be written, or matplotlib is missing.
     """
+    require_picture("out", out)
     figure = extra("matplotlib.figure", "plot").Figure
     groups: dict[tuple[str, ...], list[Path]] = {}
     for run in _found(runs):
@@ -131,7 +133,8 @@ def _draw(figure: Any, curves: Mapping[str, Sequence[Series]], metric: str, shar
     below = figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=columns)
     texts = sum(artist.get_window_extent().height for artist in (above, below_title, below)) / figure.dpi
     figure.set_size_inches(_WIDTH, 4.5 + texts)  # the axes keep their size, however much is written
-    figure.savefig(out, dpi=120)
+    with writing(out):
+        figure.savefig(out, dpi=120)
 
 
 def _draw_curve(axes: Any, series: Sequence[Series], label: str, style: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 What is exported is the model's `greedy`: every sample is replaced by the most probable choice.
 """
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from taugrad.config import read
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError, TaugradError
 from taugrad.extras import extra
+from taugrad.outputs import require_file, writing
 from taugrad.paths import user_path
 from taugrad.runs import load_run
 
@@ -61,14 +63,18 @@ def export(config: DictConfig) -> None:
     if out.suffix == ".onnx":
         for package in ("onnxscript", "onnxruntime"):
             extra(package, "onnx")
+    require_file("out", out)
     model, data, _ = load_run(user_path(arguments.run), arguments.checkpoint, arguments.trust)
     module, x = Greedy(model), _inputs(model, data)
     dynamic = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module, (x[:2],), dynamic_shapes=dynamic)
-    if out.suffix == ".onnx":
-        torch.onnx.export(program, (), out, input_names=["x"], output_names=["choices"], verbose=False)
-    else:
-        torch.export.save(program, out)
+    with writing(out):
+        if out.suffix == ".onnx":
+            torch.onnx.export(program, (), out, input_names=["x"], output_names=["choices"], verbose=False)
+        else:
+            buffer = io.BytesIO()  # torch's own writer loses why a file cannot be written
+            torch.export.save(program, buffer)
+            out.write_bytes(buffer.getvalue())
     expected, found = module(x).numpy(), _run(out, x)
     if not np.allclose(found, expected, atol=1e-5):
         raise TaugradError(f"{out} differs from the model on {np.mean(found != expected):.1%} of {_CHECKED} inputs")

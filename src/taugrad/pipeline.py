@@ -5,33 +5,37 @@ A run's directory holds `.hydra/` (the config and its overrides), `checkpoints/b
 """
 
 import json
+import math
 import os
 import platform
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.syntax import Syntax
 from rich.table import Table
+from torch import Tensor
 
 from taugrad import __version__, checkpoints, hyperparameters, ownership, resuming
-from taugrad.callbacks import Progress, RandomStates, SaveConfig
+from taugrad.callbacks import Progress, RandomStates, SaveConfig, ShowConfig
 from taugrad.config import instantiate, read
 from taugrad.data.batches import first_images
-from taugrad.errors import ConfigError, in_sweep
+from taugrad.data.datamodule import ImageData
+from taugrad.errors import ConfigError, TaugradError, in_sweep
 from taugrad.extras import extra
 from taugrad.native import kernels
+from taugrad.outputs import require_file, require_folder, writing
 from taugrad.paths import user_path
 from taugrad.pictures import save
 from taugrad.runs import load_run
@@ -40,9 +44,22 @@ from taugrad.tasks.acting import Acting
 from taugrad.tasks.modelling import ImageModel
 
 Config = dict[str, Any]
+T = TypeVar("T")
 
 _PICTURED = 1000  # test images, which a model draws from
 _CHECKPOINTED = ("model", "data", "seed")  # the part of the config that a checkpoint needs to be evaluated
+_FOLLOWS = {  # of a trainer's arguments those that are set here, and from what
+    "callbacks": "the group callbacks",
+    "logger": "the group logger",
+    "default_root_dir": "the run's directory",
+    "enable_checkpointing": "the ModelCheckpoints among the callbacks",
+    "model_registry": "the ModelCheckpoints among the callbacks",
+}
+_LENGTH = "set trainer.max_steps, trainer.max_epochs or length, optimizer steps"
+_POSITIVE = (  # of a trainer's arguments
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"),
+    *("check_val_every_n_epoch", "gradient_clip_val"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,18 +67,18 @@ class TrainConfig:
     """The keys of conf/train.yaml and their types."""
 
     model: Config
-    estimator: Config
-    tau: Config
-    lr_factor: Config
-    optimizer: Config
     trainer: Config
-    callbacks: Config
-    logger: Config
     seed: int
     objective: str | list[str]
     direction: str | list[str]  # of a sweep
     run_dir: str
     length: int  # of the training, which schedules refer to
+    estimator: Config | None = None  # as the four below: what the model refers to, and checks
+    tau: Config | None = None
+    lr_factor: Config | None = None
+    optimizer: Config | None = None
+    callbacks: Config | None = None
+    logger: Config | None = None
     data: Config | None = None
     env: Config | None = None
     threads: int | None = None
@@ -102,30 +119,38 @@ def train(config: DictConfig) -> float | list[float]:
 
 def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[float]:
     _check_amounts(run)
+    config = _with_steps(config, run)
+    run = read(TrainConfig, config)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
         os.environ["OMP_NUM_THREADS"] = str(run.threads)  # else Lightning sets the threads of several processes
     backend = "native" if kernels.available() else "torch"  # of the samples; found out, and logged, before all else
     console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # of the processes of a run the first speaks
-    console.print(Syntax(OmegaConf.to_yaml(config, resolve=True), "yaml", background_color="default"))
     model, data = _model_and_data(run)
     checkpoint = _checkpoint(run, console)
     if checkpoint is not None:
         _check_resume(checkpoint, run, model)
-    callbacks, loggers = ([instantiate(node) for node in group.values()] for group in (run.callbacks, run.logger))
+    callbacks, loggers = _parts("callbacks", run.callbacks, Callback), _parts("logger", run.logger, Logger)
+    _check_monitors(callbacks, model)
+    callbacks = [c for c in callbacks if run.trainer.get("enable_progress_bar", True) or not isinstance(c, ProgressBar)]
+    show = ShowConfig(OmegaConf.to_yaml(config, resolve=True))
     saved = {key: getattr(run, key) for key in _CHECKPOINTED}
     last = Path(run.run_dir) / "checkpoints" / "last.ckpt"
     stop, along = StopSignals(last), resuming.BestComesAlong(last, partial(console.print, soft_wrap=True, markup=False))
-    trainer = _trainer(run.trainer, run.run_dir, [*callbacks, RandomStates(), SaveConfig(saved), along, stop], loggers)
+    parts = [show, *callbacks, RandomStates(), SaveConfig(saved), along, stop]
+    trainer = _trainer(run.trainer, run.run_dir, parts, loggers)
     if trainer.checkpoint_callbacks:
         trainer.callbacks.append(LastStep(last))  # pyright: ignore  # behind Lightning's own, which it puts last
     evaluator = _trainer(run.trainer, run.run_dir, [c for c in callbacks if isinstance(c, ProgressBar)], [])
     _check_processes(trainer, run, model)
+    _check_optimization(trainer, run, model)
+    _check_test(data, run)
 
     try:
         with stop:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+            ranked = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
+            best = next((c.best_model_path for c in ranked), "")
             facts = model.results()
             if best and model.evaluated == "best":
                 model.load_state_dict(checkpoints.load(Path(best))["state_dict"])
@@ -135,8 +160,14 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
     except Stopped:
         console.print(f"stopped; {resuming.advice(Path(run.run_dir))}", soft_wrap=True, markup=False, highlight=False)
         raise
+    except (TypeError, ValueError) as error:
+        if show.shown or isinstance(error, TaugradError):
+            raise
+        first = " ".join(str(error).split()).split(". ")[0]  # others give advice for Lightning's own steps
+        raise ConfigError(first) from error
 
-    _log_hyperparameters(loggers, run, results)
+    before = {} if show.shown else _finished(run)  # there was nothing left to train: what it logged is there already
+    results = {name: before[name] for name in model.metrics if name in before} | results
     facts |= {
         "wall_seconds": time.perf_counter() - start,
         "seed": run.seed,
@@ -144,13 +175,14 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
         "threads": torch.get_num_threads(),
         "backend": backend,
     }
+    facts |= {name: before[name] for name in facts if name in before}
+    _print_metrics(console, results)  # before anything is written, which may fail
+    console.print(f"{facts['wall_seconds']:.0f} s; the run is in {run.run_dir}", soft_wrap=True)
     if trainer.is_global_zero:
         _write_json(Path(run.run_dir) / "metrics.json", results | facts | _versions())
-    _print_metrics(console, results)
-    console.print(f"{facts['wall_seconds']:.0f} s; the run is in {run.run_dir}", soft_wrap=True)
-    if isinstance(run.objective, str):
-        return float(results[run.objective])
-    return [float(results[name]) for name in run.objective]
+    with writing(Path(run.run_dir) / "tensorboard"):
+        _log_hyperparameters(loggers, run, results)
+    return _objective(run, results, console)
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -166,40 +198,81 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     if ownership.is_training(run):
         Console().print(f"{run} is still training: this evaluates its checkpoint as it is now", soft_wrap=True)
     model, data, saved = load_run(run, arguments.checkpoint, arguments.trust, **changes)
+    _check_limits(arguments.trainer)
     seed_everything(saved["seed"], workers=True, verbose=False)
-    if arguments.video is not None:
-        _film(model, user_path(arguments.video))
-    if arguments.images:
-        _draw(model, data, run / "pictures")
-    trainer = _trainer(arguments.trainer, str(run), [Progress()], [])
+    video = None if arguments.video is None else user_path(arguments.video)
+    film = None if video is None else _film(model, video)
+    directory = run / "pictures"
+    pictures = _pictures(model, data, directory) if arguments.images else {}
+    progress = [Progress()] if arguments.trainer.get("enable_progress_bar", True) else []
+    trainer = _trainer(arguments.trainer, str(run), [*progress], [])
     metrics = dict(trainer.test(model, data, verbose=False)[0])
+    _print_metrics(Console(), metrics)  # before anything is written, which may fail
+    if video is not None and film is not None:
+        with writing(video):
+            film()
+    for name, picture in pictures.items():
+        with writing(directory / f"{name}.png"):
+            save(picture, directory / f"{name}.png")
     _write_json(run / "evaluation.json", metrics)
-    _print_metrics(Console(), metrics)
     return metrics
 
 
-def _film(model: Any, path: Path) -> None:
+def _film(model: Any, path: Path) -> Callable[[], None]:
+    """Play the policy's first episode; what then writes its film."""
     if not isinstance(model, Acting):
         raise ConfigError(f"video is for policies, got a run of {type(model).__name__}")
     if path.suffix not in (".gif", ".mp4"):
         raise ConfigError(f"video must end in .gif or .mp4, got {path}")
     imageio = extra("imageio.v3", "video")
+    require_file("video", path)
     frames, fps = model.film()
     options = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps}
-    imageio.imwrite(path, frames, **options)
+    return lambda: imageio.imwrite(path, frames, **options)
 
 
-def _draw(model: Any, data: LightningDataModule | None, directory: Path) -> None:
-    """Write the model's pictures of the first test images as PNG files."""
+def _pictures(model: Any, data: LightningDataModule | None, directory: Path) -> dict[str, Tensor]:
+    """The model's pictures of the first test images, by name; the directory is where they will go."""
     if not isinstance(model, ImageModel) or data is None:
         raise ConfigError(f"images is for models of images, got a run of {type(model).__name__}")
+    require_folder("run", directory)
     data.setup("test")
-    directory.mkdir(exist_ok=True)
-    for name, picture in model.pictures(*first_images(data.test_dataloader(), _PICTURED)).items():
-        save(picture, directory / f"{name}.png")
+    return model.pictures(*first_images(data.test_dataloader(), _PICTURED))
+
+
+def _finished(run: TrainConfig) -> dict[str, Any]:
+    """What this run reported when it ended before, if it did."""
+    path = Path(run.run_dir) / "metrics.json"
+    return json.loads(path.read_text(encoding="utf-8")) if run.ckpt_path is not None and path.is_file() else {}
+
+
+def _objective(run: TrainConfig, results: dict[str, Any], console: Console) -> float | list[float]:
+    """What the run returns to a sweep; nan for a metric that is logged only now and then, and was not."""
+    names = [run.objective] if isinstance(run.objective, str) else run.objective
+    missing = [name for name in names if name not in results]
+    if missing:
+        console.print(f"the run logged no {', '.join(missing)}: that objective is nan", soft_wrap=True)
+    values = [float(results.get(name, math.nan)) for name in names]
+    return values[0] if isinstance(run.objective, str) else values
+
+
+def _check_limits(trainer: Config) -> None:
+    """Refuse a trainer's arguments that leave nothing to do, or that are set here."""
+    for name, cause in _FOLLOWS.items():
+        if trainer.get(name) is not None:
+            raise ConfigError(f"trainer.{name} cannot be set: it follows from {cause}")
+    if trainer.get("barebones"):
+        raise ConfigError("trainer.barebones must be false, as it logs nothing of what a run reports")
+    for name in _POSITIVE:
+        amount = trainer.get(name)
+        if isinstance(amount, (int, float)) and amount <= 0:
+            raise ConfigError(f"trainer.{name} must be more than 0, got {amount}")
+    if (every := trainer.get("log_every_n_steps")) is not None and every < 0:
+        raise ConfigError(f"trainer.log_every_n_steps must be at least 0, got {every}")
 
 
 def _check_amounts(run: TrainConfig) -> None:
+    _check_limits(run.trainer)
     if run.threads is not None and run.threads < 1:
         raise ConfigError(f"threads must be at least 1, got {run.threads}")
     for name in ("max_steps", "max_epochs"):
@@ -208,17 +281,127 @@ def _check_amounts(run: TrainConfig) -> None:
             raise ConfigError(f"trainer.{name} must be at least 1, or -1 for no end, got {amount}")
 
 
+def _with_steps(config: DictConfig, run: TrainConfig) -> DictConfig:
+    """The config with `trainer.max_epochs` as `trainer.max_steps` too, to which the schedules' length refers.
+
+    Where that is known: of our own data. A policy's length is its environment steps.
+    """
+    epochs, steps = run.trainer.get("max_epochs"), run.trainer.get("max_steps", -1)
+    if not run.data or epochs is None or epochs < 1:
+        return config
+    data = _build("data", run.data, LightningDataModule)
+    if not isinstance(data, ImageData):
+        return config
+    length = epochs * data.epoch_steps(run.trainer.get("limit_train_batches"))
+    return OmegaConf.merge(config, {"trainer": {"max_steps": length if steps < 0 else min(length, steps)}})  # pyright: ignore
+
+
+def _build(key: str, node: Any, *kinds: type, recursive: bool = False, hint: str = "") -> Any:
+    """Build a node, and check what it is."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError(f"{key} must have a _target_, the import path of a {_names(kinds)}, got {node}")
+    built = instantiate(node, recursive=recursive)
+    if not isinstance(built, kinds):
+        raise ConfigError(f"{key} must be a {_names(kinds)}, got {node['_target_']}, a {_names([type(built)])}{hint}")
+    return built
+
+
+def _names(kinds: Iterable[type]) -> str:
+    return " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+
+
+def _parts(group: str, nodes: Config | None, kind: type[T]) -> list[T]:
+    """What the nodes of a group build; a group or a node that is null is switched off."""
+    there = {name: node for name, node in (nodes or {}).items() if node is not None}
+    return [_build(f"{group}.{name}", node, kind, recursive=True) for name, node in there.items()]
+
+
 def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:
     """Build them from the seed, and check what can only be checked with them."""
     if not 0 <= run.seed < 2**32:
         raise ConfigError(f"seed must be in [0, {2**32 - 1}], got {run.seed}")
     seed_everything(run.seed, workers=True, verbose=False)
-    model = instantiate(run.model, recursive=False)
+    try:
+        model = _build("model", run.model, ImageModel, Acting, hint="; docs/extending.md shows what a model has")
+    except ConfigError as error:
+        if run.length >= 1:
+            raise
+        raise ConfigError(f"{error}; schedules go over length, which is {run.length}: {_LENGTH}") from error
     for name in [run.objective] if isinstance(run.objective, str) else run.objective:
         if name not in model.metrics:
             raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {name}")
     model.configure_optimizers()  # which may refuse its arguments
-    return model, instantiate(run.data, recursive=False) if run.data else None
+    if bool(run.data) != isinstance(model, ImageModel):
+        takes, got = "images" if isinstance(model, ImageModel) else "no data, but an env", run.data or {}
+        raise ConfigError(
+            f"data must fit {type(model).__name__}, which takes {takes}, got {got.get('_target_', 'null')}"
+        )
+    return model, _build("data", run.data, LightningDataModule) if run.data else None
+
+
+def _check_monitors(callbacks: list[Callback], model: Any) -> None:
+    """Refuse a callback that waits for an evaluation's metric which no evaluation during training gives."""
+    evaluated = {name.partition("/")[0] for name in model.metrics} - {"train"}
+    known = [name for name in model.metrics if not name.startswith("test/")]
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in known and monitor.partition("/")[0] in evaluated:
+            name = type(callback).__name__
+            raise ConfigError(f"monitor of callback {name} must be one of {', '.join(known)}, got {monitor}")
+
+
+def _check_optimization(trainer: Trainer, run: TrainConfig, model: Any) -> None:
+    """Take the gradients' clipping over from the trainer, and refuse what the tasks' own steps leave no place for.
+
+    Raises:
+        ConfigError: the argument has no meaning for the task.
+    """
+    given = run.trainer
+    if given.get("accumulate_grad_batches", 1) != 1:
+        raise ConfigError(
+            "trainer.accumulate_grad_batches must be 1, as every batch is an optimizer step: batch_size makes larger "
+            f"ones, got {given['accumulate_grad_batches']}"
+        )
+    for name, instead in (
+        ("overfit_batches", "trainer.limit_train_batches"),
+        ("reload_dataloaders_every_n_epochs", ""),
+    ):
+        if given.get(name):
+            other = f": {instead} limits an epoch" if instead else ""
+            raise ConfigError(
+                f"trainer.{name} must be 0, as every epoch has an order of its own{other}, got {given[name]}"
+            )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    started = environment is not None and (environment.creates_processes_externally or "NODE_RANK" in os.environ)
+    if given.get("num_nodes", 1) != 1 and not started:  # it would wait for the others
+        raise ConfigError(
+            "trainer.num_nodes must be 1 where neither SLURM nor torchrun starts the processes of all nodes, "
+            f"got {given['num_nodes']}"
+        )
+    if trainer.gradient_clip_val is None:
+        return
+    if not isinstance(model, ImageModel):
+        raise ConfigError(
+            "trainer.gradient_clip_val is for models of images: a policy clips by arguments of its own, such as "
+            f"model.actor_clip or model.max_grad_norm, got {trainer.gradient_clip_val}"
+        )
+    if trainer.scaler is not None and getattr(model.configure_optimizers(), "_step_supports_amp_scaling", False):
+        raise ConfigError("trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false")
+    model.gradient_clip_val, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+
+
+def _check_test(data: LightningDataModule | None, run: TrainConfig) -> None:
+    """Refuse a share of the test's batches that is none, which Lightning finds only after the training."""
+    limit = run.trainer.get("limit_test_batches")
+    if not isinstance(limit, float) or limit == 1.0:
+        return
+    batches = 1  # of a policy
+    if data is not None:
+        data.prepare_data()
+        data.setup("test")
+        batches = len(data.test_dataloader())
+    if int(limit * batches) < 1:
+        raise ConfigError(f"trainer.limit_test_batches must leave one of the {batches} batches, got {limit}")
 
 
 def _check_processes(trainer: Trainer, run: TrainConfig, model: Any) -> None:
@@ -301,11 +484,14 @@ def _versions() -> dict[str, str]:
 def _trainer(config: Config, directory: str, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
     parts: Config = {"callbacks": callbacks, "logger": loggers, "default_root_dir": directory}
     parts["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
+    parts["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
     try:
         call = instantiate(config)
-        return call(plugins=[*(call.keywords.get("plugins") or []), checkpoints.WholeCheckpoints()], **parts)
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"trainer: {error}") from error
+        given = call.keywords.get("plugins") or []
+        plugins = [*(given if isinstance(given, list) else [given]), checkpoints.WholeCheckpoints()]
+        return call(plugins=plugins, **parts)
+    except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 @rank_zero_only
@@ -323,7 +509,8 @@ def _log_hyperparameters(loggers: list[Logger], run: TrainConfig, metrics: dict[
 
 
 def _write_json(path: Path, metrics: dict[str, Any]) -> None:
-    checkpoints.write_whole(path, (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
+    with writing(path):
+        checkpoints.write_whole(path, (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _print_metrics(console: Console, metrics: dict[str, float]) -> None:

@@ -21,6 +21,7 @@ from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.extras import extra
+from taugrad.outputs import require_folder, writing
 from taugrad.paths import user_path
 from taugrad.probe import GROUPS, Function, Quality, probe, reference
 from taugrad.runs import load_run
@@ -65,6 +66,8 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     named = {name: _estimator(estimators, name) for name in arguments.estimators}
+    out = user_path(arguments.out)
+    require_folder("out", out)
     seed_everything(arguments.seed, verbose=False)
     f, logits = toy() if arguments.run is None else problem(arguments)
     exact, how = reference(f, logits, samples=arguments.reference_samples)
@@ -74,11 +77,12 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
         for name, tau in track(cells, description="probing", transient=True)
     ]
     facts = {"reference": how, "draws": arguments.draws, "logits": list(logits.shape), "run": arguments.run}
-    out = user_path(arguments.out)
-    written = json.dumps(facts | {"results": [q.as_dict() for q in qualities]}, indent=2) + "\n"
-    (out / "probe.json").write_text(written, encoding="utf-8")
-    draw(qualities, out / "probe.png")
     _print(qualities, f"{list(logits.shape)} logits, {arguments.draws} draws, reference: {how}")
+    content = json.dumps(facts | {"results": [q.as_dict() for q in qualities]}, indent=2) + "\n"
+    with writing(out / "probe.json"):
+        (out / "probe.json").write_text(content, encoding="utf-8")
+    with writing(out / "probe.png"):
+        draw(qualities, out / "probe.png")
     Console().print(f"{out}/probe.json, {out}/probe.png", soft_wrap=True)
     return qualities
 

@@ -5,6 +5,7 @@ with Optuna `study.db`, from which a sweep that was killed goes on.
 """
 
 import csv
+import io
 import itertools
 import json
 import math
@@ -19,12 +20,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from taugrad.checkpoints import write_whole
 from taugrad.errors import ConfigError
 from taugrad.extras import extra
+from taugrad.outputs import require_folder, writing
 
 NAME = "sweep"  # of the one study in a sweep's study.db
 
@@ -52,13 +55,36 @@ def alone_in(directory: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process holds it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    require_folder("hydra.sweep.dir", directory)
     try:
         held = FileLock(directory / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise ConfigError(f"hydra.sweep.dir={directory}: another sweep is running there") from error
     with held:
         yield
+
+
+def name_of(override: Override) -> str:
+    """The key that a swept override sets, without the plus with which Hydra adds one."""
+    return override.get_key_element().lstrip("+")
+
+
+def require_same(directory: Path, points: Sequence[dict[str, Any]]) -> None:
+    """Refuse to go on with the jobs in a sweep's directory at other points than theirs.
+
+    Raises:
+        ConfigError: a job there has another value.
+    """
+    for number, point in enumerate(points):
+        path = directory / str(number) / ".hydra" / "overrides.yaml"
+        lines = map(str, OmegaConf.load(path) if path.is_file() else [])
+        there = dict(line.lstrip("+").split("=", 1) for line in lines if "=" in line)
+        for name, here in point.items():
+            if there.get(name, here) != here:
+                raise ConfigError(
+                    f"hydra.sweep.dir={directory} is of another sweep: its job {number} has {name}={there[name]}, "
+                    f"got {here}"
+                )
 
 
 def values(override: Override) -> list[Any]:
@@ -144,7 +170,7 @@ class Trials:
             )
         if len(_names(config)) > 1 and "pruning" in config.callbacks:
             raise ConfigError("pruning needs a single objective: add ~callbacks.pruning, or give one objective")
-        self._space = {o.get_key_element(): distribution(o) for o in swept}
+        self._space = {name_of(o): distribution(o) for o in swept}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             storage=storage(directory),
@@ -159,7 +185,7 @@ class Trials:
         about = {"swept": [str(o.input_line) for o in swept], "fixed": same, "objective": _names(config)}
         for name, here in about.items():
             there = self.study.user_attrs.get(name, here)
-            if there != here:
+            if [line.lstrip("+") for line in there] != [line.lstrip("+") for line in here]:
                 raise ConfigError(f"the study in {directory} is of another sweep: {name} was {there}, got {here}")
             self.study.set_user_attr(name, here)
 
@@ -204,35 +230,57 @@ class Trials:
 
 
 def report(jobs: Sequence[Job], directory: Path, config: DictConfig, swept: Sequence[Override]) -> None:
-    """Write `sweep.csv` and `sweep.png`, print a table with the best first, and end with an error if a job failed.
+    """Print a table with the best first, write `sweep.csv` and `sweep.png`, and end with an error if a job failed.
+
+    What an earlier report says of a job that failed now, or that is not one of these, stays.
 
     Raises:
         ConfigError: jobs failed; all others have been reported.
+        TaugradError: a file cannot be written.
     """
-    names, params = _names(config), list(dict.fromkeys(name for job in jobs for name in job.point))
+    failed = [j for j in jobs if j.state == "failed" and j.error != "interrupted"]
+    total, names = len(jobs), _names(config)
+    jobs = _with_earlier(jobs, directory / "sweep.csv", names)
+    params = list(dict.fromkeys(name for job in jobs for name in job.point))
     rows = [
         {"job": j.number, **j.point, **dict(zip(names, j.values or [], strict=False)), "state": j.state}
         | {"seconds": j.seconds, "error": j.error}
         for j in jobs
     ]
-    with (directory / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["job", *params, *names, "state", "seconds", "error"])
-        writer.writeheader()
-        writer.writerows(rows)
     console = Console()
     console.print(_table(jobs, params, names, directions(config)[0] == "maximize"))
+    content = io.StringIO(newline="")
+    writer = csv.DictWriter(content, ["job", *params, *names, "state", "seconds", "error"])
+    writer.writeheader()
+    writer.writerows(rows)
+    with writing(directory / "sweep.csv"):
+        write_whole(directory / "sweep.csv", content.getvalue().encode())
     complete = [j for j in jobs if j.values is not None]
     if complete and params:
         try:
-            draw(complete, params, names, directory / "sweep.png", swept)
+            with writing(directory / "sweep.png"):
+                draw(complete, params, names, directory / "sweep.png", swept)
         except ConfigError as error:  # matplotlib is an extra
             console.print(f"no sweep.png: {error}", soft_wrap=True)
     console.print(f"{directory}/sweep.csv", soft_wrap=True)
-    failed = [j for j in jobs if j.state == "failed" and j.error != "interrupted"]
     if failed:
         raise ConfigError(
-            f"{len(failed)} of {len(jobs)} jobs failed, the first of them {failed[0].number}: {failed[0].error}"
+            f"{len(failed)} of {total} jobs failed, the first of them {failed[0].number}: {failed[0].error}"
         )
+
+
+def _with_earlier(jobs: Sequence[Job], path: Path, names: Sequence[str]) -> list[Job]:
+    """The jobs, and for those without a result the complete ones of an earlier report on the same objectives."""
+    found = {job.number: job for job in jobs}
+    with path.open(newline="", encoding="utf-8") if path.is_file() else io.StringIO() as file:
+        rows = [row for row in csv.DictReader(file) if row["state"] == "complete" and all(row.get(n) for n in names)]
+    for row in rows:
+        number, told = int(row["job"]), {*names, "job", "state", "seconds", "error"}
+        point = {name: value for name, value in row.items() if name not in told and value}
+        values, seconds = [float(row[name]) for name in names], float(row["seconds"]) if row["seconds"] else None
+        if number not in found or found[number].values is None:
+            found[number] = Job(number, point, values, "complete", seconds)
+    return [found[number] for number in sorted(found)]
 
 
 def draw(

@@ -78,7 +78,9 @@ class ShuffledBatches:
         self._loaded = False
 
     def __len__(self) -> int:
-        return -(-self._batches // self.stack)
+        return -(
+            -(len(self.split.labels) // self.batch_size) // self.stack
+        )  # of a whole epoch: a trainer limits it itself
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not (self._loaded and self._batch < self._batches):

@@ -84,6 +84,18 @@ class ImageData(LightningDataModule):
             except ValueError as error:
                 raise ConfigError(f"data.{error}") from error
 
+    @property
+    def image_size(self) -> tuple[int, ...]:
+        """Height and width of the images."""
+        return tuple(self._load().train.images.shape[-2:])
+
+    def epoch_steps(self, limit: int | float | None = None) -> int:
+        """Optimizer steps of an epoch, under a trainer's `limit_train_batches`: of stacks a number, or a share."""
+        batches, stack = len(self._load().train.labels) // self.hparams["batch_size"], self.hparams["stack"]
+        stacks = -(-batches // stack)
+        items = stacks if limit is None else limit if isinstance(limit, int) else int(limit * stacks)
+        return min(batches, items * stack)
+
     def labels(self) -> Tensor:
         """All labels of all splits, those that a training without them does not see too."""
         return torch.cat([part.labels for part in self._load()])

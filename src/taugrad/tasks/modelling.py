@@ -16,11 +16,13 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
 
 from taugrad._arguments import check_counts
 from taugrad.categorical import entropy
 from taugrad.config import instantiate
+from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.schedules import Schedule
@@ -76,6 +78,7 @@ class ImageModel(LightningModule, ABC):
         self.tau: Schedule = instantiate(tau)
         self.lr_factor: Schedule = instantiate(lr_factor)
         self.optimizer_config = optimizer
+        self.gradient_clip_val: float | None = None  # a trainer clips only where it makes the optimizer steps itself
         self.epoch_losses: list[Tensor] = []  # one for each step of the epoch, or of its part since a resume
         self.aggregate: Tensor | None = None  # sum of the codes' probabilities over the validation images, (N, K)
 
@@ -117,14 +120,16 @@ class ImageModel(LightningModule, ABC):
         """What a finished run reports beside its metrics."""
         return {"steps": self.trainer.global_step}
 
+    def setup(self, stage: str) -> None:
+        """Check the images' size, before anything is trained."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageData):
+            self._check_size(data.image_size)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """One optimizer step for each batch of a stack (stack, batch, height, width), or for a batch without stack."""
         images, labels = (part if batch[0].ndim == 4 else part.unsqueeze(0) for part in batch)
-        if tuple(images.shape[-2:]) != self.image_size:
-            got = list(images.shape[-2:])
-            raise ConfigError(
-                f"model.image_size must be {got}, the size of the data's images, got {[*self.image_size]}"
-            )
+        self._check_size(images.shape[-2:])
         if self.global_step == 0:
             mean = self.trainer.strategy.reduce(images.flatten(0, 1).mean(0), reduce_op="mean")  # of all processes
             self.start(cast(Tensor, mean))
@@ -153,6 +158,20 @@ class ImageModel(LightningModule, ABC):
         terms = {name: term.detach() for name, term in terms.items()}
         self.epoch_losses.append(terms["loss"])
         return terms
+
+    def _check_size(self, size: Sequence[int]) -> None:
+        if tuple(size) != self.image_size:
+            raise ConfigError(
+                f"model.image_size must be {[*size]}, the size of the data's images, got {[*self.image_size]}"
+            )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients to `gradient_clip_val`, as the trainer's `gradient_clip_algorithm` says."""
+        if self.gradient_clip_val is None:
+            return
+        by_value = self.trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE
+        clip = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
+        clip(self.parameters(), self.gradient_clip_val)
 
     def require_finite(self, term: str, value: Tensor, step: int) -> None:
         """Raise when a term of the loss is not finite, naming it, the step and tau."""

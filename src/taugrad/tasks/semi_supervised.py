@@ -92,7 +92,8 @@ class SemiSupervised(ImageModel):
         self.decoder = ConvDecoder(classes + latent_size, channels, image_size, activation)
 
     def setup(self, stage: str) -> None:
-        """Check the data's labels, before anything is trained."""
+        """Check the data's labels too, before anything is trained."""
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageData):
             self._check(data.labels())

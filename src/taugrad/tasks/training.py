@@ -30,8 +30,10 @@ def is_kept(trainer: Trainer) -> bool:
 
     The last step's is, so that a training shorter than `log_every_n_steps` has logged something.
     """
+    every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+    if every == 0:
+        return False
     done, total = trainer.lightning_module.clock()  # pyright: ignore[reportCallIssue]
-    every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0 or 0 < total <= done
 
 

@@ -1,0 +1,74 @@
+"""Files that a command leaves: refused before the work if they cannot be written, and one sentence if writing fails."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from taugrad.errors import ConfigError, TaugradError
+from taugrad.extras import extra
+
+
+def require_file(key: str, path: Path) -> None:
+    """Make the folder of a file that a command is to write, before it works for it.
+
+    Raises:
+        ConfigError: it cannot be written; the message names the argument `key`.
+    """
+    require_folder(key, path.parent, path)
+    if path.is_dir():
+        raise ConfigError(f"{key} must be a file, got {path}, which is a folder")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f"{key} must be a file that can be written, got {path}")
+
+
+def require_picture(key: str, path: Path) -> None:
+    """As `require_file`, for a picture that matplotlib is to draw.
+
+    Raises:
+        ConfigError: it cannot be written, its name ends in no format of matplotlib's, or matplotlib is missing.
+    """
+    formats = extra("matplotlib.figure", "plot").Figure().canvas.get_supported_filetypes()
+    if path.suffix.lstrip(".") not in formats:
+        raise ConfigError(f"{key} must end in one of {', '.join(f'.{name}' for name in sorted(formats))}, got {path}")
+    require_file(key, path)
+
+
+def require_folder(key: str, folder: Path, of: Path | None = None) -> None:
+    """Make a folder that a command is to write into, before it works for it.
+
+    Args:
+        key: the argument that named it.
+        folder: which to make.
+        of: what the argument was, when that is not the folder itself.
+
+    Raises:
+        ConfigError: it cannot be made or written; the message names the argument `key`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "there is no such folder, and it" if not folder.exists() else "it"
+        raise ConfigError(
+            f"{key} must be where files can be written, got {of or folder}: {reason} cannot be made: {error.strerror}"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key} must be where files can be written, got {of or folder}: {folder} is read-only")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write a file into one sentence that names it.
+
+    Raises:
+        TaugradError: it cannot be written.
+
+    >>> with writing(Path("run/metrics.json")):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    taugrad.errors.TaugradError: run/metrics.json cannot be written: No space left on device
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TaugradError(f"{path} cannot be written: {error.strerror or error}") from error
