@@ -39,7 +39,7 @@ class Window:
         num_envs: E, environments.
         observation_size: D, numbers of an observation.
         factors: F, factors of an action.
-        dtype: of the observations, kept as they came: the normalization of tomorrow is another one.
+        dtype: of the observations, kept as they came, because their normalization changes.
     """
 
     def __init__(
