@@ -40,12 +40,13 @@ class CatVAE(ImageModel):
         image_size: see `ImageModel`, as for all arguments not named here.
         nll_samples: m, the samples of the importance-weighted bound at test.
         centred: start from the mean image.
+        samples: S, the estimates of E_q log p(x|z) for each image in a training step; their mean is the loss.
 
     Raises:
         ValueError: a size is out of range, or enumeration has too much to enumerate.
     """
 
-    changeable: ClassVar[tuple[str, ...]] = (*ImageModel.changeable, "nll_samples")
+    changeable: ClassVar[tuple[str, ...]] = (*ImageModel.changeable, "nll_samples", "samples")
     metrics: ClassVar[tuple[str, ...]] = (
         *ImageModel.metrics,
         *(f"{split}/{name}" for split in ("val", "test") for name in ("elbo", "reconstruction", "kl")),
@@ -67,15 +68,18 @@ class CatVAE(ImageModel):
         lr_factor: Mapping[str, Any],
         nll_samples: int = 1000,
         centred: bool = False,
+        samples: int = 1,
     ) -> None:
         super().__init__(image_size, estimator, tau, optimizer, lr_factor)
         check_count("latents", latents)
         check_count("categories", categories, smallest=2)
         check_count("nll_samples", nll_samples)
+        check_count("samples", samples)
         check_counts("encoder", encoder)
         check_counts("decoder", decoder)
         self.save_hyperparameters(logger=False)
         self.latents, self.categories, self.nll_samples = latents, categories, nll_samples
+        self.samples = samples
         if isinstance(self.estimator, Enumeration):
             check_enumerable(latents, categories)
         pixels = math.prod(image_size)
@@ -110,9 +114,12 @@ class CatVAE(ImageModel):
         kl = kl_to_uniform(logits).sum(-1).mean()
         self.require_finite("KL", kl, step)
         expected = self.estimator.expectation(
-            lambda z: self.log_likelihood(x, z), logits, self.tau(step), generator=None
+            lambda z: self.log_likelihood(x, z),
+            logits.expand(self.samples, *logits.shape),
+            self.tau(step),
+            generator=None,
         )
-        reconstruction = expected.mean()
+        reconstruction = expected.mean()  # over samples and images
         self.require_finite("reconstruction", reconstruction, step)
         loss = kl - reconstruction
         return {"loss": loss, "elbo": -loss, "reconstruction": reconstruction, "kl": kl}

@@ -40,12 +40,13 @@ class Structured(ImageModel):
         image_size: see `ImageModel`, as for all arguments not named here; the height is even.
         nll_samples: m, the samples of the bound at test.
         centred: start from the mean image.
+        samples: S, the estimates of the loss for each image in a training step, of which the mean is taken.
 
     Raises:
         ValueError: a size is out of range, the height is odd, or enumeration has too much to enumerate.
     """
 
-    changeable: ClassVar[tuple[str, ...]] = (*ImageModel.changeable, "nll_samples")
+    changeable: ClassVar[tuple[str, ...]] = (*ImageModel.changeable, "nll_samples", "samples")
     metrics: ClassVar[tuple[str, ...]] = (*ImageModel.metrics, "test/nll", "test/nll_samples")
 
     def __init__(
@@ -63,11 +64,13 @@ class Structured(ImageModel):
         lr_factor: Mapping[str, Any],
         nll_samples: int = 1000,
         centred: bool = False,
+        samples: int = 1,
     ) -> None:
         super().__init__(image_size, estimator, tau, optimizer, lr_factor)
         check_count("latents", latents)
         check_count("categories", categories, smallest=2)
         check_count("nll_samples", nll_samples)
+        check_count("samples", samples)
         if image_size[0] % 2:
             raise ValueError(f"image_size[0], the height, must be even for two halves, got {image_size[0]}")
         check_counts("first", first)
@@ -75,6 +78,7 @@ class Structured(ImageModel):
         check_counts("decoder", decoder)
         self.save_hyperparameters(logger=False)
         self.latents, self.categories, self.nll_samples = latents, categories, nll_samples
+        self.samples = samples
         if isinstance(self.estimator, Enumeration):
             check_enumerable(2 * latents, categories)  # of both layers, nested
         pixels, codes = math.prod(image_size) // 2, latents * categories
@@ -112,14 +116,16 @@ class Structured(ImageModel):
         return bernoulli_log_prob(self.decode(z2), halves(x)[1].flatten(1))
 
     def expected_log_likelihood(self, x: Tensor, tau: float) -> Tensor:
-        """E_{z1, z2} log p(x|z2), (batch,), by the estimator."""
+        """E_{z1, z2} log p(x|z2), (S, batch), each by the estimator."""
 
         def given_z1(z1: Tensor) -> Tensor:
             return self.estimator.expectation(
                 lambda z2: self.log_likelihood(x, z2), self.logits_2(z1), tau, generator=None
             )
 
-        return self.estimator.expectation(given_z1, self.logits_1(x), tau, generator=None)
+        logits_1 = self.logits_1(x)
+        several = logits_1.expand(self.samples, *logits_1.shape)
+        return self.estimator.expectation(given_z1, several, tau, generator=None)
 
     def loss_terms(self, x: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         """The negative of the expected log-likelihood."""
