@@ -62,7 +62,7 @@ class ReinMax(Pathwise):
     gradient $2 J(\pi_D)\, g - \frac12 J(\pi)\, g$, $J(p) = \mathrm{diag}(p) - p p^\top$.
 
     Bias: none in the value; at tau = 1 the gradient is exact for linear and quadratic f. Above 1 it trades some bias
-    for less variance; below 1 there is no reason to go. Source: 2304.08612.
+    for less variance; below 1 there is no reason to go. tau itself gets no gradient. Source: 2304.08612.
 
     >>> ReinMax().sample(torch.zeros(2, 3)).sum(-1)
     tensor([1., 1.])
