@@ -180,7 +180,7 @@ def test_a_script_is_the_command_of_its_name(name, tmp_path):
     assert set(command.stdout.split()) - names == set(script.stdout.split()) - names
 
 
-def test_a_users_own_package_plugs_in_without_touching_ours(tmp_path):
+def test_a_users_own_package_plugs_in_without_touching_ours(tmp_path, monkeypatch):
     own = (EXAMPLE / "own" / "__init__.py").read_text()
     assert len(own.splitlines()) < 60
     (printed,) = re.findall(
@@ -201,5 +201,6 @@ def test_a_users_own_package_plugs_in_without_touching_ours(tmp_path):
     result = run([*evaluate, "+trainer.limit_test_batches=3"], tmp_path, path=EXAMPLE)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "pictures" / "means.png").is_file()
-    result = run([*train, "model.components=many"], tmp_path, path=EXAMPLE)
+    monkeypatch.syspath_prepend(EXAMPLE)
+    result = commands.taugrad(*train[1:], "model.components=many", cwd=tmp_path)
     assert "error: model.components must be int, got 'many'" in result.stderr

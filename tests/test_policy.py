@@ -109,11 +109,11 @@ def test_cart_poles_stand_longer_after_some_training(model, steps, tmp_path):
 def test_every_estimator_finds_the_better_choices_of_a_bandit(overrides):
     model = improving(task(*BANDIT, "model.max_env_steps=100_000", *overrides))
     rewards = []
-    for _ in range(50):
+    for _ in range(25):
         rollout = model.collect()
         model.improve()
         rewards.append(rollout.reward[rollout.valid].mean().item())
-    assert sum(rewards[-10:]) / 10 > 0.5  # of 1; at random 0
+    assert sum(rewards[-10:]) / 10 > 0.5  # of 1; at random 0; of two seeds of each estimator none was below 0.83
 
 
 # What the updates are made of

@@ -254,7 +254,7 @@ def equal_runs(one, other, *tags):
         assert scalars(one, tag) == scalars(other, tag)
 
 
-LONG = [*SMALL, "trainer.max_steps=1500", "+trainer.limit_train_batches=20", "trainer.log_every_n_steps=1"]
+LONG = [*SMALL, "trainer.max_steps=700", "+trainer.limit_train_batches=20", "trainer.log_every_n_steps=1"]
 
 
 def test_a_killed_run_goes_on_bit_for_bit_from_its_last_checkpoint(tmp_path):
