@@ -83,7 +83,7 @@ CONFIGS = [
     # groups that are needed
     (["lr_factor=null"], "error: model.lr_factor refers to lr_factor, which the config lacks"),
     (["data=null"], "error: data must fit CatVAE, which takes images, got null"),
-    (["model=policy", "env=null"], "error: model.env refers to env.make, which the config lacks"),
+    (["model=policy", "env=null"], " refers to env.", ", which the config lacks"),
     (["model=policy", "data=mnist"], "error: data must fit Policy, which takes no data, but an env, got taugrad.data"),
     (["model=null"], "error: model is missing: taugrad.pipeline.TrainConfig needs it"),
     (["+model.foo=3"], "error: model.foo is not an argument of taugrad.tasks.cat_vae.CatVAE; it takes latents"),

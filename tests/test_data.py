@@ -583,8 +583,9 @@ def test_a_limited_epoch_that_is_over_is_followed_by_the_next_also_after_a_resum
 
     trainer = SimpleNamespace(limit_train_batches=limit, global_rank=0, world_size=1)
     loader = batches(trainer)
-    assert len(loader) == items  # stacks, of five
+    assert len(loader) == 5  # of which a trainer takes its share by itself
     undisturbed = [x for _ in range(2) for x, _ in loader]
+    assert len(undisturbed) == 2 * items
     first = batches(trainer)
     list(first)
     resumed = batches(trainer)

@@ -65,8 +65,14 @@ class _Sweeper(Sweeper):
     def launch(self, fixed: list[str], points: list[dict[str, Any]], first: int) -> Sequence[JobReturn]:
         """Run a job at each point, numbered from `first`."""
         OmegaConf.save(self.settings, self.directory / _SETTINGS)
-        overrides = [[*fixed, *(f"{self.keys[name]}={value}" for name, value in point.items())] for point in points]
+        overrides = [[*fixed, *(self.override(name, value) for name, value in point.items())] for point in points]
         return self.jobs_launcher.launch(overrides, first)
+
+    def override(self, name: str, value: Any) -> str:
+        """What sets a swept key; null for a group is no option of it, but the group switched off."""
+        if value == "null" and self.config_loader.get_group_options(name):
+            return f"~{name}"
+        return f"{self.keys[name]}={value}"
 
     def split(self, arguments: list[str]) -> tuple[list[str], list[Override]]:
         """The overrides that are the same for all jobs, and those to sweep."""

@@ -136,7 +136,7 @@ def _close(overrides: list[str]) -> list[str]:
     for override in overrides:
         name, _, value = override.partition("=")
         first, _, key = name.partition(".")
-        if name.startswith(("+", "~", "-", "hydra")) or key.split(".")[-1] in keys_anywhere:
+        if name.startswith(("+", "~", "-", "hydra")) or all(part in keys_anywhere for part in key.split(".")):
             continue
         if name in groups:
             known = {f"{name}={file.stem}" for file in groups[name].glob("*.yaml")}
