@@ -85,7 +85,8 @@ def test_hyperparameters_stand_beside_the_final_metrics(trained):
     for name in ("val/elbo", "test/nll"):
         assert events.Scalars(f"hp/{name}")[-1].value == pytest.approx(metrics[name], rel=1e-6)
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    assert b"model/latents" in content
+    assert b"model.latents" in content
+    assert b"_target_" not in content
 
 
 @pytest.mark.parametrize(("where", "start"), [("moved", run), ("bare", run_process)])

@@ -498,8 +498,9 @@ def _trainer(config: Config, directory: str, callbacks: list[Callback], loggers:
 def _log_hyperparameters(loggers: list[Logger], run: TrainConfig, metrics: dict[str, float]) -> None:
     """Fill TensorBoard's HParams tab: what was swept or set, beside what came out, the objective first."""
     objectives = [run.objective] if isinstance(run.objective, str) else run.objective
+    reported = [name for name in ("test/nll", "test/accuracy") if name in metrics]  # in the docs' tables
     tested = [name for name in metrics if name.startswith("test/")]
-    tags = {f"hp/{name}": metrics[name] for name in dict.fromkeys([*objectives, *tested, *metrics])}
+    tags = {f"hp/{name}": metrics[name] for name in dict.fromkeys([*objectives, *reported, *tested, *metrics])}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_metrics(tags)
