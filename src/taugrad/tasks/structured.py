@@ -2,11 +2,12 @@ r"""Structured output prediction: the lower half of an image from its upper half
 
     p(z1|u) = prod_n Cat(z1_n; softmax(first(u)_n)),   p(z2|z1) = prod_n Cat(z2_n; softmax(second(z1)_n))
     p(x|z2) = Bernoulli(decoder(z2)),     u the upper half, x the lower
-    loss    = -E_{z1, z2} log p(x|z2)   >=   -log p(x|u)                            (1406.2989, 1611.01144)
-    test    = -log 1/m sum_i p(x|z2_i)  with m hard samples of both layers          (1602.06725)
+    loss    = -E log 1/S sum_i p(x|z2_i)  >=  -log p(x|u),  S samples of both layers    (1406.2989, 1602.06725)
+    test    = -log 1/m sum_i p(x|z2_i)    with m hard samples of both layers
 
-The expectations over the layers are nested, each by any estimator at tau = schedule(step). Bernoulli units are
-categorical ones of two classes. Centred, `first` sees u less its mean over the data, and the decoder starts at the
+The expectations over the layers are nested, each by any estimator at tau = schedule(step). With S = 1 (1611.01144) a
+single sample has to be right, which leaves no room for several lower halves that fit one upper half. Bernoulli units
+are categorical ones of two classes. Centred, `first` sees u less its mean over the data, and the decoder starts at the
 mean of x, as in `CatVAE`.
 """
 
@@ -40,13 +41,13 @@ class Structured(ImageModel):
         image_size: see `ImageModel`, as for all arguments not named here; the height is even.
         nll_samples: m, the samples of the bound at test.
         centred: start from the mean image.
-        samples: S, the estimates of the loss for each image in a training step, of which the mean is taken.
+        samples: S, of both layers for each image in a training step.
 
     Raises:
         ValueError: a size is out of range, the height is odd, or enumeration has too much to enumerate.
     """
 
-    changeable: ClassVar[tuple[str, ...]] = (*ImageModel.changeable, "nll_samples", "samples")
+    changeable: ClassVar[tuple[str, ...]] = (*ImageModel.changeable, "nll_samples")
     metrics: ClassVar[tuple[str, ...]] = (*ImageModel.metrics, "test/nll", "test/nll_samples")
 
     def __init__(
@@ -80,7 +81,7 @@ class Structured(ImageModel):
         self.latents, self.categories, self.nll_samples = latents, categories, nll_samples
         self.samples = samples
         if isinstance(self.estimator, Enumeration):
-            check_enumerable(2 * latents, categories)  # of both layers, nested
+            check_enumerable(2 * samples * latents, categories)  # of both layers, nested
         pixels, codes = math.prod(image_size) // 2, latents * categories
         self.first = mlp(pixels, first, codes, activation)
         self.second = mlp(codes, second, codes, activation)
@@ -115,32 +116,39 @@ class Structured(ImageModel):
         """Log p(lower half|z2), (*more, batch), of images (batch, height, width) and z2 (*more, batch, N, K)."""
         return bernoulli_log_prob(self.decode(z2), halves(x)[1].flatten(1))
 
-    def expected_log_likelihood(self, x: Tensor, tau: float) -> Tensor:
-        """E_{z1, z2} log p(x|z2), (S, batch), each by the estimator."""
+    def expected_bound(self, x: Tensor, tau: float) -> Tensor:
+        """E log 1/S sum_i p(x|z2_i), (batch,), over S independent samples of both layers, by the estimator.
+
+        The S samples of a layer are one draw of S N latents, so that any estimator serves.
+        """
+        S, N = self.samples, self.latents
 
         def given_z1(z1: Tensor) -> Tensor:
-            return self.estimator.expectation(
-                lambda z2: self.log_likelihood(x, z2), self.logits_2(z1), tau, generator=None
-            )
+            logits_2 = self.logits_2(z1.unflatten(-2, (S, N))).flatten(-3, -2)
+            return self.estimator.expectation(given_z2, logits_2, tau, generator=None)
+
+        def given_z2(z2: Tensor) -> Tensor:
+            log_p = self.log_likelihood(x, z2.unflatten(-2, (S, N)).movedim(-3, 0))
+            return log_p.logsumexp(0) - math.log(S)
 
         logits_1 = self.logits_1(x)
-        several = logits_1.expand(self.samples, *logits_1.shape)
-        return self.estimator.expectation(given_z1, several, tau, generator=None)
+        return self.estimator.expectation(given_z1, logits_1.repeat(1, S, 1), tau, generator=None)
 
     def loss_terms(self, x: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
-        """The negative of the expected log-likelihood."""
-        loss = -self.expected_log_likelihood(x, self.tau(step)).mean()
+        """The negative of the expected bound."""
+        loss = -self.expected_bound(x, self.tau(step)).mean()
         self.require_finite("log-likelihood", loss, step)
         return {"loss": loss}
 
     def evaluation_terms(
         self, x: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The same with one hard sample of each layer; the codes are those of both layers."""
+        """The same by S hard samples; the codes are those of both layers, of the first sample."""
         logits_1 = self.logits_1(x)
-        logits_2 = self.logits_2(hard_samples(logits_1, 1, generator=generator)[0])
+        logits_2 = self.logits_2(hard_samples(logits_1, self.samples, generator=generator))
         z2 = hard_samples(logits_2, 1, generator=generator)[0]
-        return {"loss": -self.log_likelihood(x, z2).mean()}, torch.cat([logits_1, logits_2], -2)
+        bound = self.log_likelihood(x, z2).logsumexp(0) - math.log(self.samples)
+        return {"loss": -bound.mean()}, torch.cat([logits_1, logits_2[0]], -2)
 
     def test_terms(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor | float]:
         """The bound on the negative log-likelihood of the lower half."""
