@@ -34,7 +34,7 @@ def structured(**changes):
 
 
 def exact():
-    """A model in float64, images, E log p(x|z), log p(x|u), and log p(z|u), log p(x|z) of every pair of configurations."""
+    """A model in float64, images, E log p(x|z), log p(x|u), and log p(z|u), log p(x|z) of all configurations."""
     model = structured(estimator={"_target_": "taugrad.estimators.Enumeration"}).double()
     with torch.no_grad():
         for p in model.parameters():
