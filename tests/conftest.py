@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from taugrad.native import kernels
 from taugrad.native.build import build_binding
@@ -15,8 +16,10 @@ build_binding()  # before the first use of the kernels, so that they are found w
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
+    yield
+    HydraConfig.instance().cfg = None  # of a command that the test ran in this process
 
 
 @pytest.fixture(params=["bound", "native", "torch"])

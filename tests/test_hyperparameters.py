@@ -35,7 +35,7 @@ def chosen(tmp_path, monkeypatch):
     return choose
 
 
-ALWAYS = {"seed": 0, "estimator": "gumbel_softmax", "model": "cat_vae"}
+ALWAYS = {"seed": 0, "estimator": "st_gumbel_softmax", "model": "cat_vae"}
 
 
 def test_what_was_swept_stands_first_then_seed_estimator_and_model(chosen):

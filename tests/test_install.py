@@ -187,8 +187,8 @@ def test_a_users_own_package_plugs_in_without_touching_ours(tmp_path, monkeypatc
         r"^    PYTHONPATH=\. taugrad train (.*)$", (EXAMPLE / "README.md").read_text(), re.MULTILINE
     )
     keys = [key.strip('"') for key in printed.split(" ")]
-    train = [str(Path(sys.executable).with_name("taugrad")), "train", *keys, *SHORT, f"hydra.run.dir={tmp_path}"]
-    result = run(train, tmp_path, path=EXAMPLE)
+    train = [str(Path(sys.executable).with_name("taugrad")), "train", *keys, *SHORT]
+    result = run([*train, f"hydra.run.dir={tmp_path}"], tmp_path, path=EXAMPLE)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 40
     evaluate = [

@@ -288,6 +288,7 @@ def test_a_cache_that_is_not_ones_own_is_neither_read_nor_written(
     before = [files(path) for path in (cache, elsewhere) if path.is_dir()]
     assert not is_mapped(elsewhere)
     forget()
+    caplog.clear()
     with caplog.at_level(logging.INFO, "taugrad"):
         assert kernels.available()
     assert noise() == expected

@@ -747,8 +747,9 @@ def test_subclasses_go_by_torch(calls):
         torch.manual_seed(0)
         y = call(x)
         assert isinstance(y, Subclass)
-        assert set(calls) <= {"noise", "argmax", "sample"}  # of what `detach` makes of it, which is a plain tensor
-        assert torch.isfinite(y).all()
+        assert "sample" not in calls or call is gumbel_max  # whose `detach` makes a plain tensor of it
+        torch.manual_seed(0)
+        torch.testing.assert_close(y.as_subclass(torch.Tensor), call(x.as_subclass(torch.Tensor)))
 
 
 def test_a_zero_tensor_goes_by_torch():

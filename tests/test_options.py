@@ -215,7 +215,7 @@ def test_a_run_without_logger_and_callbacks_ends_with_the_results_of_its_last_we
     assert metrics["steps"] == 20  # 2 epochs of a fiftieth of 50 stacks of 10
     assert {"val/loss", "test/nll", "train/epoch_loss"} <= set(metrics)
     assert re.search(r"tau:\n.*\n.*\n.*\n +steps: 20\n|steps: 20", out)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".hydra", "metrics.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".hydra", ".lock", "metrics.json"}
 
 
 # Objectives
@@ -240,9 +240,9 @@ def test_a_finished_run_taken_up_again_reports_what_it_had(command, trained, tmp
 def test_what_a_sweep_reported_of_a_finished_job_stays(tmp_path):
     config = OmegaConf.create({"objective": "val/loss", "direction": "minimize"})
     jobs = [Job(n, {"seed": str(n)}, [float(n)], "complete", 9.0) for n in range(3)]
-    sweeps.report(jobs, tmp_path, config)
+    sweeps.report(jobs, tmp_path, config, [])
     with pytest.raises(ConfigError, match="1 of 2 jobs failed, the first of them 1: broken"):
-        sweeps.report([jobs[0], Job(1, {"seed": "1"}, None, "failed", None, "broken")], tmp_path, config)
+        sweeps.report([jobs[0], Job(1, {"seed": "1"}, None, "failed", None, "broken")], tmp_path, config, [])
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["job"], r["seed"], r["val/loss"], r["state"], r["seconds"]) for r in rows] == [
@@ -264,17 +264,17 @@ def test_jobs_at_other_points_do_not_go_on_in_a_sweeps_folders(tmp_path):
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_metrics_are_shown_before_a_file_that_cannot_be_written_is_one_sentence(command, trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
-    for name in ("metrics.json", "evaluation.json"):
-        (tmp_path / "run" / f".{name}.part").mkdir()  # in the way of what is to be written
+    for path in ("run/.evaluation.json.part", "other/.metrics.json.part"):
+        (tmp_path / path).mkdir(parents=True)  # in the way of what is to be written
     few = ["num_samples=2", "trainer.limit_test_batches=1"]
     code, err, out = command("evaluate", "run=run", *few)
     assert code == 1
     assert err.endswith("error: run/evaluation.json cannot be written: Is a directory\n")
     assert "test/nll" in out
-    code, err, out = command("train", *SMALL, "trainer.fast_dev_run=true", "hydra.run.dir=run")
+    code, err, out = command("train", *SMALL, "trainer.fast_dev_run=true", "hydra.run.dir=other")
     assert code == 1
     assert err.count("error: ") == 1
-    assert "/run/metrics.json cannot be written: Is a directory" in err
+    assert "/other/metrics.json cannot be written: Is a directory" in err
     assert "test/nll" in out
 
 

@@ -57,6 +57,8 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
 
     @functools.wraps(function)
     def run() -> Any:
+        nonlocal began
+        began = False
         _wait_passively()
         _escape_output()
         sys.argv[1:] = map(expand_override, sys.argv[1:])  # Hydra makes directories before we see them
