@@ -175,6 +175,8 @@ def test_in_a_sweep_over_options_a_key_of_some_of_them_needs_no_plus():
     assert (
         cli._accepting(["-m", "optimizer=adam,radam", "optimizer.fused=true"], "train")[-1] == "++optimizer.fused=true"
     )
+    given = ["-m", "logger=null,tensorboard", "logger.tensorboard.name=x", "trainer.max_epochs=2"]
+    assert cli._accepting(given, "train") == [*given[:2], "++logger.tensorboard.name=x", "++trainer.max_epochs=2"]
     assert cli._accepting(["run=x", "trainer.limit_test_batches=4"], "evaluate")[-1] == "++trainer.limit_test_batches=4"
 
 

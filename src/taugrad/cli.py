@@ -106,12 +106,13 @@ def _accepting(arguments: list[str], config_name: str) -> list[str]:
 
 
 def _first(override: Override) -> str | None:
-    """An override, or the first of those that it sweeps; None for one without a list of them."""
+    """An override, or the first of those that it sweeps that is not null; None for one without a list of them."""
     if not override.is_sweep_override():
         return override.input_line
     if not override.is_discrete_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         return None
-    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+    first = next((value for value in override.sweep_string_iterator() if value != "null"), None)
+    return first and f"{override.get_key_element()}={first}"
 
 
 def _lacks(config: DictConfig, names: list[str], *, sometimes: bool) -> bool:
