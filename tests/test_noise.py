@@ -56,8 +56,8 @@ def test_neighbours_in_the_noise_are_independent():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_noise_is_finite_for_every_number_that_torch_rand_can_give(dtype, monkeypatch):
     step = 2.0**-53 if dtype == torch.float64 else 2.0**-24
-    extremes = lambda shape, generator, dtype, device: torch.tensor([0.0, step, 0.5, 1 - step, 1.0], dtype=dtype)  # noqa: E731
-    monkeypatch.setattr(torch, "rand", extremes)
+    extremes = lambda like, dtype, memory_format: torch.tensor([0.0, step, 0.5, 1 - step, 1.0], dtype=dtype)  # noqa: E731
+    monkeypatch.setattr(torch, "rand_like", extremes)
     with by_torch_alone():
         g = gumbel_noise(torch.empty(5, dtype=dtype))
     assert torch.isfinite(g).all()
