@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher as Launcher
 
 from taugrad import cli
 
@@ -46,10 +47,16 @@ def _run(command: Callable[[], object], words: list, cwd: Path) -> Result:
     out, err = io.StringIO(), io.StringIO()
     with _as_it_was() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(cwd)
+        patch.setattr(Launcher, "_call_children_scripts", _refuse)
         patch.setattr(sys, "argv", [str(word) for word in words])
         os.environ.update({"OMP_NUM_THREADS": "1", "COLUMNS": "200"})
         code = _exit_code(command)
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def _refuse(*_: object) -> None:
+    """Starts no process of DDP: Lightning kills this one when another fails."""
+    raise RuntimeError("a command of several processes needs one of its own: run_process")
 
 
 def _exit_code(command: Callable[[], object]) -> int:

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_pipeline import SMALL, run
+from test_pipeline import SMALL, run, run_process
 
 # The exact gradient and plain descent: what is left to differ is how the batches are shared and the gradients averaged.
 EXACT = [
@@ -114,16 +114,20 @@ def test_labelled_batches_are_shared_and_a_resumed_run_draws_apart_again(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("start", "arguments", "sentence"),
     [
-        (["data.batch_size=75"], "error: data.batch_size must be a multiple of the number of processes, 2, got 75"),
-        (["model=policy", "trainer.max_steps=-1"], "error: trainer.devices must be 1 for Policy, got 2 processes"),
-        (["trainer.strategy=ddp_spawn"], "error: trainer.strategy must be ddp for 2 processes, got ddp_spawn"),
-        (["-m"], "error: job 0: trainer.devices must be 1 in a sweep, whose jobs are one process each"),
+        (
+            run_process,
+            ["data.batch_size=75"],
+            "error: data.batch_size must be a multiple of the number of processes, 2, got 75",
+        ),
+        (run, ["model=policy", "trainer.max_steps=-1"], "error: trainer.devices must be 1 for Policy, got 2 processes"),
+        (run, ["trainer.strategy=ddp_spawn"], "error: trainer.strategy must be ddp for 2 processes, got ddp_spawn"),
+        (run, ["-m"], "error: job 0: trainer.devices must be 1 in a sweep, whose jobs are one process each"),
     ],
 )
-def test_what_cannot_be_shared_gets_a_sentence(arguments, sentence, tmp_path):
-    result = run("train.py", *arguments, "trainer=ddp", f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path)
+def test_what_cannot_be_shared_gets_a_sentence(start, arguments, sentence, tmp_path):
+    result = start("train.py", *arguments, "trainer=ddp", f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path)
     assert result.returncode == 1
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
