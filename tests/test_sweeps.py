@@ -201,6 +201,13 @@ def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_swept(text, found, sc
     assert axis.ticks is None or axis.ticks == sorted(axis.ticks)
 
 
+def test_a_key_that_no_file_has_is_drawn_on_its_scale_too(tmp_path):
+    swept = override("++a=tag(log,interval(1e-3,2e-3))")  # as `cli` gives Hydra one that needs a plus
+    jobs = [sweeps.Job(i, {"a": x}, [float(i)], "complete") for i, x in enumerate((0.0011, 0.0015, 0.0019))]
+    figure = sweeps.draw(jobs, ["a"], ["val/loss"], tmp_path / "sweep.png", [swept])
+    assert figure.axes[0].get_xscale() == "log"
+
+
 @pytest.mark.parametrize("params", [1, 6])
 def test_the_axes_of_a_sweeps_picture_keep_their_size_under_long_labels(params, tmp_path):
     names = [f"model.augment.a_long_name_of_a_parameter_{i}" for i in range(params)]

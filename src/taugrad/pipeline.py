@@ -119,8 +119,8 @@ def train(config: DictConfig) -> float | list[float]:
 
 def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[float]:
     _check_amounts(run)
-    config = _with_steps(config, run)
-    run = read(TrainConfig, config)
+    if (longer := _with_steps(config, run)) is not config:
+        config, run = longer, read(TrainConfig, longer)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
         os.environ["OMP_NUM_THREADS"] = str(run.threads)  # else Lightning sets the threads of several processes

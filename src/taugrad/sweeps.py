@@ -295,7 +295,7 @@ def draw(
     ticker = extra("matplotlib.ticker", "plot")
     drawn = figure(figsize=(1.5 + 3.5 * len(params), 0.5 + 3 * len(names)), layout="constrained")
     grid = drawn.subplots(len(names), len(params), squeeze=False, sharey="row", sharex="col")
-    overrides = {o.get_key_element(): o for o in swept}
+    overrides = {name_of(o): o for o in swept}
     slanted = 0.0  # inches that slanted labels take
     for column, param in enumerate(params):
         axis = _axis([job.point[param] for job in jobs], overrides.get(param))

@@ -78,9 +78,7 @@ class ShuffledBatches:
         self._loaded = False
 
     def __len__(self) -> int:
-        return -(
-            -(len(self.split.labels) // self.batch_size) // self.stack
-        )  # of a whole epoch: a trainer limits it itself
+        return -(-self._whole // self.stack)  # of a whole epoch: a trainer limits it itself
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not (self._loaded and self._batch < self._batches):
@@ -116,8 +114,12 @@ class ShuffledBatches:
 
     @property
     def _batches(self) -> int:
-        whole = len(self.split.labels) // self.batch_size
-        return whole if self.items is None else min(whole, self.items * self.stack)
+        return self._whole if self.items is None else min(self._whole, self.items * self.stack)
+
+    @property
+    def _whole(self) -> int:
+        """The batches of a whole epoch."""
+        return len(self.split.labels) // self.batch_size
 
 
 def first_images(batches: Iterable[tuple[Tensor, Tensor]], n: int) -> tuple[Tensor, Tensor]:

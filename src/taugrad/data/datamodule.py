@@ -93,8 +93,7 @@ class ImageData(LightningDataModule):
         """Optimizer steps of an epoch, under a trainer's `limit_train_batches`: of stacks a number, or a share."""
         batches, stack = len(self._load().train.labels) // self.hparams["batch_size"], self.hparams["stack"]
         stacks = -(-batches // stack)
-        items = stacks if limit is None else limit if isinstance(limit, int) else int(limit * stacks)
-        return min(batches, items * stack)
+        return min(batches, _limited(stacks, 1.0 if limit is None else limit) * stack)
 
     def labels(self) -> Tensor:
         """All labels of all splits, those that a training without them does not see too."""
@@ -114,8 +113,7 @@ class ImageData(LightningDataModule):
             labelled_batch_size=self._labelled_batch_size,
             share=self._share(),
         )
-        if isinstance(limit, int) or limit < 1.0:  # 1 is one item, 1.0 all of them
-            batches.items = limit if isinstance(limit, int) else int(limit * len(batches))
+        batches.items = _limited(len(batches), limit)
         return batches
 
     def val_dataloader(self) -> Batches:
@@ -143,6 +141,11 @@ class ImageData(LightningDataModule):
         images, labels = split if self.hparams["binarize"] == "none" else _binary(split)
         split = Split(images[self._share()], labels[self._share()])
         return Batches(split, min(self.hparams["eval_batch_size"], len(split.labels)))
+
+
+def _limited(stacks: int, limit: int | float) -> int:
+    """Of an epoch's stacks those that a trainer's `limit_train_batches` leaves: 1 is one of them, 1.0 all."""
+    return limit if isinstance(limit, int) else int(limit * stacks)
 
 
 def _binary(split: Split) -> Split:

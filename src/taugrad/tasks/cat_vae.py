@@ -8,7 +8,7 @@ are categorical ones of two classes.
 
 Centred, the encoder sees x - mean and the decoder's last bias starts at logit(mean), for the mean image of the data
 (1402.0030 centres its inputs likewise). A decoder that must learn the mean image first leaves the codes without a
-gradient worth having, and hard samples then take three times as many steps to the same bound.
+gradient worth having, and hard samples then take twice as many steps to the same likelihood.
 """
 
 import math
