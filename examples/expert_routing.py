@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import taugrad
-from taugrad.categorical import entropy, kl_to_uniform, log_prob
 from taugrad.data.binarized_mnist import binarized_mnist
+from taugrad.ops.categorical import entropy, kl_to_uniform, log_prob
 
 
 class Routed(nn.Module):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import taugrad
-from taugrad.categorical import log_prob
 from taugrad.data.binarized_mnist import binarized_mnist
+from taugrad.ops.categorical import log_prob
 
 
 class SoftAttention(taugrad.Pathwise):

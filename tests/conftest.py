@@ -9,8 +9,8 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from taugrad.native import kernels
-from taugrad.native.build import build_binding
+from taugrad.ops.native import kernels
+from taugrad.ops.native.build import build_binding
 
 build_binding()  # before the first use of the kernels, so that they are found with it
 

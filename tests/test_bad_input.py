@@ -24,7 +24,7 @@ from test_pipeline import SMALL, trained  # noqa: F401
 from taugrad import checkpoints, gumbel_softmax, sweeps
 from taugrad.data.idx import read_idx
 from taugrad.errors import DataError
-from taugrad.softmax import softmax
+from taugrad.ops.softmax import softmax
 
 
 class Broken(gymnasium.Env):

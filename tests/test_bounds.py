@@ -6,8 +6,8 @@ import torch
 from statistics_of_samples import FALSE_FAILURE, frequencies_p_value, mean_p_value
 
 from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
-from taugrad.categorical import kl, log_prob
 from taugrad.estimators import Enumeration, configurations
+from taugrad.ops.categorical import kl, log_prob
 
 pytestmark = pytest.mark.usefixtures("backend")
 

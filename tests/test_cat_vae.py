@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from taugrad import estimators
 from taugrad.bounds import elbo
 from taugrad.callbacks import RandomStates
-from taugrad.categorical import bernoulli_log_prob, log_prob
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split
 from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import Enumeration, Estimator, configurations
+from taugrad.ops.categorical import bernoulli_log_prob, log_prob
 from taugrad.pictures import grid
 from taugrad.tasks.cat_vae import CatVAE
 

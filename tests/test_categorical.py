@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from torch.distributions import Categorical, kl_divergence
 
-from taugrad.categorical import bernoulli_log_prob, entropy, kl, kl_to_uniform, log_prob
+from taugrad.ops.categorical import bernoulli_log_prob, entropy, kl, kl_to_uniform, log_prob
 
 pytestmark = pytest.mark.usefixtures("backend")
 

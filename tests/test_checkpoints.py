@@ -151,7 +151,7 @@ DANGEROUS = [
     "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler",
     "torch.nn.modules.utils.collections.abc.Sequence",
     "taugrad.pipeline.train",
-    "taugrad.native.build._run",
+    "taugrad.ops.native.build._run",
     "taugrad.data.mnist._download",
     "taugrad.data.mnist.pooch.retrieve",
     "taugrad.tasks.training.instantiate",

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import taugrad
-from taugrad import bounds, categorical, gumbel, noise, permutations, softmax, subsets
+from taugrad import bounds
 from taugrad.estimators import (
     REBAR,
     RLOO,
@@ -34,6 +34,7 @@ from taugrad.estimators import (
     StraightThrough,
 )
 from taugrad.layers import OneHotSample
+from taugrad.ops import categorical, gumbel, noise, permutations, softmax, subsets
 
 SOFT = [GumbelSoftmax()]
 TAUGHT = [STGumbelSoftmax(), GumbelRao(draws=2), StraightThrough(), GappedStraightThrough()]  # tau has a gradient

@@ -24,8 +24,8 @@ from taugrad.estimators import (
     StraightThrough,
     configurations,
 )
-from taugrad.gumbel import gumbel_softmax
-from taugrad.sampling import one_hot
+from taugrad.ops.gumbel import gumbel_softmax
+from taugrad.ops.onehot import one_hot
 
 pytestmark = pytest.mark.usefixtures("backend")
 

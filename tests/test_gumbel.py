@@ -8,9 +8,9 @@ from scipy import stats
 from statistics_of_samples import FALSE_FAILURE, frequencies_p_value
 from torch.nn import functional as F
 
-from taugrad.gumbel import gumbel_argmax, gumbel_max, gumbel_softmax
-from taugrad.noise import conditional_perturbed, gumbel_noise
-from taugrad.sampling import one_hot, straight_through
+from taugrad.ops.gumbel import gumbel_argmax, gumbel_max, gumbel_softmax
+from taugrad.ops.noise import conditional_perturbed, gumbel_noise
+from taugrad.ops.onehot import one_hot, straight_through
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -6,10 +6,10 @@ from test_semi_supervised import semi_supervised
 from test_structured import structured
 
 from taugrad.estimators import Enumeration, Estimator, GumbelSoftmax, Pathwise, STGumbelSoftmax, StraightThrough
-from taugrad.gumbel import gumbel_max
 from taugrad.layers import OneHotSample
+from taugrad.ops.gumbel import gumbel_max
+from taugrad.ops.onehot import straight_through
 from taugrad.probe import probe, reference
-from taugrad.sampling import straight_through
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from oracles import textbook_softmax
 
-from taugrad.gumbel import gumbel_argmax, gumbel_softmax
-from taugrad.native import build, kernels
-from taugrad.native.build import BuildError
+from taugrad.ops.gumbel import gumbel_argmax, gumbel_softmax
+from taugrad.ops.native import build, kernels
+from taugrad.ops.native.build import BuildError
 
 SOURCES = Path(build.__file__).parent
 
@@ -126,7 +126,7 @@ def assert_by_torch_because(reason: str, caplog) -> None:
 CHILD = """
 import json, torch
 torch.compiler.assume_constant_result = lambda f: f  # else it imports torch's compiler, which takes a second
-from taugrad.native import kernels
+from taugrad.ops.native import kernels
 tiny = torch.tensor(1e-40)
 before = [float(tiny * 1.0), float("5e-324") * float("1"), 1.0 + 2.0**-53, 1.0 + 3 * 2.0**-53]
 there = kernels.available()
@@ -412,7 +412,7 @@ def test_on_windows_the_samples_are_torchs_and_the_log_says_why(cache, compiler,
     monkeypatch.setattr(platform, "system", lambda: "Windows")
     assert_by_torch_because("the native kernels are not built on Windows", caplog)
     with pytest.raises(SystemExit, match="error: the native kernels are not built on Windows"):
-        runpy.run_module("taugrad.native")
+        runpy.run_module("taugrad.ops.native")
     assert not compiler.log.exists()
 
 

@@ -17,14 +17,14 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from taugrad.categorical import bernoulli_log_prob, entropy, log_prob
 from taugrad.estimators import GumbelRao, ReinMax
-from taugrad.gumbel import gumbel_argmax, gumbel_max, gumbel_softmax
-from taugrad.native import kernels
-from taugrad.native.kernels import Relaxation
-from taugrad.noise import draw_seed, gumbel_noise
-from taugrad.sampling import sample
-from taugrad.softmax import softmax, softmax_backward
+from taugrad.ops._sampling import sample
+from taugrad.ops.categorical import bernoulli_log_prob, entropy, log_prob
+from taugrad.ops.gumbel import gumbel_argmax, gumbel_max, gumbel_softmax
+from taugrad.ops.native import kernels
+from taugrad.ops.noise import draw_seed, gumbel_noise
+from taugrad.ops.onehot import Relaxation
+from taugrad.ops.softmax import softmax, softmax_backward
 
 CLASSES = [1, 2, 3, 5, 8, 10, 15, 16, 17, 31, 32, 33, 64, 100, 513, 5000]
 ROWS = [1, 3, 17, 100]

@@ -11,9 +11,9 @@ from conftest import by_torch_alone, each
 from scipy import stats
 from statistics_of_samples import FALSE_FAILURE, distribution_p_value, frequencies_p_value
 
-from taugrad.gumbel import gumbel_argmax
-from taugrad.native import build, kernels
-from taugrad.noise import gumbel_noise
+from taugrad.ops.gumbel import gumbel_argmax
+from taugrad.ops.native import build, kernels
+from taugrad.ops.noise import gumbel_noise
 
 
 def on_both_backends(test):

@@ -10,7 +10,7 @@ from test_estimators import HARD, PATHWISE, UNBIASED
 from torch import Tensor
 
 from taugrad import gumbel_noise, gumbel_softmax
-from taugrad.softmax import softmax
+from taugrad.ops.softmax import softmax
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Of a value or gradient of order 1: rounding to the dtype, and a few roundings of the calculation's own.

@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from taugrad.noise import gumbel_noise
-from taugrad.permutations import gumbel_sinkhorn, sinkhorn
+from taugrad.ops.noise import gumbel_noise
+from taugrad.ops.permutations import gumbel_sinkhorn, sinkhorn
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -4,7 +4,7 @@ from conftest import each
 from oracles import relaxed_gradient, textbook_softmax
 from torch.autograd import gradcheck, gradgradcheck
 
-from taugrad.softmax import softmax, softmax_backward, softmax_backward_by_jacobian, softmax_jacobian
+from taugrad.ops.softmax import softmax, softmax_backward, softmax_backward_by_jacobian, softmax_jacobian
 
 pytestmark = pytest.mark.usefixtures("backend")
 

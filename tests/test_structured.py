@@ -6,10 +6,10 @@ import torch
 from statistics_of_samples import FALSE_FAILURE, mean_p_value
 from test_cat_vae import ESTIMATORS, Losses, images, loaders, trainer
 
-from taugrad.categorical import log_prob
 from taugrad.data.images import Split
 from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import configurations
+from taugrad.ops.categorical import log_prob
 from taugrad.tasks.structured import Structured, halves
 
 N, K = 2, 3

@@ -5,9 +5,9 @@ import torch
 from conftest import each
 from statistics_of_samples import FALSE_FAILURE, frequencies_p_value
 
-from taugrad.gumbel import gumbel_softmax
-from taugrad.noise import gumbel_noise
-from taugrad.subsets import gumbel_k_hot, gumbel_top_k
+from taugrad.ops.gumbel import gumbel_softmax
+from taugrad.ops.noise import gumbel_noise
+from taugrad.ops.subsets import gumbel_k_hot, gumbel_top_k
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from taugrad import cli
-from taugrad.native import kernels
+from taugrad.ops.native import kernels
 
 ROOT = Path(__file__).parents[1]
 # Runs every command up to its first import of torch, in a process where that import fails; prints what was set by then.

@@ -1,7 +1,7 @@
 """Train networks through discrete choices.
 
-The names that most programs need; the modules hold the rest, `taugrad.softmax` among them. Either is imported when it
-is first used: torch takes seconds, which `taugrad --help` need not wait for.
+The names that most programs need; the modules hold the rest, `taugrad.ops.softmax` among them. Either is imported when
+it is first used: torch takes seconds, which `taugrad --help` need not wait for.
 """
 
 from importlib import import_module
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
         STGumbelSoftmax,
         StraightThrough,
     )
-    from taugrad.gumbel import gumbel_argmax, gumbel_max, gumbel_softmax
     from taugrad.layers import OneHotSample
-    from taugrad.noise import gumbel_noise
-    from taugrad.sampling import straight_through
+    from taugrad.ops.gumbel import gumbel_argmax, gumbel_max, gumbel_softmax
+    from taugrad.ops.noise import gumbel_noise
+    from taugrad.ops.onehot import straight_through
     from taugrad.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Schedule
 
 __version__ = "0.1.0"  # the only place, but for CITATION.cff
@@ -59,16 +59,13 @@ __all__ = [
 ]
 
 _ELSEWHERE = {  # the modules of the names that are not in taugrad.estimators
-    **dict.fromkeys(("gumbel_argmax", "gumbel_max", "gumbel_softmax"), "gumbel"),
+    **dict.fromkeys(("gumbel_argmax", "gumbel_max", "gumbel_softmax"), "ops.gumbel"),
     **dict.fromkeys(("Constant", "Cosine", "Cyclical", "Exponential", "Join", "Linear", "Schedule"), "schedules"),
     "OneHotSample": "layers",
-    "gumbel_noise": "noise",
-    "straight_through": "sampling",
+    "gumbel_noise": "ops.noise",
+    "straight_through": "ops.onehot",
 }
-_MODULES = (
-    *("bounds", "categorical", "errors", "estimators", "gumbel", "layers", "native", "nets", "noise", "permutations"),
-    *("probe", "sampling", "schedules", "softmax", "subsets"),
-)
+_MODULES = ("bounds", "errors", "estimators", "layers", "nets", "ops", "probe", "schedules")
 
 
 def __getattr__(name: str) -> Any:

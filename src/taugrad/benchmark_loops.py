@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from taugrad.categorical import kl_to_uniform
 from taugrad.cli import CONF
 from taugrad.config import instantiate, resolve
 from taugrad.nets import mlp
+from taugrad.ops.categorical import kl_to_uniform
 
 WARM_UP = 20  # optimizer steps not counted
 

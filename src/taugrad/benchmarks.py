@@ -36,9 +36,9 @@ from taugrad.benchmark_loops import (
 )
 from taugrad.benchmark_processes import busy_process, process
 from taugrad.errors import ConfigError, one_sentence
-from taugrad.native import kernels
+from taugrad.ops.native import kernels
+from taugrad.ops.softmax import softmax_backward, softmax_backward_by_jacobian
 from taugrad.outputs import require_file, require_picture, writing
-from taugrad.softmax import softmax_backward, softmax_backward_by_jacobian
 
 Record = dict[str, Any]  # what was measured of one contestant at one shape and number of threads
 
@@ -261,7 +261,7 @@ def machine() -> Record:
     return {
         "torch": torch.__version__,
         "backend": "native" if kernels.available() else "torch",
-        "bound": kernels.bound(),  # to torch's C++ autograd, by python -m taugrad.native
+        "bound": kernels.bound(),  # to torch's C++ autograd, by python -m taugrad.ops.native
         "cpu": [*models, platform.processor()][0],
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from taugrad._arguments import check_count
-from taugrad.categorical import kl_to_uniform, log_prob
-from taugrad.gumbel import gumbel_max
+from taugrad.checks import check_count
+from taugrad.ops.categorical import kl_to_uniform, log_prob
+from taugrad.ops.gumbel import gumbel_max
 
 
 def elbo(log_likelihood: Tensor, logits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from torch import Tensor
 
 from taugrad import __version__, sweeps
-from taugrad._arguments import check_count
+from taugrad.checks import check_count
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError, in_sweep
 from taugrad.extras import extra

@@ -34,7 +34,7 @@ from taugrad.data.batches import first_images
 from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError, TaugradError, in_sweep
 from taugrad.extras import extra
-from taugrad.native import kernels
+from taugrad.ops.native import kernels
 from taugrad.outputs import require_file, require_folder, writing
 from taugrad.paths import user_path
 from taugrad.pictures import save

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from taugrad._arguments import check_count
+from taugrad.checks import check_count
 from taugrad.estimators import RLOO, Enumeration, Estimator
 
 Function = Callable[[Tensor], Tensor]

@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from taugrad._arguments import check_count, check_positive
+from taugrad.checks import check_count, check_positive
 from taugrad.config import instantiate, read, resolve
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from taugrad._arguments import check_count, check_positive
+from taugrad.checks import check_count, check_positive
 
 
 class Schedule(Protocol):

@@ -3,13 +3,13 @@
 import torch
 
 from taugrad.bounds import elbo
-from taugrad.categorical import bernoulli_log_prob
 from taugrad.data.binarized_mnist import binarized_mnist
 from taugrad.data.images import Split, Splits
 from taugrad.estimators.base import Pathwise
-from taugrad.gumbel import gumbel_max
+from taugrad.ops.categorical import bernoulli_log_prob
+from taugrad.ops.gumbel import gumbel_max
+from taugrad.ops.onehot import straight_through
 from taugrad.pictures import grid
-from taugrad.sampling import straight_through
 from taugrad.tasks.modelling import ImageModel
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from taugrad._arguments import check_share
+from taugrad.checks import check_share
 
 
 @dataclass(frozen=True)

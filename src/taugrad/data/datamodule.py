@@ -7,7 +7,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from taugrad._arguments import check_count
+from taugrad.checks import check_count
 from taugrad.config import instantiate
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split, Splits, balanced, binarize

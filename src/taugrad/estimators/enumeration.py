@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from taugrad.categorical import log_prob
 from taugrad.estimators.base import Estimator
-from taugrad.sampling import one_hot
+from taugrad.ops.categorical import log_prob
+from taugrad.ops.onehot import one_hot
 
 _MOST_CONFIGURATIONS = 2**20  # of z: what enumeration takes before it says that it is the wrong tool
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad._arguments import check_count, check_logits, check_positive, check_rows, check_tau, raise_bad_rows
+from taugrad.checks import check_count, check_positive
 from taugrad.estimators.base import Pathwise
-from taugrad.gumbel import gumbel_max, gumbel_softmax
-from taugrad.native import kernels
-from taugrad.native.kernels import Relaxation
-from taugrad.noise import conditional_perturbed, draw_seed
-from taugrad.sampling import classes_last, straight_through, tangent
-from taugrad.softmax import log_where_positive, softmax, softmax_jacobian
+from taugrad.ops._checks import check_logits, check_rows, check_tau, classes_last, log_where_positive, raise_bad_rows
+from taugrad.ops.gumbel import gumbel_max, gumbel_softmax
+from taugrad.ops.native import kernels
+from taugrad.ops.noise import conditional_perturbed, draw_seed
+from taugrad.ops.onehot import Relaxation, straight_through, tangent
+from taugrad.ops.softmax import softmax, softmax_jacobian
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taugrad._arguments import check_count, check_positive, check_rows
 from taugrad.bounds import hard_samples
-from taugrad.categorical import log_prob
+from taugrad.checks import check_count, check_positive
 from taugrad.estimators.base import Estimator
-from taugrad.noise import gumbel_noise
-from taugrad.sampling import one_hot
-from taugrad.softmax import softmax
+from taugrad.ops._checks import check_rows
+from taugrad.ops.categorical import log_prob
+from taugrad.ops.noise import gumbel_noise
+from taugrad.ops.onehot import one_hot
+from taugrad.ops.softmax import softmax
 
 
 @dataclass(frozen=True)

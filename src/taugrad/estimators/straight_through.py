@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taugrad._arguments import check_positive
+from taugrad.checks import check_positive
 from taugrad.estimators.base import Pathwise
-from taugrad.native.kernels import Relaxation
-from taugrad.sampling import sample
+from taugrad.ops._sampling import sample
+from taugrad.ops.onehot import Relaxation
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from taugrad._arguments import check_count
+from taugrad.checks import check_count
 
 _CONTEXTS = 10_000  # behind the mean of the best rewards
 

@@ -8,7 +8,7 @@ from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from taugrad._arguments import check_count
+from taugrad.checks import check_count
 
 
 class KCartPoles(VectorEnv):

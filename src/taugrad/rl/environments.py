@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from taugrad._arguments import check_count
+from taugrad.checks import check_count
 from taugrad.errors import ConfigError, DataError, TaugradError
 from taugrad.rl.spaces import factors_of, observation_dtype, observation_size, to_environment
 

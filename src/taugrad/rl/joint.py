@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete, Tuple
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from taugrad._arguments import check_count
+from taugrad.checks import check_count
 from taugrad.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from gymnasium.spaces import Discrete, MultiBinary
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from taugrad._arguments import check_count
+from taugrad.checks import check_count
 from taugrad.errors import ConfigError
 from taugrad.extras import extra
 

@@ -22,10 +22,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from taugrad._arguments import check_count
+from taugrad.checks import check_count
 from taugrad.config import instantiate
 from taugrad.errors import ConfigError
-from taugrad.gumbel import gumbel_argmax
+from taugrad.ops.gumbel import gumbel_argmax
 from taugrad.rl.environments import build
 from taugrad.rl.evaluation import Episodes, evaluate, interquartile_mean, record
 from taugrad.rl.networks import Actor

@@ -19,12 +19,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
 
-from taugrad._arguments import check_counts
-from taugrad.categorical import entropy
+from taugrad.checks import check_counts
 from taugrad.config import instantiate
 from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
+from taugrad.ops.categorical import entropy
 from taugrad.schedules import Schedule
 from taugrad.tasks.training import is_kept, optimizer_over, require_finite
 

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from taugrad._arguments import check_count, check_positive, check_share
-from taugrad.categorical import entropy, kl
+from taugrad.checks import check_count, check_positive, check_share
 from taugrad.config import instantiate
 from taugrad.estimators import Enumeration, Estimator, check_enumerable
 from taugrad.nets import mlp
+from taugrad.ops.categorical import entropy, kl
+from taugrad.ops.onehot import one_hot
 from taugrad.rl.networks import Actor, Advantage, multilinear
 from taugrad.rl.returns import advantages
-from taugrad.sampling import one_hot
 from taugrad.schedules import Schedule
 from taugrad.tasks.acting import Acting, log_prob_of
 from taugrad.tasks.training import require_finite

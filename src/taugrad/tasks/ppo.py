@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from taugrad._arguments import check_count, check_positive, check_share
-from taugrad.categorical import entropy
+from taugrad.checks import check_count, check_positive, check_share
 from taugrad.nets import mlp
+from taugrad.ops.categorical import entropy
 from taugrad.rl.networks import Actor, orthogonal
 from taugrad.rl.returns import advantages
 from taugrad.tasks.acting import Acting, log_prob_of

@@ -22,15 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from taugrad._arguments import check_count, check_counts, check_positive, check_share
 from taugrad.bounds import elbo, hard_samples
-from taugrad.categorical import bernoulli_log_prob
+from taugrad.checks import check_count, check_counts, check_positive, check_share
 from taugrad.config import instantiate
 from taugrad.data.datamodule import ImageData
 from taugrad.errors import DataError
 from taugrad.nets import ConvDecoder, ConvEncoder, mlp
+from taugrad.ops.categorical import bernoulli_log_prob
+from taugrad.ops.onehot import one_hot
 from taugrad.pictures import grid
-from taugrad.sampling import one_hot
 from taugrad.tasks.modelling import ImageModel
 
 

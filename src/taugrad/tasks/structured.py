@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from taugrad._arguments import check_count, check_counts
 from taugrad.bounds import hard_samples, multi_sample_bound
-from taugrad.categorical import bernoulli_log_prob
+from taugrad.checks import check_count, check_counts
 from taugrad.estimators import Enumeration, check_enumerable
 from taugrad.nets import mlp, start_at
+from taugrad.ops.categorical import bernoulli_log_prob
+from taugrad.ops.onehot import one_hot
 from taugrad.pictures import grid, traversal
-from taugrad.sampling import one_hot
 from taugrad.tasks.modelling import ImageModel
 
 

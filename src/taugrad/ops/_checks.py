@@ -1,12 +1,12 @@
-"""Checks of the arguments that every function of logits shares; each failure is one sentence naming the argument."""
+"""What every function of logits checks of its arguments, and the dtype that it computes in."""
 
 import math
-from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 _MODES: Any = torch._C._TorchDispatchModeKey  # pyright: ignore[reportAttributeAccessIssue]
 _MODES_WITHOUT_VALUES = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
@@ -84,45 +84,6 @@ def _one_a_row(tau: Tensor, logits: Tensor, dim: int) -> Tensor:
     return padded
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise unless `value` is a positive, finite number.
-
-    >>> check_positive("gap", -1.0)
-    Traceback (most recent call last):
-    ValueError: gap must be a positive finite number, got -1.0
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive finite number, got {value}")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise unless `value` is a number in [0, 1].
-
-    >>> check_share("gamma", 1.5)
-    Traceback (most recent call last):
-    ValueError: gamma must be in [0, 1], got 1.5
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
-
-
-def check_count(name: str, value: int, smallest: int = 1) -> None:
-    """Raise unless `value` is a whole number of at least `smallest`.
-
-    >>> check_count("draws", 0)
-    Traceback (most recent call last):
-    ValueError: draws must be at least 1, got 0
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < smallest:
-        raise ValueError(f"{name} must be at least {smallest}, got {value}")
-
-
 def check_rows(y: Tensor, dim: int, tau: float | Tensor = 1.0) -> None:
     """Raise when a row of the probabilities `y` is NaN: its logits allow no class or hold NaN or +inf, or tau is bad.
 
@@ -184,12 +145,33 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def check_counts(name: str, values: Sequence[int]) -> None:
-    """Raise unless every one of `values` is a whole number of at least 1.
+def classes_last(logits: Tensor, tau: float | Tensor, dim: int) -> tuple[Tensor, float | Tensor]:
+    """Logits, and tau where it has a value for each row, with the K classes moved from `dim` to the end.
 
-    >>> check_counts("encoder", [16, 0])
-    Traceback (most recent call last):
-    ValueError: encoder[1] must be at least 1, got 0
+    >>> rows, tau = classes_last(torch.zeros(4, 3, 2), torch.ones(4, 1, 1), dim=1)
+    >>> rows.shape, tau.shape
+    (torch.Size([4, 2, 3]), torch.Size([4, 1, 1]))
     """
-    for i, value in enumerate(values):
-        check_count(f"{name}[{i}]", value)
+    if has_torch_function_variadic(logits, tau):
+        return handle_torch_function(classes_last, (logits, tau), logits, tau, dim)
+    check_logits(logits, dim)
+    tau = check_tau(tau, logits, dim)
+    return logits.movedim(dim, -1), tau.movedim(dim, -1) if isinstance(tau, Tensor) and tau.ndim else tau
+
+
+def is_scalar(tau: float | Tensor) -> bool:
+    """Whether one temperature holds for all rows: what the kernels take.
+
+    >>> is_scalar(0.5), is_scalar(torch.ones(2, 1))
+    (True, False)
+    """
+    return not (isinstance(tau, Tensor) and tau.ndim)
+
+
+def log_where_positive(y: Tensor) -> Tensor:
+    """Log y where it multiplies something that is zero wherever y is: finite there, so that 0 * log 0 is 0.
+
+    >>> log_where_positive(torch.tensor([1.0, 0.0])).isfinite()
+    tensor([True, True])
+    """
+    return y.clamp_min(torch.finfo(y.dtype).tiny).log()

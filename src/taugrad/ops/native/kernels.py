@@ -11,7 +11,6 @@ import ctypes
 import functools
 import logging
 import os
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from taugrad.errors import ConfigError
-from taugrad.native.build import BuildError, load
+from taugrad.ops.native.build import BuildError, load
+from taugrad.ops.onehot import Relaxation
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -39,16 +39,6 @@ _ARGUMENTS = {  # of each kernel, before the pool and the number of threads
     "bernoulli_backward": [_P, _P, _P, _I, _I, _I, _P],
     "noise": [_P, _I, _P],
 }
-
-
-class Relaxation(IntEnum):
-    """What y is, the relaxation whose gradient a hard sample takes."""
-
-    NONE = 0
-    PERTURBED = 1  # softmax((x + g) / tau)
-    PLAIN = 2  # softmax(x / tau)
-    GAPPED = 3  # softmax((x + m) / tau), where m gives the drawn class its lead
-    MARKED = 4  # softmax(x / tau) with the sign bit of the drawn class set
 
 
 def watched() -> bool:

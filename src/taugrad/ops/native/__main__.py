@@ -1,8 +1,8 @@
-"""python -m taugrad.native: compile the kernels' binding to torch's C++ autograd, once, in about 15 seconds."""
+"""python -m taugrad.ops.native: compile the kernels' binding to torch's C++ autograd, once, in about 15 seconds."""
 
 import sys
 
-from taugrad.native.build import BuildError, build_binding
+from taugrad.ops.native.build import BuildError, build_binding
 
 try:
     print(f"the binding is in {build_binding()}")  # noqa: T201

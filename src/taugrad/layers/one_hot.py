@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from taugrad.estimators import Pathwise
-from taugrad.gumbel import gumbel_max
-from taugrad.sampling import classes_last
+from taugrad.ops._checks import classes_last
+from taugrad.ops.gumbel import gumbel_max
 
 
 class OneHotSample(nn.Module):

@@ -5,8 +5,8 @@ is not used. A library is compiled under a temporary name, synced and renamed, s
 name is whole, however many processes start at once. Where no cache can be had, the library lives in a temporary
 directory that is gone once it is loaded.
 
-`python -m taugrad.native` adds the binding, a Python module by which torch's C++ autograd calls the kernels; it is used
-from then on wherever it is found.
+`python -m taugrad.ops.native` adds the binding, a Python module by which torch's C++ autograd calls the kernels; it is
+used from then on wherever it is found.
 """
 
 import ctypes

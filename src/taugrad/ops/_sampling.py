@@ -10,7 +10,7 @@ r"""A hard sample, and the relaxation whose gradient it takes: what the pathwise
 One tensor of the size of the logits is saved for the backward, in their dtype: y. For ReinMax it is softmax(x / tau)
 with the sign bit of the drawn class set, from which pi comes back as y^tau, normalized.
 
-The contract is that of `taugrad.gumbel`. Tensors in the CPU's memory go through the native kernels where there are
+The contract is that of `taugrad.ops.gumbel`. Tensors in the CPU's memory go through the native kernels where there are
 some, one pass over the logits for noise, argmax and softmax; all others, and whatever a transform of `torch.func` looks
 at, go through the torch code beside them. The two draw different noise from the same generator, of the same
 distribution.
@@ -20,13 +20,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad._arguments import check_logits, check_rows, check_tau, compute_dtype, raise_bad_rows
-from taugrad.native import kernels
-from taugrad.native.kernels import Relaxation
-from taugrad.noise import draw_seed, gumbel_noise
-from taugrad.softmax import is_scalar, log_where_positive, softmax, softmax_backward
+from taugrad.ops._checks import (
+    check_logits,
+    check_rows,
+    check_tau,
+    compute_dtype,
+    is_scalar,
+    log_where_positive,
+    raise_bad_rows,
+)
+from taugrad.ops.native import kernels
+from taugrad.ops.noise import draw_seed, gumbel_noise
+from taugrad.ops.onehot import Relaxation, one_hot, straight_through, tangent
+from taugrad.ops.softmax import softmax, softmax_backward
 
 _autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
 _UNKNOWN = object()  # before torch 2.13 a saved tensor does not tell its hook: then its memory is left alone
@@ -292,70 +300,3 @@ def _sample_of_batch(
     ]
     z, y = zip(*examples, strict=True)
     return (torch.stack(z), torch.stack(y)), (0, 0)
-
-
-def classes_last(logits: Tensor, tau: float | Tensor, dim: int) -> tuple[Tensor, float | Tensor]:
-    """Logits, and tau where it has a value for each row, with the K classes moved from `dim` to the end.
-
-    >>> rows, tau = classes_last(torch.zeros(4, 3, 2), torch.ones(4, 1, 1), dim=1)
-    >>> rows.shape, tau.shape
-    (torch.Size([4, 2, 3]), torch.Size([4, 1, 1]))
-    """
-    if has_torch_function_variadic(logits, tau):
-        return handle_torch_function(classes_last, (logits, tau), logits, tau, dim)
-    check_logits(logits, dim)
-    tau = check_tau(tau, logits, dim)
-    return logits.movedim(dim, -1), tau.movedim(dim, -1) if isinstance(tau, Tensor) and tau.ndim else tau
-
-
-def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of `hard`, to the bit, with the gradient of `soft`.
-
-    The difference of `soft` to itself is exactly zero, and NaN where `soft` is.
-
-    Args:
-        hard: the value, any shape.
-        soft: the same shape and dtype, differentiable.
-
-    Returns:
-        `hard` in value, `soft` in gradient.
-
-    >>> pi = torch.tensor([0.3, 0.7], requires_grad=True)
-    >>> z = straight_through(torch.tensor([0.0, 1.0]), pi)
-    >>> z.tolist(), torch.autograd.grad(z[0], pi)
-    ([0.0, 1.0], (tensor([1., 0.]),))
-    """
-    return hard + (soft - soft.detach())
-
-
-def one_hot(index: Tensor, like: Tensor, dim: int = -1) -> Tensor:
-    """One-hot vectors along `dim` in the shape and dtype of `like`, without gradient.
-
-    Args:
-        index: class indices, int64, the shape of `like` without `dim`.
-        like: (..., K, ...), gives shape, dtype and device.
-        dim: the dimension of the K classes.
-
-    Returns:
-        0.0 and 1.0 in the shape of `like`.
-
-    >>> one_hot(torch.tensor(1), torch.zeros(3))
-    tensor([0., 1., 0.])
-    """
-    zeros = torch.zeros_like(like, memory_format=torch.contiguous_format)
-    return zeros.scatter(dim, index.unsqueeze(dim), 1.0)
-
-
-def tangent(logits: Tensor) -> Tensor:
-    """Zero in value, the identity in gradient: what a Jacobian is applied to, to be the gradient of a sample.
-
-    The Jacobian J of a softmax is symmetric, so `J @ tangent(logits)` has the value 0 and the backward J g. It is
-    calculated in float32 for half precision; a masked class gets no gradient.
-
-    >>> tangent(torch.tensor([1.0, -torch.inf]))
-    tensor([0., 0.])
-    """
-    if has_torch_function_unary(logits):
-        return handle_torch_function(tangent, (logits,), logits)
-    x = logits.to(compute_dtype(logits.dtype))
-    return (x - x.detach()).masked_fill(torch.isinf(x), 0.0)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad._arguments import check_logits, check_tau, compute_dtype
-from taugrad.native import kernels
+from taugrad.ops._checks import check_logits, check_tau, compute_dtype, is_scalar, log_where_positive
+from taugrad.ops.native import kernels
 
 
 def softmax(x: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -172,24 +172,6 @@ class _TemperedSoftmax(torch.autograd.Function):
         return softmax_backward(u_t, y.to(wide), tau, ctx.dim).to(y.dtype)
 
 
-def is_scalar(tau: float | Tensor) -> bool:
-    """Whether one temperature holds for all rows: what the kernels take.
-
-    >>> is_scalar(0.5), is_scalar(torch.ones(2, 1))
-    (True, False)
-    """
-    return not (isinstance(tau, Tensor) and tau.ndim)
-
-
 def _saved(ctx: Any) -> tuple[Tensor, Any]:
     y, *tau = ctx.saved_tensors
     return y, tau[0] if tau else ctx.tau
-
-
-def log_where_positive(y: Tensor) -> Tensor:
-    """Log y where it multiplies something that is zero wherever y is: finite there, so that 0 * log 0 is 0.
-
-    >>> log_where_positive(torch.tensor([1.0, 0.0])).isfinite()
-    tensor([True, True])
-    """
-    return y.clamp_min(torch.finfo(y.dtype).tiny).log()

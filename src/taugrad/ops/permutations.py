@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad._arguments import check_count, check_tau, readable, tracing
-from taugrad.noise import perturbed
-from taugrad.sampling import straight_through
+from taugrad.checks import check_count
+from taugrad.ops._checks import check_tau, readable, tracing
+from taugrad.ops.noise import perturbed
+from taugrad.ops.onehot import straight_through
 
 
 def sinkhorn(x: Tensor, iterations: int = 20) -> Tensor:

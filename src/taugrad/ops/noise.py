@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from taugrad._arguments import compute_dtype
-from taugrad.native import kernels
+from taugrad.ops._checks import compute_dtype
+from taugrad.ops.native import kernels
 
 _SEEDS = 2**63 - 1
 _SCALAR = ()

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from taugrad._arguments import check_logits, check_rows, compute_dtype, raise_bad_rows
-from taugrad.native import kernels
-from taugrad.native.kernels import Relaxation
-from taugrad.noise import draw_seed, perturbed
-from taugrad.sampling import one_hot, sample
+from taugrad.ops._checks import check_logits, check_rows, compute_dtype, raise_bad_rows
+from taugrad.ops._sampling import sample
+from taugrad.ops.native import kernels
+from taugrad.ops.noise import draw_seed, perturbed
+from taugrad.ops.onehot import Relaxation, one_hot
 
 _UNUSED_EPS = 1e-10  # torch's default, which torch ignores too
 

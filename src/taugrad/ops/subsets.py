@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from taugrad._arguments import check_count, check_logits, readable, tracing
-from taugrad.noise import perturbed
-from taugrad.sampling import straight_through
-from taugrad.softmax import softmax
+from taugrad.checks import check_count
+from taugrad.ops._checks import check_logits, readable, tracing
+from taugrad.ops.noise import perturbed
+from taugrad.ops.onehot import straight_through
+from taugrad.ops.softmax import softmax
 
 
 def gumbel_top_k(logits: Tensor, k: int, dim: int = -1, *, generator: torch.Generator | None = None) -> Tensor:

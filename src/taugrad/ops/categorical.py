@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from taugrad._arguments import check_logits
-from taugrad.native import kernels
+from taugrad.ops._checks import check_logits
+from taugrad.ops.native import kernels
 
 
 def log_prob(logits: Tensor, z: Tensor, dim: int = -1) -> Tensor:

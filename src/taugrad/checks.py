@@ -1,0 +1,54 @@
+"""Checks of hyperparameters; each failure is one sentence that names the argument."""
+
+import math
+from collections.abc import Sequence
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless `value` is a positive, finite number.
+
+    >>> check_positive("gap", -1.0)
+    Traceback (most recent call last):
+    ValueError: gap must be a positive finite number, got -1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive finite number, got {value}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise unless `value` is a number in [0, 1].
+
+    >>> check_share("gamma", 1.5)
+    Traceback (most recent call last):
+    ValueError: gamma must be in [0, 1], got 1.5
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def check_count(name: str, value: int, smallest: int = 1) -> None:
+    """Raise unless `value` is a whole number of at least `smallest`.
+
+    >>> check_count("draws", 0)
+    Traceback (most recent call last):
+    ValueError: draws must be at least 1, got 0
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {value}")
+
+
+def check_counts(name: str, values: Sequence[int]) -> None:
+    """Raise unless every one of `values` is a whole number of at least 1.
+
+    >>> check_counts("encoder", [16, 0])
+    Traceback (most recent call last):
+    ValueError: encoder[1] must be at least 1, got 0
+    """
+    for i, value in enumerate(values):
+        check_count(f"{name}[{i}]", value)
