@@ -22,15 +22,15 @@ from torch import Tensor
 
 import taugrad
 from taugrad.bounds import importance_weighted_bound
+from taugrad.cli import one_sentence
+from taugrad.commands.probe import toy
 from taugrad.data.binarized_mnist import binarized_mnist
-from taugrad.errors import one_sentence
+from taugrad.files import require_folder, writing
 from taugrad.nets import mlp
 from taugrad.ops.categorical import bernoulli_log_prob, kl_to_uniform
 from taugrad.ops.onehot import one_hot
 from taugrad.ops.softmax import softmax, softmax_jacobian
-from taugrad.outputs import require_folder, writing
 from taugrad.probe import probe, reference
-from taugrad.probing import toy
 
 Numbers = dict[str, Any]
 

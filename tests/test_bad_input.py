@@ -21,10 +21,12 @@ from gymnasium.spaces import Box, Dict, Discrete
 from test_data import NAMES, idx, write_set
 from test_pipeline import SMALL, trained  # noqa: F401
 
-from taugrad import checkpoints, gumbel_softmax, sweeps
+from taugrad import gumbel_softmax
 from taugrad.data.idx import read_idx
 from taugrad.errors import DataError
 from taugrad.ops.softmax import softmax
+from taugrad.training import checkpoints
+from taugrad.training.ownership import held
 
 
 class Broken(gymnasium.Env):
@@ -85,14 +87,14 @@ CONFIGS = [
     (["data=null"], "error: data must fit CatVAE, which takes images, got null"),
     (["model=policy", "env=null"], " refers to env.", ", which the config lacks"),
     (["model=policy", "data=mnist"], "error: data must fit Policy, which takes no data, but an env, got taugrad.data"),
-    (["model=null"], "error: model is missing: taugrad.pipeline.TrainConfig needs it"),
-    (["+model.foo=3"], "error: model.foo is not an argument of taugrad.tasks.cat_vae.CatVAE; it takes latents"),
+    (["model=null"], "error: model is missing: taugrad.commands.train.TrainConfig needs it"),
+    (["+model.foo=3"], "error: model.foo is not an argument of taugrad.models.cat_vae.CatVAE; it takes latents"),
     (["model.latents=many"], "error: model.latents must be int, got 'many'"),
     (["model.encoder=16"], "error: model.encoder must be list[int], got 16"),
     (["trainer.max_steps=soon"], "error: length must be int, got 'soon'"),
     (["seed=1.5"], "error: seed must be int, got 1.5"),
     (["estimator._target_=taugrad.estimators.Nope"], "error: estimator._target_ must be the import path of a class"),
-    (["~model.latents"], "error: model.latents is missing: taugrad.tasks.cat_vae.CatVAE needs it"),
+    (["~model.latents"], "error: model.latents is missing: taugrad.models.cat_vae.CatVAE needs it"),
     # values out of range
     (
         ["tau=constant", "tau.value=0"],
@@ -137,7 +139,7 @@ CONFIGS = [
         "error: monitor of callback ModelCheckpoint must be one of train/epoch_loss, ",
     ),
     (["objective=train/loss"], "error: objective must be one of train/epoch_loss, "),
-    (["callbacks.progress.every=0"], "error: taugrad.callbacks.Progress: every must be at least 1, got 0"),
+    (["callbacks.progress.every=0"], "error: taugrad.training.progress.Progress: every must be at least 1, got 0"),
     (["objective=test/fun"], "error: objective must be one of train/epoch_loss, val/loss, "),
     (["callbacks=probe", "model=structured"], "error: callbacks.probe is for a categorical VAE, got model Structured"),
     (["sweep=optuna"], "error: callbacks.pruning is for the jobs of a sweep: add -m, or ~callbacks.pruning"),
@@ -406,7 +408,7 @@ def test_two_sweeps_in_one_directory_get_a_sentence(command, tmp_path):
 
 
 def test_two_sweeps_at_once_in_one_directory_get_a_sentence(command, tmp_path):
-    with sweeps.alone_in(tmp_path / "sweep"):
+    with held(tmp_path / "sweep", "hydra.sweep.dir"):
         code, err, _ = command("train", "-m", *SMALL, "seed=0,1", "hydra.sweep.dir=sweep")
     assert code == 1
     assert "error: hydra.sweep.dir=sweep: another sweep is running there" in err

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from taugrad import benchmark_processes, benchmarks
-from taugrad.cli import WAITING
+from taugrad.commands import bench as benchmarks
+from taugrad.commands import bench_processes as benchmark_processes
+from taugrad.threads import WAITING
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cat_vae import cat_vae, loaders, trainer
 
-from taugrad import callbacks
-from taugrad.callbacks import (
-    Pictures,
-    Progress,
-    RandomStates,
-    SaveConfig,
-    Scalars,
-)
+from taugrad.training import progress
+from taugrad.training.progress import Progress, _Lines
+from taugrad.training.states import RandomStates, SaveConfig
+from taugrad.training.tensorboard import Pictures, Scalars
 
 ONE = SimpleNamespace(world_size=1)
 
@@ -131,8 +127,8 @@ def test_a_log_file_gets_plain_lines_at_tenths_and_validations(tmp_path, capsys)
 
 def test_a_slow_training_gets_a_line_after_half_a_minute_and_frequent_validations_few(monkeypatch, capsys):
     now = 0.0
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now)
-    lines = callbacks._Lines(Console(), "job 3: training", 1_000_000, 0, 10)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    lines = _Lines(Console(), "job 3: training", 1_000_000, 0, 10)
     now = 29.0
     assert not lines.due(10)
     now = 31.0

@@ -9,14 +9,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from taugrad import estimators
 from taugrad.bounds import elbo
-from taugrad.callbacks import RandomStates
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split
 from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import Enumeration, Estimator, configurations
+from taugrad.models.cat_vae import CatVAE
+from taugrad.models.pictures import grid
 from taugrad.ops.categorical import bernoulli_log_prob, log_prob
-from taugrad.pictures import grid
-from taugrad.tasks.cat_vae import CatVAE
+from taugrad.training.states import RandomStates
 
 ESTIMATORS = sorted(
     name

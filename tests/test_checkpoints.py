@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from taugrad import checkpoints
 from taugrad.errors import CheckpointError
-from taugrad.runs import TRUSTED, load_run, require_trusted
+from taugrad.training import checkpoints
+from taugrad.training.runs import TRUSTED, load_run, require_trusted
 
 
 def content(step=3):
@@ -150,12 +150,12 @@ DANGEROUS = [
     "torch.load",
     "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler",
     "torch.nn.modules.utils.collections.abc.Sequence",
-    "taugrad.pipeline.train",
+    "taugrad.commands.train.train",
     "taugrad.ops.native.build._run",
     "taugrad.data.mnist._download",
     "taugrad.data.mnist.pooch.retrieve",
-    "taugrad.tasks.training.instantiate",
-    "taugrad.tasks.modelling.torch.hub.load",
+    "taugrad.training.task.instantiate",
+    "taugrad.training.images.torch.hub.load",
     "posix.system",
 ]
 
@@ -171,7 +171,7 @@ def test_a_config_may_call_only_what_is_trusted(target, place):
 def test_a_stranger_s_run_is_refused_before_anything_is_called(target, tmp_path):
     mark = tmp_path / "it_ran"
     evil = {"_target_": target, "command": f"touch {mark}"}
-    config = {"model": {"_target_": "taugrad.tasks.cat_vae.CatVAE", "estimator": evil}, "data": None, "seed": 0}
+    config = {"model": {"_target_": "taugrad.models.cat_vae.CatVAE", "estimator": evil}, "data": None, "seed": 0}
     checkpoints.save(content() | {"config": config}, tmp_path / "checkpoints" / "best.ckpt")
     with pytest.raises(CheckpointError, match=f"{target} is not trusted"):
         load_run(tmp_path)
@@ -195,7 +195,7 @@ def test_all_that_our_configs_put_into_a_checkpoint_is_trusted():
     files = [file for group in groups for file in (conf / group).glob("*.yaml")]
     targets = {t for file in files for t in re.findall(r"_target_: ([\w.]+)", file.read_text())}
     assert len(targets) > 20
-    for target in targets - {"taugrad.rl.minatar.make", "taugrad.rl.joint.make"}:
+    for target in targets - {"taugrad.rl.envs.minatar.make", "taugrad.rl.envs.joint.make"}:
         require_trusted({"_target_": target})
     assert all(any(target.startswith(f"{package}.") for package in TRUSTED) for target in targets)
 
@@ -205,7 +205,7 @@ def test_all_that_our_configs_put_into_a_checkpoint_is_trusted():
     [
         ({"model": {"_target_": "taugrad.nets.gone"}}, "taugrad.nets.gone is not there in this version"),
         (
-            {"model": {"_target_": "taugrad.tasks.cat_vae.CatVAE", "novel": 1}},
+            {"model": {"_target_": "taugrad.models.cat_vae.CatVAE", "novel": 1}},
             r"written by taugrad 9.9, does not load: .*novel",
         ),
     ],

@@ -12,8 +12,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from taugrad.config import instantiate, resolve
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
-from taugrad.tasks.acting import Acting
-from taugrad.tasks.modelling import ImageModel
+from taugrad.training.images import ImageModel
+from taugrad.training.policies import Acting
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "sweep")

@@ -3,8 +3,8 @@ import pytest
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from taugrad import curves
-from taugrad.curves import compare
+from taugrad.commands import compare as curves
+from taugrad.commands.compare import compare
 from taugrad.errors import ConfigError
 
 

@@ -21,7 +21,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, RangeSweep
 
-from taugrad import benchmarks, cli
+from taugrad import cli
+from taugrad.commands import bench as benchmarks
 from taugrad.config import resolve
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from taugrad.errors import ConfigError, DataError
 from taugrad.rl import joint, minatar
-from taugrad.rl.bandit import FactoredBandit
-from taugrad.rl.cartpoles import KCartPoles
 from taugrad.rl.environments import Environments, build, make
+from taugrad.rl.envs.bandit import FactoredBandit
+from taugrad.rl.envs.cartpoles import KCartPoles
 from taugrad.rl.rollouts import Collector, Window
 from taugrad.rl.spaces import factors_of, observation_dtype, observation_size
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_pipeline import SHORT, SMALL, run, run_process
 
-from taugrad.runs import load_run
+from taugrad.training.runs import load_run
 
 POLICY = ["model=policy", "env=k_cartpoles", "model.hidden=[16]", "model.max_env_steps=600", "model.test_episodes=2"]
 POLICY += ["model.evaluation_episodes=2", "model.evaluation_every=300"]

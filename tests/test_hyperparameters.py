@@ -8,9 +8,9 @@ from omegaconf import OmegaConf, open_dict
 from tensorboard.plugins.hparams import backend_context, metadata
 from test_conf import CONF
 
-from taugrad import hyperparameters
+from taugrad.commands.train import TrainConfig
 from taugrad.config import read
-from taugrad.pipeline import TrainConfig
+from taugrad.training import hyperparameters
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_what_was_set_on_the_command_line_stands_first_where_nothing_is_swept(ch
 
 def test_lists_nulls_nodes_classes_and_deleted_keys_are_plain_values(chosen):
     own = ["estimator._target_=taugrad.estimators.ReinMax", "model.encoder=[32,16]", "threads=null"]
-    own += ["~callbacks.summary", "+callbacks.film={_target_:taugrad.callbacks.Film,every:3}"]
+    own += ["~callbacks.summary", "+callbacks.film={_target_:taugrad.training.tensorboard.Film,every:3}"]
     found = chosen(*own)
     assert found == ALWAYS | {
         "estimator": "ReinMax",

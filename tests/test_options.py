@@ -18,11 +18,15 @@ from test_cat_vae import cat_vae, loaders, trainer
 from test_conf import CONF
 from test_pipeline import SMALL, trained  # noqa: F401
 
-from taugrad import cli, pipeline, sweeps
+from taugrad import cli
+from taugrad.commands import train as pipeline
 from taugrad.config import fit_to_signature, read
 from taugrad.errors import ConfigError
-from taugrad.outputs import require_file, require_folder, require_picture
-from taugrad.sweeps import Job
+from taugrad.files import require_file, require_folder, require_picture
+from taugrad.sweeps import jobs as sweeps
+from taugrad.sweeps.jobs import Job
+from taugrad.sweeps.report import report
+from taugrad.training.trainer import build_trainer, check_optimization, check_processes
 
 WORKS = ""
 # Of every argument of lightning.Trainer values that work, and such as end in this sentence.
@@ -114,9 +118,9 @@ def up_to_the_training(run, model, name, value):
     fitted = fit_to_signature(Trainer, arguments, "trainer")
     changed = dataclasses.replace(run, trainer=run.trainer | fitted)
     pipeline._check_amounts(changed)
-    found = pipeline._trainer(changed.trainer, run.run_dir, [], [])
-    pipeline._check_processes(found, changed, model)
-    pipeline._check_optimization(found, changed, model)
+    found = build_trainer(changed.trainer, run.run_dir, [], [])
+    check_processes(found, changed.trainer, model)
+    check_optimization(found, changed.trainer, model)
     return found
 
 
@@ -242,9 +246,9 @@ def test_a_finished_run_taken_up_again_reports_what_it_had(command, trained, tmp
 def test_what_a_sweep_reported_of_a_finished_job_stays(tmp_path):
     config = OmegaConf.create({"objective": "val/loss", "direction": "minimize"})
     jobs = [Job(n, {"seed": str(n)}, [float(n)], "complete", 9.0) for n in range(3)]
-    sweeps.report(jobs, tmp_path, config, [])
+    report(jobs, tmp_path, config, [])
     with pytest.raises(ConfigError, match="1 of 2 jobs failed, the first of them 1: broken"):
-        sweeps.report([jobs[0], Job(1, {"seed": "1"}, None, "failed", None, "broken")], tmp_path, config, [])
+        report([jobs[0], Job(1, {"seed": "1"}, None, "failed", None, "broken")], tmp_path, config, [])
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["job"], r["seed"], r["val/loss"], r["state"], r["seconds"]) for r in rows] == [
@@ -299,7 +303,11 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     shutil.copytree(trained[0], tmp_path / "run")
     (tmp_path / "file").write_text("")
     (tmp_path / "run" / "pictures").write_text("")
-    for name in ("taugrad.probing.reference", "taugrad.exporting.load_run", "taugrad.benchmarks.op_at"):
+    for name in (
+        "taugrad.commands.probe.reference",
+        "taugrad.commands.export.load_run",
+        "taugrad.commands.bench.op_at",
+    ):
         monkeypatch.setattr(name, None)  # the work, which would fail
     code, err, _ = command(*arguments)
     assert code == 1

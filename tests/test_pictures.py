@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from taugrad.pictures import grid, save, traversal
+from taugrad.models.pictures import grid, save, traversal
 
 
 def test_a_grid_lays_images_row_by_row():

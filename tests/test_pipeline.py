@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
 def test_a_run_shows_its_config_model_progress_and_result(trained):
     run_directory, result = trained
     for shown in (
-        "_target_: taugrad.tasks.cat_vae.CatVAE",
+        "_target_: taugrad.models.cat_vae.CatVAE",
         "Params",
         "tau",
         "train/loss",
@@ -207,7 +207,7 @@ def test_a_bad_config_ends_before_training_in_a_sentence(tmp_path):
 
 def test_the_command_line_prints_its_config_its_help_and_completions(tmp_path):
     config = run("train.py", "model=cat_vae", "--cfg", "job", cwd=tmp_path)
-    assert "_target_: taugrad.tasks.cat_vae.CatVAE" in config.stdout
+    assert "_target_: taugrad.models.cat_vae.CatVAE" in config.stdout
     text = run("train.py", "--help", cwd=tmp_path).stdout
     assert re.search(r"estimator: .*gumbel_softmax, .*reinmax, .*st_gumbel_softmax, straight_through", text)
     environment = os.environ | {"COMP_LINE": "train.py estimator=st", "COMP_POINT": "21"}

@@ -18,8 +18,8 @@ from torch.distributions import Categorical, Independent, kl_divergence
 from taugrad.config import instantiate
 from taugrad.errors import ConfigError, NonFiniteLossError
 from taugrad.rl import evaluation
-from taugrad.rl.networks import multilinear
-from taugrad.tasks.policy import minibatches
+from taugrad.rl.actor import multilinear
+from taugrad.rl.multilinear import minibatches
 
 SMALL = ["model.num_envs=4", "model.rollout_steps=8", "model.hidden=[16]", "model.max_env_steps=400"]
 EVALUATED = ["model.evaluation_every=150", "model.evaluation_episodes=3", "model.test_episodes=5"]

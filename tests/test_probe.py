@@ -9,11 +9,11 @@ from oracles import enumerated_expectation
 from test_cat_vae import cat_vae, loaders, trainer
 from test_conf import CONF
 
-from taugrad.callbacks import GradientProbe
+from taugrad.commands.probe import run_probe, toy
 from taugrad.errors import ConfigError
 from taugrad.estimators import RLOO, Enumeration, GumbelRao, ReinMax, STGumbelSoftmax, StraightThrough
 from taugrad.probe import gradients, probe, reference
-from taugrad.probing import run_probe, toy
+from taugrad.training.gradient_probe import GradientProbe
 
 
 @pytest.fixture
@@ -131,8 +131,8 @@ def test_the_probe_leaves_a_table_json_and_a_picture(tmp_path, capsys):
 
 
 def test_the_probe_takes_a_trained_run(tmp_path):
-    from taugrad.callbacks import SaveConfig
-    from taugrad.checkpoints import WholeCheckpoints
+    from taugrad.training.checkpoints import WholeCheckpoints
+    from taugrad.training.states import SaveConfig
 
     (tmp_path / "checkpoints").mkdir()
     model = cat_vae(image_size=[28, 28], latents=2)
@@ -140,7 +140,7 @@ def test_the_probe_takes_a_trained_run(tmp_path):
         "_target_": "taugrad.data.datamodule.ImageData",
         "source": {"_target_": "taugrad.data.binarized_mnist.binarized_mnist"},
     }
-    config = {"model": {"_target_": "taugrad.tasks.cat_vae.CatVAE"} | dict(model.hparams), "data": data, "seed": 0}
+    config = {"model": {"_target_": "taugrad.models.cat_vae.CatVAE"} | dict(model.hparams), "data": data, "seed": 0}
     run = trainer(tmp_path, SaveConfig(config), max_steps=1, plugins=[WholeCheckpoints()])
     run.strategy.connect(model)
     run.save_checkpoint(tmp_path / "checkpoints" / "best.ckpt")

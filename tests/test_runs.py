@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from test_bad_input import command  # noqa: F401
 from test_pipeline import ROOT
 
-from taugrad import checkpoints, ownership, pipeline, resuming
-from taugrad.stopping import Stopped
+from taugrad.commands import train as pipeline
+from taugrad.training import checkpoints, ownership, resuming
+from taugrad.training.stopping import Stopped
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")  # Lightning, of a resumed run
 

@@ -8,7 +8,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split, balanced
 from taugrad.errors import DataError, NonFiniteLossError
-from taugrad.tasks.semi_supervised import SemiSupervised, kl_to_standard_normal
+from taugrad.models.semi_supervised import SemiSupervised, kl_to_standard_normal
 
 C = 3
 AMOUNTS = {"degrees": 10, "scale": 0.1, "shear": 0.1, "shift": 0.2}

@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_cat_vae import Losses, cat_vae, loaders, trainer
 from test_pipeline import ROOT, SHORT, SMALL, run
 
-from taugrad import checkpoints, stopping
-from taugrad.callbacks import RandomStates
-from taugrad.stopping import LastStep, Stopped, StopSignals
+from taugrad.training import checkpoints, stopping
+from taugrad.training.states import RandomStates
+from taugrad.training.stopping import LastStep, Stopped, StopSignals
 
 SPY = """
 from pathlib import Path

@@ -9,8 +9,8 @@ from test_cat_vae import ESTIMATORS, Losses, images, loaders, trainer
 from taugrad.data.images import Split
 from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import configurations
+from taugrad.models.structured import Structured, halves
 from taugrad.ops.categorical import log_prob
-from taugrad.tasks.structured import Structured, halves
 
 N, K = 2, 3
 

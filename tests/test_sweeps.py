@@ -16,8 +16,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from test_pipeline import ROOT, SMALL, run
 
-from taugrad import sweeps
 from taugrad.errors import ConfigError
+from taugrad.sweeps.jobs import Job, job, values
+from taugrad.sweeps.report import _axis, draw
+from taugrad.sweeps.study import NAME, Trials, distribution, storage
 
 OPTUNA = [*SMALL, "sweep=optuna", "optimizer.lr=tag(log,interval(1e-4,1e-2))"]
 
@@ -65,11 +67,11 @@ def test_a_killed_sweep_goes_on_to_its_total_in_the_folders_of_its_trials(tmp_pa
         while not (tmp_path / "1" / "checkpoints").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
-    first = optuna.load_study(study_name=sweeps.NAME, storage=sweeps.storage(tmp_path)).trials
+    first = optuna.load_study(study_name=NAME, storage=storage(tmp_path)).trials
     assert [trial.state.name for trial in first] == ["COMPLETE", "RUNNING"]
     result = run("train.py", "-m", *keys, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    trials = optuna.load_study(study_name=sweeps.NAME, storage=sweeps.storage(tmp_path)).trials
+    trials = optuna.load_study(study_name=NAME, storage=storage(tmp_path)).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert trials[2].params == first[1].params  # the interrupted point, again
     assert trials[0].value == first[0].value
@@ -95,7 +97,7 @@ def test_pruned_trials_are_recorded_as_pruned(tmp_path):
     keys = [*OPTUNA, *pruner, "hydra.sweeper.trials=2", f"hydra.sweep.dir={tmp_path}"]
     result = run("train.py", "-m", *keys, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    trials = optuna.load_study(study_name=sweeps.NAME, storage=sweeps.storage(tmp_path)).trials
+    trials = optuna.load_study(study_name=NAME, storage=storage(tmp_path)).trials
     assert [trial.state.name for trial in trials] == ["PRUNED", "PRUNED"]
     assert all(list(trial.intermediate_values) == [30] for trial in trials)  # at the first validation, optimizer steps
     assert [row["state"] for row in rows(tmp_path)] == ["pruned", "pruned"]
@@ -116,7 +118,7 @@ def test_several_objectives_and_processes_with_a_share_of_the_threads_each(tmp_p
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    study = optuna.load_study(study_name=sweeps.NAME, storage=sweeps.storage(tmp_path))
+    study = optuna.load_study(study_name=NAME, storage=storage(tmp_path))
     assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE"]
     for row, trial in zip(rows(tmp_path), study.trials, strict=True):
         metrics = json.loads((tmp_path / row["job"] / "metrics.json").read_text())
@@ -159,13 +161,13 @@ def test_a_grid_runs_on_a_local_instance_of_ray_and_goes_on_after_a_failed_job(t
     ],
 )
 def test_a_swept_override_is_a_distribution(text, expected):
-    assert sweeps.distribution(override(text)) == expected
+    assert distribution(override(text)) == expected
 
 
 def test_an_interval_in_a_grid_gets_a_sentence():
     with pytest.raises(ConfigError, match=r"a must be a list of values in a grid, got a=interval\(1,2\)"):
-        sweeps.values(override("a=interval(1,2)"))
-    assert sweeps.values(override("a=range(1,4)")) == ["1", "2", "3"]
+        values(override("a=interval(1,2)"))
+    assert values(override("a=range(1,4)")) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_an_interval_in_a_grid_gets_a_sentence():
     ],
 )
 def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_swept(text, found, scale, labels):
-    axis = sweeps._axis(found, override(text) if text else None)
+    axis = _axis(found, override(text) if text else None)
     assert axis.scale == scale
     assert labels is None or axis.labels == labels
     assert len(axis.places) == len(found)
@@ -203,16 +205,16 @@ def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_swept(text, found, sc
 
 def test_a_key_that_no_file_has_is_drawn_on_its_scale_too(tmp_path):
     swept = override("++a=tag(log,interval(1e-3,2e-3))")  # as `cli` gives Hydra one that needs a plus
-    jobs = [sweeps.Job(i, {"a": x}, [float(i)], "complete") for i, x in enumerate((0.0011, 0.0015, 0.0019))]
-    figure = sweeps.draw(jobs, ["a"], ["val/loss"], tmp_path / "sweep.png", [swept])
+    jobs = [Job(i, {"a": x}, [float(i)], "complete") for i, x in enumerate((0.0011, 0.0015, 0.0019))]
+    figure = draw(jobs, ["a"], ["val/loss"], tmp_path / "sweep.png", [swept])
     assert figure.axes[0].get_xscale() == "log"
 
 
 @pytest.mark.parametrize("params", [1, 6])
 def test_the_axes_of_a_sweeps_picture_keep_their_size_under_long_labels(params, tmp_path):
     names = [f"model.augment.a_long_name_of_a_parameter_{i}" for i in range(params)]
-    jobs = [sweeps.Job(i, dict.fromkeys(names, f"{'x' * 30}{i}"), [1.0, i], "complete") for i in range(5)]
-    figure = sweeps.draw(jobs, names, ["val/loss", "val/kl"], tmp_path / "sweep.png")
+    jobs = [Job(i, dict.fromkeys(names, f"{'x' * 30}{i}"), [1.0, i], "complete") for i in range(5)]
+    figure = draw(jobs, names, ["val/loss", "val/kl"], tmp_path / "sweep.png")
     for axes in figure.axes:
         box = axes.get_window_extent()
         assert box.width / figure.dpi > 1.7
@@ -233,9 +235,9 @@ def test_the_axes_of_a_sweeps_picture_keep_their_size_under_long_labels(params, 
 def test_a_job_is_complete_pruned_or_failed_with_its_reason(status, returned, state, error):
     result = JobReturn()
     result.status, result.return_value = status, returned
-    job = sweeps.job(3, {"a": "1"}, result)
-    assert (job.number, job.state, job.error) == (3, state, error)
-    assert (job.values is not None) == (state == "complete")
+    found = job(3, {"a": "1"}, result)
+    assert (found.number, found.state, found.error) == (3, state, error)
+    assert (found.values is not None) == (state == "complete")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,7 @@ def test_objectives_that_do_not_fit_get_a_sentence(changes, sentence, tmp_path):
 
 def trials(directory, swept=("a=1,2",), **changes):
     parts = ([override(text) for text in swept], optuna.samplers.TPESampler, optuna.pruners.NopPruner(), 0)
-    return sweeps.Trials(directory, config(**changes), [], *parts)
+    return Trials(directory, config(**changes), [], *parts)
 
 
 def test_nothing_to_sweep_and_another_sweeps_study_get_a_sentence(tmp_path):

@@ -15,13 +15,14 @@ import torch
 
 from taugrad import cli
 from taugrad.ops.native import kernels
+from taugrad.threads import wait_passively
 
 ROOT = Path(__file__).parents[1]
 # Runs every command up to its first import of torch, in a process where that import fails; prints what was set by then.
 UP_TO_TORCH = """
 import os, sys
 import taugrad, taugrad.cli
-assert not {*taugrad.cli.WAITING} & os.environ.keys(), "the library set it"
+assert not {*taugrad.threads.WAITING} & os.environ.keys(), "the library set it"
 
 class NoTorch:
     def find_spec(self, name, path=None, target=None):
@@ -80,14 +81,14 @@ def test_what_the_user_said_of_waiting_threads_holds(monkeypatch, given, expecte
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", environment)
         patch.delitem(sys.modules, "torch")
-        cli._wait_passively()
+        wait_passively()
     assert environment == given | ({"OMP_WAIT_POLICY": expected} if expected else {})
 
 
 def test_where_torch_is_loaded_already_nothing_is_set(monkeypatch):
     for name in cli.WAITING:
         monkeypatch.delenv(name, raising=False)
-    cli._wait_passively()
+    wait_passively()
     assert not any(name in os.environ for name in cli.WAITING)
 
 

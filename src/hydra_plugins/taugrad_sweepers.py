@@ -1,7 +1,7 @@
 """Sweeps: Hydra's plugins are found here, by every Hydra application; so nothing heavy is imported before a sweep runs.
 
 `GridSweeper` runs every combination of the values on the command line, `OptunaSweeper` asks Optuna for them. Both go on
-after a failed job, and leave `sweep.csv`, a table and `sweep.png` (`taugrad.sweeps`).
+after a failed job, and leave `sweep.csv`, a table and `sweep.png` (`taugrad.sweeps.report`).
 """
 
 import sys
@@ -38,16 +38,17 @@ class _Sweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run the jobs, report them, and return their objectives; an error ends in one sentence."""
-        from taugrad import resuming, stopping, sweeps
         from taugrad.errors import ConfigError, TaugradError
+        from taugrad.sweeps.report import report
+        from taugrad.training import ownership, resuming, stopping
 
         try:
             if self.jobs is not None and self.jobs < 1:
                 raise ConfigError(f"hydra.sweeper.jobs must be at least 1, got {self.jobs}")
-            with sweeps.alone_in(self.directory):
+            with ownership.held(self.directory, "hydra.sweep.dir"):
                 fixed, swept = self.split(arguments)
                 jobs = self.run(fixed, swept)
-                sweeps.report(jobs, self.directory, self.settings, swept)
+                report(jobs, self.directory, self.settings, swept)
         except TaugradError as error:
             sys.exit(f"error: {error}")
         except (KeyboardInterrupt, SystemExit) as stop:
@@ -76,13 +77,13 @@ class _Sweeper(Sweeper):
 
     def split(self, arguments: list[str]) -> tuple[list[str], list[Override]]:
         """The overrides that are the same for all jobs, and those to sweep."""
-        from taugrad import sweeps
+        from taugrad.sweeps.jobs import name_of
 
         parser = OverridesParser.create(config_loader=self.config_loader)
         overrides = parser.parse_overrides(arguments)
         fixed = [o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None]
         swept = [o for o in overrides if o.is_sweep_override()]
-        self.keys = {sweeps.name_of(o): o.get_key_element() for o in swept}  # as Hydra is to read them
+        self.keys = {name_of(o): o.get_key_element() for o in swept}  # as Hydra is to read them
         return fixed, swept
 
 
@@ -100,22 +101,22 @@ class GridSweeper(_Sweeper):
 
     def run(self, fixed: list[str], swept: list[Override]) -> list[Any]:
         """All jobs, `jobs` at a launch."""
-        from taugrad import sweeps
         from taugrad.errors import ConfigError
+        from taugrad.sweeps import jobs
 
         if (self.directory / _SETTINGS).exists() and "ckpt_path=last" not in fixed:
             raise ConfigError(
                 f"hydra.sweep.dir={self.directory} holds a sweep already: choose another directory, or go on with the "
                 "jobs of this one by ckpt_path=last"
             )
-        names = [sweeps.name_of(o) for o in swept]
-        values = [sweeps.values(o) for o in swept]
+        names = [jobs.name_of(o) for o in swept]
+        values = [jobs.values(o) for o in swept]
         points = [dict(zip(names, point, strict=True)) for point in product(*values)]
-        sweeps.require_same(self.directory, points)
+        jobs.require_same(self.directory, points)
         at_a_time = self.jobs or len(points)
         firsts = range(0, len(points), at_a_time)
         returns = [r for first in firsts for r in self.launch(fixed, points[first : first + at_a_time], first)]
-        return [sweeps.job(n, point, r) for n, (point, r) in enumerate(zip(points, returns, strict=True))]
+        return [jobs.job(n, point, r) for n, (point, r) in enumerate(zip(points, returns, strict=True))]
 
 
 class OptunaSweeper(_Sweeper):
@@ -137,9 +138,9 @@ class OptunaSweeper(_Sweeper):
 
     def run(self, fixed: list[str], swept: list[Override]) -> list[Any]:
         """The trials that are left, `jobs` at a launch; all of the study are returned."""
-        from taugrad import sweeps
+        from taugrad.sweeps.study import Trials
 
-        trials = sweeps.Trials(self.directory, self.settings, fixed, swept, self.sampler, self.pruner, self.seed)
+        trials = Trials(self.directory, self.settings, fixed, swept, self.sampler, self.pruner, self.seed)
         while (left := self.trials - len(trials)) > 0:
             batch = trials.ask(min(left, self.jobs or left))
             trials.tell(batch, self.launch(fixed, [trial.params for trial in batch], batch[0].number))

@@ -10,9 +10,10 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -23,23 +24,49 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from taugrad.errors import one_sentence
-from taugrad.paths import expand_override, user_path
+from taugrad.config import CONF, in_sweep
+from taugrad.errors import TaugradError
+from taugrad.files import expand_override, user_path
+from taugrad.threads import wait_passively
 
-CONF = Path(__file__).parent / "conf"
-if not CONF.is_dir():  # a symbolic link in a checkout, of which Git makes a file on Windows
-    CONF = Path(__file__).parents[2] / "conf"
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_LIBRARY")  # a user's choice; KMP_BLOCKTIME wins over ours anyway
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def _wait_passively() -> None:
-    """Let OpenMP's threads sleep while they wait for each other, unless the user chose or torch is there already.
+def _of_the_user() -> tuple[type[Exception], ...]:
+    """The errors of ours, and Lightning's about how it is configured: importing it for that would take seconds."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return (TaugradError, lightning.MisconfigurationException) if lightning else (TaugradError,)
 
-    By spinning they take the processor from whatever else computes on the machine, and wait the longer for a thread of
-    theirs that it holds up. Their library reads the variable when torch loads it; child processes inherit it.
+
+def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
+    """Let a script end on a user's error with its sentence and exit code 1; the traceback shows with `debug=true`.
+
+    A job of a sweep prints the sentence, or the traceback of what is no user's error, and raises: its exit would be the
+    sweep's, and Hydra keeps what it catches to itself.
     """
-    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+    @functools.wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return main(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except _of_the_user() as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1" or (args and getattr(args[0], "debug", False)):
+                raise
+            if in_sweep():
+                from hydra.core.hydra_config import HydraConfig
+
+                sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {error}\n")
+                raise
+            sys.exit(f"error: {error}")
+        except Exception as error:
+            if in_sweep() and type(error).__name__ != "TrialPruned":
+                traceback.print_exc()
+            raise
+
+    return run
 
 
 def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
@@ -59,7 +86,7 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
     def run() -> Any:
         nonlocal began
         began = False
-        _wait_passively()
+        wait_passively()
         _escape_output()
         sys.argv[1:] = map(expand_override, sys.argv[1:])  # Hydra makes directories before we see them
         sys.argv[1:] = _accepting(sys.argv[1:], function.__name__)
@@ -156,23 +183,23 @@ def _close(overrides: list[str]) -> list[str]:
 @_command
 def train(config: DictConfig) -> float | list[float]:
     """Train a model, evaluate it, return its objective or objectives."""
-    from taugrad import pipeline
+    from taugrad.commands import train
 
-    return pipeline.train(config)
+    return train.train(config)
 
 
 @_command
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluate a run from its checkpoint, return its test metrics."""
-    from taugrad import pipeline
+    from taugrad.commands import evaluate
 
-    return pipeline.evaluate(config)
+    return evaluate.evaluate(config)
 
 
 @_command
 def probe(config: DictConfig) -> None:
     """Compare gradient estimators with the exact gradient."""
-    from taugrad.probing import run_probe
+    from taugrad.commands.probe import run_probe
 
     run_probe(config, CONF / "estimator")
 
@@ -180,19 +207,19 @@ def probe(config: DictConfig) -> None:
 @_command
 def export(config: DictConfig) -> None:
     """Write a run's model, sampling replaced by argmax, to an ONNX file or a program of torch.export."""
-    from taugrad.exporting import export as write
+    from taugrad.commands.export import export as write
 
     write(config)
 
 
 def bench() -> None:
     """Time the samplers and the training loops, in an environment that is the user's own."""
-    from taugrad.benchmark_arguments import parser
+    from taugrad.commands.bench_arguments import parser
 
     parser().parse_args()  # which answers --help before torch is imported
-    from taugrad import benchmarks
+    from taugrad.commands import bench
 
-    benchmarks.main()
+    one_sentence(bench.main)()
 
 
 @one_sentence
@@ -203,8 +230,8 @@ def compare() -> None:
     parser.add_argument("--metric", default="rollout/ep_rew_mean", help="a tag of TensorBoard's scalars")
     parser.add_argument("--out", type=user_path, default=Path("curves.png"))
     arguments = parser.parse_args()
-    _wait_passively()
-    from taugrad.curves import compare as draw
+    wait_passively()
+    from taugrad.commands.compare import compare as draw
 
     _escape_output()
     for label, count in draw(arguments.runs, arguments.metric, arguments.out).items():

@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass, make_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra.utils
@@ -19,6 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from taugrad.errors import ConfigError, TaugradError
+
+CONF = Path(__file__).parent / "conf"
+if not CONF.is_dir():  # a symbolic link in a checkout, of which Git makes a file on Windows
+    CONF = Path(__file__).parents[2] / "conf"
+
+Config = dict[str, Any]
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _SCALARS = (bool, int, float, str)
@@ -234,3 +241,11 @@ def _join(key: str, name: str) -> str:
 
 def _name(call: Callable[..., Any]) -> str:
     return f"{call.__module__}.{call.__qualname__}"
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

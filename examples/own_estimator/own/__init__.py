@@ -6,11 +6,11 @@ from taugrad.bounds import elbo
 from taugrad.data.binarized_mnist import binarized_mnist
 from taugrad.data.images import Split, Splits
 from taugrad.estimators.base import Pathwise
+from taugrad.models.pictures import grid
 from taugrad.ops.categorical import bernoulli_log_prob
 from taugrad.ops.gumbel import gumbel_max
 from taugrad.ops.onehot import straight_through
-from taugrad.pictures import grid
-from taugrad.tasks.modelling import ImageModel
+from taugrad.training.images import ImageModel
 
 
 class IdentityStraightThrough(Pathwise):

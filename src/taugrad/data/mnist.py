@@ -13,7 +13,7 @@ from torch import Tensor
 from taugrad.data.idx import read_idx
 from taugrad.data.images import Split, Splits, split
 from taugrad.errors import DataError
-from taugrad.paths import user_path
+from taugrad.files import user_path
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _PATTERNS = [  # and other names that they have: train-images.idx3-ubyte, test-labels.idx.gz

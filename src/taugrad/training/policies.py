@@ -26,13 +26,13 @@ from taugrad.checks import check_count
 from taugrad.config import instantiate
 from taugrad.errors import ConfigError
 from taugrad.ops.gumbel import gumbel_argmax
+from taugrad.rl.actor import Actor
 from taugrad.rl.environments import build
 from taugrad.rl.evaluation import Episodes, evaluate, interquartile_mean, record
-from taugrad.rl.networks import Actor
 from taugrad.rl.normalization import RunningNorm
 from taugrad.rl.rollouts import Collector, Rollout, Window
 from taugrad.schedules import Schedule
-from taugrad.tasks.training import is_kept, optimizer_over
+from taugrad.training.task import is_kept, optimizer_over
 
 _EVALUATION_SEED = 1_000_000
 _MOST_SHARES = 64  # of choices that are logged one by one

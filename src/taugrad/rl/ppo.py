@@ -17,10 +17,10 @@ from torch.nn.utils import clip_grad_norm_
 from taugrad.checks import check_count, check_positive, check_share
 from taugrad.nets import mlp
 from taugrad.ops.categorical import entropy
-from taugrad.rl.networks import Actor, orthogonal
+from taugrad.rl.actor import Actor, orthogonal
 from taugrad.rl.returns import advantages
-from taugrad.tasks.acting import Acting, log_prob_of
-from taugrad.tasks.training import require_finite
+from taugrad.training.policies import Acting, log_prob_of
+from taugrad.training.task import require_finite
 
 
 class PPO(Acting):

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from taugrad.errors import ConfigError
-from taugrad.resuming import assigned
+from taugrad.training.resuming import assigned
 
 _LOCK = ".lock"
 _PATIENCE = 0.5  # seconds: somebody who only asks whether the lock is held holds it for a moment
@@ -45,20 +45,31 @@ def owned(directory: Path, key: str, ckpt_path: str | None = None) -> Iterator[N
     if not _first_process():
         yield
         return
-    lock = FileLock(directory / _LOCK, is_singleton=True)  # Hydra's callback and `train` hold the same one
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        held = lock.acquire(timeout=_PATIENCE)
-    except Timeout as error:
-        raise ConfigError(f"{key}={directory}: another run or sweep is going on there") from error
-    except OSError as error:
-        raise ConfigError(f"{key}={directory}: nothing can be written there: {error.strerror}") from error
-    with held:
+    with held(directory, key):
         if holds_run(directory) and not _goes_on(directory, ckpt_path):
             raise ConfigError(
                 f"{key}={directory} holds a run already: choose another directory, or go on with that run by "
                 "ckpt_path=last"
             )
+        yield
+
+
+@contextmanager
+def held(directory: Path, key: str) -> Iterator[None]:
+    """Hold a directory, made if need be, until the end or the death of this process, whatever is in it.
+
+    Raises:
+        ConfigError: another process holds it, or nothing can be written there; the message names the argument `key`.
+    """
+    lock = FileLock(directory / _LOCK, is_singleton=True)  # Hydra's callback and `train` hold the same one
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        acquired = lock.acquire(timeout=_PATIENCE)
+    except Timeout as error:
+        raise ConfigError(f"{key}={directory}: another run or sweep is going on there") from error
+    except OSError as error:
+        raise ConfigError(f"{key}={directory}: nothing can be written there: {error.strerror}") from error
+    with acquired:
         yield
 
 

@@ -13,8 +13,7 @@ from hydra import compose, initialize_config_dir
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from taugrad.cli import CONF
-from taugrad.config import instantiate, resolve
+from taugrad.config import CONF, instantiate, resolve
 from taugrad.nets import mlp
 from taugrad.ops.categorical import kl_to_uniform
 

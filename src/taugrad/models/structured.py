@@ -21,11 +21,11 @@ from torch import Tensor
 from taugrad.bounds import hard_samples, multi_sample_bound
 from taugrad.checks import check_count, check_counts
 from taugrad.estimators import Enumeration, check_enumerable
+from taugrad.models.pictures import grid, traversal
 from taugrad.nets import mlp, start_at
 from taugrad.ops.categorical import bernoulli_log_prob
 from taugrad.ops.onehot import one_hot
-from taugrad.pictures import grid, traversal
-from taugrad.tasks.modelling import ImageModel
+from taugrad.training.images import ImageModel
 
 
 class Structured(ImageModel):

@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor
 
 from taugrad import GumbelRao, ReinMax, gumbel_softmax
-from taugrad.benchmark_arguments import JACOBIAN_BYTES, TORCH, parser
-from taugrad.benchmark_loops import (
+from taugrad.commands.bench_arguments import JACOBIAN_BYTES, TORCH, parser
+from taugrad.commands.bench_loops import (
     WARM_UP,
     hand_written,
     lightning,
@@ -34,11 +34,11 @@ from taugrad.benchmark_loops import (
     task_by_hand,
     torch_alone,
 )
-from taugrad.benchmark_processes import busy_process, process
-from taugrad.errors import ConfigError, one_sentence
+from taugrad.commands.bench_processes import busy_process, process
+from taugrad.errors import ConfigError
+from taugrad.files import require_file, require_picture, writing
 from taugrad.ops.native import kernels
 from taugrad.ops.softmax import softmax_backward, softmax_backward_by_jacobian
-from taugrad.outputs import require_file, require_picture, writing
 
 Record = dict[str, Any]  # what was measured of one contestant at one shape and number of threads
 
@@ -321,7 +321,6 @@ def written(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-@one_sentence
 def main(command: Sequence[str] | None = None) -> None:
     """Run one benchmark, once for each number of threads."""
     given = parser().parse_args(command)

@@ -19,9 +19,8 @@ from taugrad.config import read
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError, TaugradError
 from taugrad.extras import extra
-from taugrad.outputs import require_file, writing
-from taugrad.paths import user_path
-from taugrad.runs import load_run
+from taugrad.files import require_file, user_path, writing
+from taugrad.training.runs import load_run
 
 _CHECKED = 100  # inputs on which the file is compared with the model
 

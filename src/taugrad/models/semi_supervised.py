@@ -27,11 +27,11 @@ from taugrad.checks import check_count, check_counts, check_positive, check_shar
 from taugrad.config import instantiate
 from taugrad.data.datamodule import ImageData
 from taugrad.errors import DataError
+from taugrad.models.pictures import grid
 from taugrad.nets import ConvDecoder, ConvEncoder, mlp
 from taugrad.ops.categorical import bernoulli_log_prob
 from taugrad.ops.onehot import one_hot
-from taugrad.pictures import grid
-from taugrad.tasks.modelling import ImageModel
+from taugrad.training.images import ImageModel
 
 
 class SemiSupervised(ImageModel):

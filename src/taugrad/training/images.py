@@ -26,7 +26,7 @@ from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.ops.categorical import entropy
 from taugrad.schedules import Schedule
-from taugrad.tasks.training import is_kept, optimizer_over, require_finite
+from taugrad.training.task import is_kept, optimizer_over, require_finite
 
 _EVALUATION_SEED = 0
 _ACTIVE = 0.01  # the share of the data that a code must stand for to count as used

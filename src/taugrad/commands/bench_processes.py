@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
-from taugrad.cli import WAITING
+from taugrad.threads import WAITING
 
 _COMPUTE = """
 import os, torch

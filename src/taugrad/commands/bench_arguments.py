@@ -18,7 +18,7 @@ python scripts/bench.py policy: an environment step of the policy's training in 
 
 import argparse
 
-from taugrad.paths import user_path
+from taugrad.files import user_path
 
 TORCH = "F.gumbel_softmax"
 JACOBIAN_BYTES = 2e9  # a larger Jacobian is left out

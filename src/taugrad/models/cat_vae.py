@@ -21,11 +21,11 @@ from torch import Tensor
 from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
 from taugrad.checks import check_count, check_counts
 from taugrad.estimators import Enumeration, check_enumerable
+from taugrad.models.pictures import grid, traversal
 from taugrad.nets import mlp, start_at
 from taugrad.ops.categorical import bernoulli_log_prob, kl_to_uniform
 from taugrad.ops.onehot import one_hot
-from taugrad.pictures import grid, traversal
-from taugrad.tasks.modelling import ImageModel
+from taugrad.training.images import ImageModel
 
 
 class CatVAE(ImageModel):

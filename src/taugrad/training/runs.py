@@ -9,9 +9,9 @@ from typing import Any
 from hydra.utils import get_class
 from lightning import LightningDataModule
 
-from taugrad import checkpoints
 from taugrad.config import instantiate
 from taugrad.errors import CheckpointError, ConfigError, TaugradError
+from taugrad.training import checkpoints
 
 # What a checkpoint's config may name as `_target_`. Whole packages would be too much: torch has a class that starts a
 # process when it is built, hydra a function that calls anything, and our own build runs a compiler.

@@ -17,8 +17,11 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from taugrad import checkpoints
-from taugrad.errors import CheckpointError, in_sweep
+from taugrad.commands.train import Config
+from taugrad.config import in_sweep
+from taugrad.errors import CheckpointError, ConfigError
+from taugrad.files import user_path
+from taugrad.training import checkpoints
 
 
 def assigned(key: str, value: str) -> str:
@@ -178,3 +181,53 @@ def _copy(source: Path, path: Path) -> None:
         checkpoints.write_whole(path, source.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) -> Path | None:
+    """What to resume from: `ckpt_path`, or for `last` the newest whole checkpoint of the run's directory, if any.
+
+    Raises:
+        ConfigError: there is no such file, no run's directory, or none of its checkpoints is whole.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path != "last":
+        path = user_path(ckpt_path)
+        if not path.is_file():
+            raise ConfigError(f"ckpt_path must be a checkpoint file, or last, got {ckpt_path}")
+        return path
+    if not directory_is_given():
+        raise ConfigError("ckpt_path=last goes on with a run: give its directory as hydra.run.dir=...")
+    newest, damaged = checkpoints.newest(run_dir)
+    for error in damaged:
+        say(str(error))
+    if newest is None and damaged:
+        raise ConfigError(f"ckpt_path=last: no checkpoint in {run_dir} is whole")
+    told = f"going on from {newest}" if newest else f"{run_dir} holds no checkpoint yet: from the beginning"
+    say(told)
+    return newest
+
+
+def check_resume(checkpoint: Path, config: Config, model: Any) -> None:
+    """Refuse what a resumed run cannot follow: a checkpoint's weights, optimizer and rollouts have their sizes.
+
+    Raises:
+        ConfigError: an argument of the model differs from the checkpoint's, and its class does not name it changeable.
+    """
+    saved = checkpoints.load(checkpoint).get("config", {}).get("model")
+    if saved is None:
+        return
+    there, here = _flat(saved), _flat(config)
+    changeable = tuple(f"{name}." for name in model.changeable)
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key) and not f"{key}.".startswith(changeable):
+            raise ConfigError(
+                f"model.{key} cannot change on resume: the checkpoint has {there.get(key)}, got {here.get(key)}"
+            )
+
+
+def _flat(node: Any, key: str = "") -> Config:
+    """The leaves of nested dicts, by their dotted keys."""
+    if not isinstance(node, dict):
+        return {key: node}
+    return {name: leaf for k, child in node.items() for name, leaf in _flat(child, f"{key}.{k}" if key else k).items()}

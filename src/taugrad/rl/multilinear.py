@@ -31,11 +31,11 @@ from taugrad.estimators import Enumeration, Estimator, check_enumerable
 from taugrad.nets import mlp
 from taugrad.ops.categorical import entropy, kl
 from taugrad.ops.onehot import one_hot
-from taugrad.rl.networks import Actor, Advantage, multilinear
+from taugrad.rl.actor import Actor, Advantage, multilinear
 from taugrad.rl.returns import advantages
 from taugrad.schedules import Schedule
-from taugrad.tasks.acting import Acting, log_prob_of
-from taugrad.tasks.training import require_finite
+from taugrad.training.policies import Acting, log_prob_of
+from taugrad.training.task import require_finite
 
 _CLIP = 4.0  # of an advantage, in units of its scale
 _SCALE_MEMORY = 0.99

@@ -17,7 +17,7 @@ from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.hparams import metadata as tags
 
-from taugrad.errors import in_sweep
+from taugrad.config import in_sweep
 
 Value = bool | int | float | str
 

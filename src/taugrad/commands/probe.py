@@ -21,12 +21,11 @@ from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.extras import extra
-from taugrad.outputs import require_folder, writing
-from taugrad.paths import user_path
+from taugrad.files import require_folder, user_path, writing
+from taugrad.models.cat_vae import CatVAE
 from taugrad.probe import GROUPS, Function, Quality, probe, reference
-from taugrad.runs import load_run
-from taugrad.sweeps import even_in_log
-from taugrad.tasks.cat_vae import CatVAE
+from taugrad.sweeps.report import even_in_log
+from taugrad.training.runs import load_run
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import yaml
 
 from taugrad.errors import ConfigError
 from taugrad.extras import extra
-from taugrad.outputs import require_picture, writing
+from taugrad.files import require_picture, writing
 from taugrad.rl.evaluation import interquartile_mean
 
 Series = tuple[np.ndarray, np.ndarray]  # steps and values

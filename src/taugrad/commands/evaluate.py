@@ -1,0 +1,96 @@
+"""A run's test metrics, pictures and film, from its checkpoint alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule, seed_everything
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import Tensor
+
+from taugrad.config import Config, read
+from taugrad.data.batches import first_images
+from taugrad.errors import ConfigError
+from taugrad.extras import extra
+from taugrad.files import require_file, require_folder, user_path, writing
+from taugrad.models.pictures import save
+from taugrad.training import ownership
+from taugrad.training.images import ImageModel
+from taugrad.training.policies import Acting
+from taugrad.training.progress import Progress
+from taugrad.training.runs import load_run
+from taugrad.training.trainer import build_trainer, check_limits, print_metrics, write_json
+
+_PICTURED = 1000  # test images, which a model draws from
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The keys of conf/evaluate.yaml and their types."""
+
+    run: str
+    trainer: Config
+    checkpoint: str | None = None
+    trust: list[str] = field(default_factory=list)
+    num_samples: int | None = None
+    episodes: int | None = None
+    video: str | None = None
+    images: bool = False
+    debug: bool = False
+
+
+def evaluate(config: DictConfig) -> dict[str, float]:
+    """Evaluate a run on its test split from its checkpoint alone; print the metrics and write `evaluation.json`.
+
+    Raises:
+        ConfigError: the run has no such checkpoint, or something in the config does not fit.
+    """
+    arguments = read(EvaluateConfig, config)
+    run = user_path(arguments.run)
+    changes = {"nll_samples": arguments.num_samples, "test_episodes": arguments.episodes}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if ownership.is_training(run):
+        Console().print(f"{run} is still training: this evaluates its checkpoint as it is now", soft_wrap=True)
+    model, data, saved = load_run(run, arguments.checkpoint, arguments.trust, **changes)
+    check_limits(arguments.trainer)
+    seed_everything(saved["seed"], workers=True, verbose=False)
+    video = None if arguments.video is None else user_path(arguments.video)
+    film = None if video is None else _film(model, video)
+    directory = run / "pictures"
+    pictures = _pictures(model, data, directory) if arguments.images else {}
+    progress = [Progress()] if arguments.trainer.get("enable_progress_bar", True) else []
+    trainer = build_trainer(arguments.trainer, str(run), [*progress], [])
+    metrics = dict(trainer.test(model, data, verbose=False)[0])
+    print_metrics(Console(), metrics)  # before anything is written, which may fail
+    if video is not None and film is not None:
+        with writing(video):
+            film()
+    for name, picture in pictures.items():
+        with writing(directory / f"{name}.png"):
+            save(picture, directory / f"{name}.png")
+    write_json(run / "evaluation.json", metrics)
+    return metrics
+
+
+def _film(model: Any, path: Path) -> Callable[[], None]:
+    """Play the policy's first episode; what then writes its film."""
+    if not isinstance(model, Acting):
+        raise ConfigError(f"video is for policies, got a run of {type(model).__name__}")
+    if path.suffix not in (".gif", ".mp4"):
+        raise ConfigError(f"video must end in .gif or .mp4, got {path}")
+    imageio = extra("imageio.v3", "video")
+    require_file("video", path)
+    frames, fps = model.film()
+    options = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps}
+    return lambda: imageio.imwrite(path, frames, **options)
+
+
+def _pictures(model: Any, data: LightningDataModule | None, directory: Path) -> dict[str, Tensor]:
+    """The model's pictures of the first test images, by name; the directory is where they will go."""
+    if not isinstance(model, ImageModel) or data is None:
+        raise ConfigError(f"images is for models of images, got a run of {type(model).__name__}")
+    require_folder("run", directory)
+    data.setup("test")
+    return model.pictures(*first_images(data.test_dataloader(), _PICTURED))

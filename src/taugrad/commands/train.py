@@ -1,0 +1,247 @@
+"""From a config to a trained and evaluated run.
+
+A run's directory holds `.hydra/` (the config and its overrides), `checkpoints/best.ckpt` and `last.ckpt`,
+`tensorboard/`, and `metrics.json`.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning import Callback, LightningDataModule, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from taugrad.config import Config, instantiate, read
+from taugrad.data.datamodule import ImageData
+from taugrad.errors import ConfigError, TaugradError
+from taugrad.files import writing
+from taugrad.ops.native import kernels
+from taugrad.training import checkpoints, ownership, resuming
+from taugrad.training.images import ImageModel
+from taugrad.training.policies import Acting
+from taugrad.training.progress import ShowConfig
+from taugrad.training.states import RandomStates, SaveConfig
+from taugrad.training.stopping import LastStep, Stopped, StopSignals
+from taugrad.training.trainer import (
+    build_trainer,
+    check_limits,
+    check_monitors,
+    check_optimization,
+    check_processes,
+    check_test,
+    log_hyperparameters,
+    print_metrics,
+    versions,
+    write_json,
+)
+
+T = TypeVar("T")
+
+_CHECKPOINTED = ("model", "data", "seed")  # the part of the config that a checkpoint needs to be evaluated
+_LENGTH = "set trainer.max_steps, trainer.max_epochs or length, optimizer steps"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The keys of conf/train.yaml and their types."""
+
+    model: Config
+    trainer: Config
+    seed: int
+    objective: str | list[str]
+    direction: str | list[str]  # of a sweep
+    run_dir: str
+    length: int  # of the training, which schedules refer to
+    estimator: Config | None = None  # as the four below: what the model refers to, and checks
+    tau: Config | None = None
+    lr_factor: Config | None = None
+    optimizer: Config | None = None
+    callbacks: Config | None = None
+    logger: Config | None = None
+    data: Config | None = None
+    env: Config | None = None
+    threads: int | None = None
+    published: Config = field(default_factory=dict)  # a preset's values for each estimator, which other keys refer to
+    ckpt_path: str | None = None
+    debug: bool = False
+
+
+def train(config: DictConfig) -> float | list[float]:
+    """Train, evaluate the best checkpoint, write `metrics.json`, print a table.
+
+    Returns:
+        The metric that `objective` names, or a list of metrics for a list of names.
+
+    Raises:
+        ConfigError: before training, when anything in the config does not fit.
+    """
+    start = time.perf_counter()
+    run = read(TrainConfig, config)
+    with ownership.owned(Path(run.run_dir).absolute(), "run_dir", run.ckpt_path):
+        return _train(run, config, start)
+
+
+def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[float]:
+    _check_amounts(run)
+    if (longer := _with_steps(config, run)) is not config:
+        config, run = longer, read(TrainConfig, longer)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+        os.environ["OMP_NUM_THREADS"] = str(run.threads)  # else Lightning sets the threads of several processes
+    backend = "native" if kernels.available() else "torch"  # of the samples; found out, and logged, before all else
+    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # of the processes of a run the first speaks
+    model, data = _model_and_data(run)
+    checkpoint = resuming.checkpoint(Path(run.run_dir), run.ckpt_path, partial(console.print, soft_wrap=True))
+    if checkpoint is not None:
+        resuming.check_resume(checkpoint, run.model, model)
+    callbacks, loggers = _parts("callbacks", run.callbacks, Callback), _parts("logger", run.logger, Logger)
+    check_monitors(callbacks, model)
+    callbacks = [c for c in callbacks if run.trainer.get("enable_progress_bar", True) or not isinstance(c, ProgressBar)]
+    show = ShowConfig(OmegaConf.to_yaml(config, resolve=True))
+    saved = {key: getattr(run, key) for key in _CHECKPOINTED}
+    last = Path(run.run_dir) / "checkpoints" / "last.ckpt"
+    stop, along = StopSignals(last), resuming.BestComesAlong(last, partial(console.print, soft_wrap=True, markup=False))
+    parts = [show, *callbacks, RandomStates(), SaveConfig(saved), along, stop]
+    trainer = build_trainer(run.trainer, run.run_dir, parts, loggers)
+    if trainer.checkpoint_callbacks:
+        trainer.callbacks.append(LastStep(last))  # pyright: ignore  # behind Lightning's own, which it puts last
+    evaluator = build_trainer(run.trainer, run.run_dir, [c for c in callbacks if isinstance(c, ProgressBar)], [])
+    check_processes(trainer, run.trainer, model)
+    check_optimization(trainer, run.trainer, model)
+    check_test(data, run.trainer)
+
+    try:
+        with stop:
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            ranked = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
+            best = next((c.best_model_path for c in ranked), "")
+            facts = model.results()
+            if best and model.evaluated == "best":
+                model.load_state_dict(checkpoints.load(Path(best))["state_dict"])
+            results: dict[str, Any] = {k: v.item() for k, v in trainer.callback_metrics.items() if k in model.metrics}
+            for evaluate_split in (evaluator.validate, evaluator.test):
+                results |= evaluate_split(model, data, verbose=False)[0]
+    except Stopped:
+        console.print(f"stopped; {resuming.advice(Path(run.run_dir))}", soft_wrap=True, markup=False, highlight=False)
+        raise
+    except (TypeError, ValueError) as error:
+        if show.shown or isinstance(error, TaugradError):
+            raise
+        first = " ".join(str(error).split()).split(". ")[0]  # others give advice for Lightning's own steps
+        raise ConfigError(first) from error
+
+    before = {} if show.shown else _finished(run)  # there was nothing left to train: what it logged is there already
+    results = {name: before[name] for name in model.metrics if name in before} | results
+    facts |= {
+        "wall_seconds": time.perf_counter() - start,
+        "seed": run.seed,
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "backend": backend,
+    }
+    facts |= {name: before[name] for name in facts if name in before}
+    print_metrics(console, results)  # before anything is written, which may fail
+    console.print(f"{facts['wall_seconds']:.0f} s; the run is in {run.run_dir}", soft_wrap=True)
+    if trainer.is_global_zero:
+        write_json(Path(run.run_dir) / "metrics.json", results | facts | versions())
+    with writing(Path(run.run_dir) / "tensorboard"):
+        log_hyperparameters(loggers, vars(run), _objectives(run), results)
+    return _objective(run, results, console)
+
+
+def _finished(run: TrainConfig) -> dict[str, Any]:
+    """What this run reported when it ended before, if it did."""
+    path = Path(run.run_dir) / "metrics.json"
+    return json.loads(path.read_text(encoding="utf-8")) if run.ckpt_path is not None and path.is_file() else {}
+
+
+def _objectives(run: TrainConfig) -> list[str]:
+    return [run.objective] if isinstance(run.objective, str) else run.objective
+
+
+def _objective(run: TrainConfig, results: dict[str, Any], console: Console) -> float | list[float]:
+    """What the run returns to a sweep; nan for a metric that is logged only now and then, and was not."""
+    names = _objectives(run)
+    missing = [name for name in names if name not in results]
+    if missing:
+        console.print(f"the run logged no {', '.join(missing)}: that objective is nan", soft_wrap=True)
+    values = [float(results.get(name, math.nan)) for name in names]
+    return values[0] if isinstance(run.objective, str) else values
+
+
+def _check_amounts(run: TrainConfig) -> None:
+    check_limits(run.trainer)
+    if run.threads is not None and run.threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {run.threads}")
+    for name in ("max_steps", "max_epochs"):
+        amount = run.trainer.get(name, -1)
+        if amount is not None and amount != -1 and amount < 1:
+            raise ConfigError(f"trainer.{name} must be at least 1, or -1 for no end, got {amount}")
+
+
+def _with_steps(config: DictConfig, run: TrainConfig) -> DictConfig:
+    """The config with `trainer.max_epochs` as `trainer.max_steps` too, to which the schedules' length refers.
+
+    Where that is known: of our own data. A policy's length is its environment steps.
+    """
+    epochs, steps = run.trainer.get("max_epochs"), run.trainer.get("max_steps", -1)
+    if not run.data or epochs is None or epochs < 1:
+        return config
+    data = _build("data", run.data, LightningDataModule)
+    if not isinstance(data, ImageData):
+        return config
+    length = epochs * data.epoch_steps(run.trainer.get("limit_train_batches"))
+    return OmegaConf.merge(config, {"trainer": {"max_steps": length if steps < 0 else min(length, steps)}})  # pyright: ignore
+
+
+def _build(key: str, node: Any, *kinds: type, recursive: bool = False, hint: str = "") -> Any:
+    """Build a node, and check what it is."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError(f"{key} must have a _target_, the import path of a {_names(kinds)}, got {node}")
+    built = instantiate(node, recursive=recursive)
+    if not isinstance(built, kinds):
+        raise ConfigError(f"{key} must be a {_names(kinds)}, got {node['_target_']}, a {_names([type(built)])}{hint}")
+    return built
+
+
+def _names(kinds: Iterable[type]) -> str:
+    return " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+
+
+def _parts(group: str, nodes: Config | None, kind: type[T]) -> list[T]:
+    """What the nodes of a group build; a group or a node that is null is switched off."""
+    there = {name: node for name, node in (nodes or {}).items() if node is not None}
+    return [_build(f"{group}.{name}", node, kind, recursive=True) for name, node in there.items()]
+
+
+def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:
+    """Build them from the seed, and check what can only be checked with them."""
+    if not 0 <= run.seed < 2**32:
+        raise ConfigError(f"seed must be in [0, {2**32 - 1}], got {run.seed}")
+    seed_everything(run.seed, workers=True, verbose=False)
+    try:
+        model = _build("model", run.model, ImageModel, Acting, hint="; docs/extending.md shows what a model has")
+    except ConfigError as error:
+        if run.length >= 1:
+            raise
+        raise ConfigError(f"{error}; schedules go over length, which is {run.length}: {_LENGTH}") from error
+    for name in _objectives(run):
+        if name not in model.metrics:
+            raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {name}")
+    model.configure_optimizers()  # which may refuse its arguments
+    if bool(run.data) != isinstance(model, ImageModel):
+        takes, got = "images" if isinstance(model, ImageModel) else "no data, but an env", run.data or {}
+        raise ConfigError(
+            f"data must fit {type(model).__name__}, which takes {takes}, got {got.get('_target_', 'null')}"
+        )
+    return model, _build("data", run.data, LightningDataModule) if run.data else None

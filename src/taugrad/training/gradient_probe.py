@@ -1,0 +1,48 @@
+"""How good the estimator's gradient is while a VAE trains."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from taugrad.errors import ConfigError
+from taugrad.models.cat_vae import CatVAE
+from taugrad.probe import probe, reference
+
+
+class GradientProbe(Callback):
+    """Logs how good the estimator's gradient is during training: `probe/cosine` and `probe/snr`. Off by default.
+
+    Args:
+        every: training steps between two probes.
+        images: of the batch at hand, taken together.
+        draws: gradients a probe, a multiple of ten.
+        reference_samples: behind the reference gradient where enumeration is too large.
+    """
+
+    def __init__(self, every: int = 500, images: int = 4, draws: int = 100, reference_samples: int = 20_000) -> None:
+        self.every, self.images, self.draws, self.reference_samples = every, images, draws, reference_samples
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a task that has no encoder and likelihood to probe.
+
+        Raises:
+            ConfigError: it is no VAE.
+        """
+        if not isinstance(pl_module, CatVAE):
+            raise ConfigError(f"callbacks.probe is for a categorical VAE, got model {type(pl_module).__name__}")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Probe the loss at the weights as they are; the training's random numbers stay what they were."""
+        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.every or not trainer.is_global_zero:
+            return
+        x = batch[0].flatten(0, -3)[: self.images]
+        logits = pl_module.encode(x).detach()
+        f = lambda z: pl_module.log_likelihood(x, z)  # noqa: E731
+        with torch.random.fork_rng():
+            exact, _ = reference(f, logits, samples=self.reference_samples)
+            tau = pl_module.tau(trainer.global_step)
+            quality = probe(pl_module.estimator, f, logits, exact, tau=tau, draws=self.draws)
+        for logger in trainer.loggers:
+            metrics = {"probe/cosine": quality.cosine, "probe/snr": quality.snr}
+            logger.log_metrics(metrics, step=trainer.global_step)

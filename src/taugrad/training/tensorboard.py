@@ -1,0 +1,157 @@
+"""What a run writes to its loggers: scalars, pictures, films."""
+
+import time
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from torch import Tensor
+
+from taugrad.checks import check_count
+from taugrad.data.batches import first_images
+from taugrad.extras import extra
+from taugrad.training.images import ImageModel
+from taugrad.training.policies import Acting
+from taugrad.training.task import is_kept
+
+_EVALUATIONS = ("val/", "test/", "eval/", "eval_sampled/")
+
+
+class Scalars(Callback):
+    """Writes what a task logs, and the training speed, to the loggers: over its clock, evaluations left out.
+
+    In TensorBoard's tab of custom scalars the task's `charts` stand side by side.
+    """
+
+    def __init__(self) -> None:
+        self._since: tuple[int, float] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Lay out the charts."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                charts = {title: ["Multiline", list(tags)] for title, tags in pl_module.charts.items()}
+                logger.experiment.add_custom_scalars({"training": charts})
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Let TensorBoard forget what a run wrote after the checkpoint that this one goes on from."""
+        step = pl_module.clock()[0]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero and step > 0:
+                start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+                logger.experiment._get_file_writer().add_event(start)
+
+    def on_save_checkpoint(self, trainer: Trainer, *_: Any) -> None:
+        """Write to disk what belongs to the training up to the checkpoint."""
+        for logger in trainer.loggers:
+            logger.save()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        """Write the training's metrics every `log_every_n_steps`."""
+        if not is_kept(trainer):
+            return
+        metrics = {name: x for name, x in trainer.callback_metrics.items() if not name.startswith(_EVALUATIONS)}
+        step, now = pl_module.clock()[0], time.perf_counter()
+        if self._since:
+            metrics[pl_module.speed] = torch.tensor((step - self._since[0]) / (now - self._since[1]))
+        self._since = step, now
+        self._write(trainer, metrics, step)
+
+    def on_validation_start(self, *_: Any) -> None:
+        """Do not count the time of a validation."""
+        self._since = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the evaluation's metrics."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            metrics = {name: x for name, x in trainer.callback_metrics.items() if name.startswith(_EVALUATIONS)}
+            self._write(trainer, metrics, pl_module.clock()[0])
+
+    def _write(self, trainer: Trainer, metrics: dict[str, Tensor], step: int) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value.item() for name, value in metrics.items()}, step=step)
+
+
+class Pictures(Callback):
+    """Writes to TensorBoard after each validation: the model's pictures, and how it uses its codes.
+
+    Args:
+        images: of the validation split, which the model draws from.
+    """
+
+    def __init__(self, images: int = 1000) -> None:
+        check_count("images", images)
+        self.images = images
+        self._drawn = -1  # the step of the last pictures
+
+    def on_fit_start(self, *_: Any) -> None:
+        """Begin anew."""
+        self._drawn = -1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw with fixed codes and images, so that the pictures of two steps can be compared."""
+        board = self._board(trainer, pl_module)
+        if board is None or trainer.sanity_checking:
+            return
+        self._draw(board, trainer, pl_module)
+        perplexity, active = cast(ImageModel, pl_module).code_usage()
+        board.experiment.add_histogram("codes/perplexity_per_latent", perplexity, trainer.global_step)
+        board.experiment.add_histogram("codes/active_per_latent", active, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the model as it has become, where no validation came last."""
+        board = self._board(trainer, pl_module)
+        if board is not None and self._drawn != trainer.global_step and trainer.limit_val_batches != 0:
+            pl_module.eval()
+            with torch.no_grad():
+                self._draw(board, trainer, pl_module)
+            pl_module.train()
+
+    def _board(self, trainer: Trainer, pl_module: LightningModule) -> TensorBoardLogger | None:
+        if not trainer.is_global_zero or not isinstance(pl_module, ImageModel):
+            return None  # of several processes the others have no TensorBoard
+        return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+
+    def _draw(self, board: TensorBoardLogger, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches = trainer.val_dataloaders  # which a training without a validation has not asked for
+        if batches is None and (data := getattr(trainer, "datamodule", None)) is not None:
+            batches = data.val_dataloader()
+        if not batches:
+            return
+        x, labels = first_images(batches, self.images)
+        x = trainer.precision_plugin.convert_input(x)
+        pictures = cast(ImageModel, pl_module).pictures(x.to(pl_module.device), labels.to(pl_module.device))
+        for name, picture in pictures.items():
+            board.experiment.add_image(name, picture.float(), trainer.global_step, dataformats="HW")
+        self._drawn = trainer.global_step
+
+
+class Film(Callback):
+    """Writes to TensorBoard after each evaluation of a policy: its first episode, as an animated picture.
+
+    Args:
+        every: pictures of the episode between two that are shown.
+    """
+
+    def __init__(self, every: int = 2) -> None:
+        check_count("every", every)
+        self.every = every
+        self._imageio = extra("imageio.v3", "video")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Play the episode once more, and draw it."""
+        board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        if board is None or trainer.sanity_checking or not isinstance(pl_module, Acting):
+            return
+        frames, fps = pl_module.film()
+        shown = frames[:: self.every]
+        options = {"extension": ".gif", "duration": 1000 * self.every / fps, "loop": 0}
+        film = self._imageio.imwrite("<bytes>", shown, **options)
+        height, width, channels = shown.shape[1:]
+        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=film)
+        summary = Summary(value=[Summary.Value(tag="eval/film", image=image)])
+        board.experiment._get_file_writer().add_summary(summary, pl_module.clock()[0])
