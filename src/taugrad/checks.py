@@ -1,7 +1,12 @@
-"""Checks of hyperparameters; each failure is one sentence that names the argument."""
+"""Checks of hyperparameters and losses; each failure is one sentence that names the argument or the term."""
 
 import math
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from taugrad.errors import NonFiniteLossError
 
 
 def check_positive(name: str, value: float) -> None:
@@ -52,3 +57,19 @@ def check_counts(name: str, values: Sequence[int]) -> None:
     """
     for i, value in enumerate(values):
         check_count(f"{name}[{i}]", value)
+
+
+def require_finite(term: str, value: Tensor, step: int, tau: float | None = None) -> None:
+    """Raise when a term of the loss is NaN or infinite, naming it.
+
+    Raises:
+        NonFiniteLossError: it is.
+
+    >>> require_finite("KL", torch.tensor(1.0), step=0)
+    """
+    if not torch.isfinite(value):
+        at, help_by = ("", "") if tau is None else (f" (tau = {tau:.4g})", " or a higher tau")
+        raise NonFiniteLossError(
+            f"the {term} term of the loss is {value.item()} at step {step}{at}: a lower learning rate{help_by} "
+            "usually helps"
+        )

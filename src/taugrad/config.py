@@ -6,6 +6,7 @@ anything is built. That holds for a user's own classes as well, which need no sc
 """
 
 import difflib
+import functools
 import inspect
 import types
 import typing
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra.utils
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
@@ -37,10 +37,13 @@ T = TypeVar("T")
 def read(schema: type[T], config: DictConfig) -> T:
     """The config as a dataclass whose fields are its top-level keys, resolved and checked as by `resolve`.
 
+    A key that starts with an underscore is no field: a preset keeps values there that other keys refer to.
+
     Raises:
         ConfigError: a value is missing, does not resolve, or does not fit its field or its `_target_`.
     """
-    plain = fit_to_signature(schema, _plain(config))  # first, as other values may refer to these
+    fields = {name: value for name, value in _plain(config).items() if not str(name).startswith("_")}
+    plain = fit_to_signature(schema, fields)  # first, as other values may refer to these
     _require(schema, plain, "")
     return schema(**_checked(plain, ""))
 
@@ -54,29 +57,47 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     return _checked(_plain(config), "")
 
 
-def instantiate(config: Mapping[str, Any], *, recursive: bool = True) -> Any:
-    """Call what `config` names as `_target_`, with its other keys as arguments.
+def instantiate(config: Mapping[str, Any]) -> Any:
+    """Call what `config` names as `_target_`, with its other keys as arguments; nested nodes are built before it.
 
     Args:
-        config: a node with a `_target_`; its nested nodes likewise.
-        recursive: call the nested nodes' targets too, else pass them on as plain configs.
+        config: a node with a `_target_`. With `_partial_` it gives the call, to be made later; `_args_` come first;
+            `_recursive_: false` passes nested nodes on as they are.
 
     Raises:
-        ConfigError: there is no `_target_`, or the call failed on the values it got, as a constructor does that
-            refuses them.
+        ConfigError: there is no `_target_`, or a call failed on the values it got, as a constructor does that refuses
+            them; the message names the class that did.
+
+    >>> instantiate({"_target_": "fractions.Fraction", "numerator": 3, "denominator": 6})
+    Fraction(1, 2)
     """
     if "_target_" not in config:
         raise ConfigError(f"a _target_ is missing, the import path of what is to be built, in {dict(config)}")
+    return _built(config)
+
+
+def _built(node: Any) -> Any:
+    """Objects for the nodes with a `_target_`, in a value of a config."""
+    if isinstance(node, list):
+        return [_built(child) for child in node]
+    if not isinstance(node, Mapping):
+        return node
+    if "_target_" not in node:
+        return {name: _built(child) for name, child in node.items()}
+    build = _built if node.get("_recursive_", True) else lambda child: child
+    path, target = node["_target_"], _target(node["_target_"], "_target_")
+    arguments = {name: build(child) for name, child in node.items() if name not in _HYDRA_KEYS}
+    call = functools.partial(target, *map(build, node.get("_args_", ())), **arguments)
+    if node.get("_partial_"):
+        return call
     try:
-        return hydra.utils.instantiate(dict(config), _recursive_=recursive, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, TaugradError):
-            raise error.__cause__ from error
-        if isinstance(error.__cause__, (TypeError, ValueError)):
-            raise ConfigError(f"{config['_target_']}: {error.__cause__}") from error
-        if isinstance(error.__cause__, ImportError):
-            raise ConfigError(f"{config['_target_']} needs a package that is missing: {error.__cause__}") from error
+        return call()
+    except TaugradError:
         raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except ImportError as error:
+        raise ConfigError(f"{path} needs a package that is missing: {error}") from error
 
 
 def fit_to_signature(call: Callable[..., Any], arguments: Mapping[str, Any], key: str = "") -> dict[str, Any]:

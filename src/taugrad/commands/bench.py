@@ -176,7 +176,7 @@ def bench_train(arguments: argparse.Namespace) -> list[Record]:
     sides = {name: partial(loop, keys) for name, loop in loops.items()}
     records = [{"shape": "deep VAE", **r} for r in over_previous(sides, arguments.rounds)]
     vae = partial(on_threads, torch.get_num_threads(), lightning, ["model=cat_vae", steps, *arguments.overrides])
-    env_steps = f"model.max_env_steps={32 * arguments.steps}"
+    env_steps = f"collection.max_env_steps={32 * arguments.steps}"
     policy = partial(
         on_threads, 1, policy_in_lightning, ["model=policy", env_steps]
     )  # on one thread, as its config says
@@ -205,7 +205,7 @@ def bench_classes(arguments: argparse.Namespace) -> list[Record]:
 
 def bench_policy(arguments: argparse.Namespace) -> list[Record]:
     """Environment steps a second of the two loops."""
-    keys = ["model=policy", f"model.max_env_steps={arguments.steps}", *arguments.overrides]
+    keys = ["model=policy", f"collection.max_env_steps={arguments.steps}", *arguments.overrides]
     loops = {"taugrad, hand-written loop": policy_by_hand, "taugrad, Lightning": policy_in_lightning}
     return over_previous({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
 

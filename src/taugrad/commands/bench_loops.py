@@ -16,6 +16,8 @@ from torch import Tensor
 from taugrad.config import CONF, instantiate, resolve
 from taugrad.nets import mlp
 from taugrad.ops.categorical import kl_to_uniform
+from taugrad.rl.algorithm import Clock
+from taugrad.training.task import scale_lr
 
 WARM_UP = 20  # optimizer steps not counted
 
@@ -45,15 +47,14 @@ def lightning(keys: Sequence[str]) -> float:
 
 def hand_written(keys: Sequence[str]) -> float:
     """Seconds a step of the loop that one would write without Lightning."""
-    config, model, data = parts(["run_dir=.", *keys])
-    optimizer = model.configure_optimizers()
+    config, task, data = parts(["run_dir=.", *keys])
+    model, optimizer = task.model, task.configure_optimizers()
 
     def step(i: int, x: Tensor, labels: Tensor) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * model.lr_factor(i)
+        scale_lr(optimizer, task.lr_factor(i))
         logits = model.encode(x)
         kl = kl_to_uniform(logits).sum(-1).mean()
-        reconstruction = model.log_likelihood(x, model.estimator.sample(logits, model.tau(i), generator=None)).mean()
+        reconstruction = model.log_likelihood(x, task.estimator.sample(logits, task.tau(i), generator=None)).mean()
         optimizer.zero_grad()
         (kl - reconstruction).backward()
         optimizer.step()
@@ -63,7 +64,8 @@ def hand_written(keys: Sequence[str]) -> float:
 
 def torch_alone(keys: Sequence[str]) -> float:
     """Seconds a step of the loop that one would write with torch alone, at the same sizes, taus and data."""
-    config, model, data = parts(["run_dir=.", *keys])
+    config, task, data = parts(["run_dir=.", *keys])
+    model = task.model
     sizes, N, C, pixels = config["model"], model.latents, model.categories, math.prod(model.image_size)
     encoder = mlp(pixels, sizes["encoder"], N * C, sizes["activation"])  # a plain nn.Sequential
     decoder = mlp(N * C, sizes["decoder"], pixels, sizes["activation"])
@@ -72,7 +74,7 @@ def torch_alone(keys: Sequence[str]) -> float:
     def step(i: int, x: Tensor, labels: Tensor) -> None:
         x = x.flatten(1)
         logits = encoder(x).view(-1, N, C)
-        z = F.gumbel_softmax(logits, model.tau(i), hard=True)
+        z = F.gumbel_softmax(logits, task.tau(i), hard=True)
         log_q = F.log_softmax(logits, -1)
         kl = (log_q.exp() * (log_q + math.log(C))).sum() / len(x)
         loss = kl + F.binary_cross_entropy_with_logits(decoder(z.flatten(1)), x, reduction="sum") / len(x)
@@ -85,11 +87,11 @@ def torch_alone(keys: Sequence[str]) -> float:
 
 def task_by_hand(keys: Sequence[str]) -> float:
     """Seconds a step on the loss of any task that has images, in a plain loop."""
-    config, model, data = parts(["run_dir=.", *keys])
-    optimizer = model.configure_optimizers()
+    config, task, data = parts(["run_dir=.", *keys])
+    optimizer = task.configure_optimizers()
 
     def step(i: int, x: Tensor, labels: Tensor) -> None:
-        loss = model.loss_terms(x, labels, i)["loss"]
+        loss = task.model.loss_terms(x, labels, task.estimator, task.tau(i))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -117,20 +119,14 @@ def policy_in_lightning(keys: Sequence[str]) -> float:
 
 def policy_by_hand(keys: Sequence[str]) -> float:
     """Seconds an environment step of the same collecting and improving in a plain loop."""
-    model = parts(["run_dir=.", *keys])[1]
-    optimizer = model.configure_optimizers()
-
-    def optimizer_now() -> torch.optim.Optimizer:
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * model.lr_factor(model.collector.env_steps)
-        return optimizer
-
-    model.optimizer_now = optimizer_now
+    task = parts(["run_dir=.", *keys])[1]
+    optimizer = task.configure_optimizers()
     times: list[tuple[int, float]] = []
-    while model.collector.env_steps < model.max_env_steps:
-        model.collect()
-        model.improve()
-        times.append((model.collector.env_steps, time.perf_counter()))
+    while (clock := Clock(*task.clock())).steps < clock.total:
+        task.collect()
+        scale_lr(optimizer, task.lr_factor(task.collector.env_steps))
+        task.agent.improve(task.window, optimizer, Clock(*task.clock()))
+        times.append((task.collector.env_steps, time.perf_counter()))
     return _seconds_after_start(times)
 
 
@@ -142,12 +138,12 @@ def on_threads(threads: int, loop: Callable[[Sequence[str]], float], keys: Seque
 
 def _times_in_lightning(keys: Sequence[str]) -> list[tuple[int, float]]:
     with tempfile.TemporaryDirectory() as directory:
-        config, model, data = parts([f"run_dir={directory}", "+trainer.limit_val_batches=0", *keys])
+        config, task, data = parts([f"run_dir={directory}", "+trainer.limit_val_batches=0", *keys])
         clock = StepTimes()
-        callbacks = [instantiate(node) for node in config["callbacks"].values()]
+        callbacks = [instantiate(node) for node in config["callbacks"].values() if node is not None]
         loggers = [instantiate(node) for node in config["logger"].values()]
         trainer: Trainer = instantiate(config["trainer"])(callbacks=[*callbacks, clock], logger=loggers)
-        trainer.fit(model, datamodule=data)
+        trainer.fit(task, datamodule=data)
         return clock.times
 
 
@@ -158,8 +154,8 @@ def _seconds_after_start(times: list[tuple[int, float]]) -> float:
 
 
 def parts(keys: Sequence[str]) -> tuple[dict[str, Any], Any, Any]:
-    """The config, conf/train.yaml with these overrides, its model and its datamodule."""
+    """The config, conf/train.yaml with these overrides, its task and its datamodule."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolve(compose("train", list(keys)))
-    data = config.get("data") and instantiate(config["data"], recursive=False)
-    return config, instantiate(config["model"], recursive=False), data
+    data = config.get("data") and instantiate(config["data"])
+    return config, instantiate(config["task"]), data

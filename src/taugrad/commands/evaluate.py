@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lightning import LightningDataModule, seed_everything
 from omegaconf import DictConfig
@@ -17,10 +16,11 @@ from taugrad.extras import extra
 from taugrad.files import require_file, require_folder, user_path, writing
 from taugrad.models.pictures import save
 from taugrad.training import ownership
-from taugrad.training.images import ImageModel
-from taugrad.training.policies import Acting
+from taugrad.training.images import ImageTask
+from taugrad.training.policies import PolicyTask
 from taugrad.training.progress import Progress
 from taugrad.training.runs import load_run
+from taugrad.training.task import Task
 from taugrad.training.trainer import build_trainer, check_limits, print_metrics, write_json
 
 _PICTURED = 1000  # test images, which a model draws from
@@ -49,20 +49,20 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     """
     arguments = read(EvaluateConfig, config)
     run = user_path(arguments.run)
-    changes = {"nll_samples": arguments.num_samples, "test_episodes": arguments.episodes}
-    changes = {name: value for name, value in changes.items() if value is not None}
+    changes = {"model.nll_samples": arguments.num_samples, "evaluation.test_episodes": arguments.episodes}
+    changes = {key: value for key, value in changes.items() if value is not None}
     if ownership.is_training(run):
         Console().print(f"{run} is still training: this evaluates its checkpoint as it is now", soft_wrap=True)
-    model, data, saved = load_run(run, arguments.checkpoint, arguments.trust, **changes)
+    task, data, saved = load_run(run, arguments.checkpoint, arguments.trust, changes)
     check_limits(arguments.trainer)
     seed_everything(saved["seed"], workers=True, verbose=False)
     video = None if arguments.video is None else user_path(arguments.video)
-    film = None if video is None else _film(model, video)
+    film = None if video is None else _film(task, video)
     directory = run / "pictures"
-    pictures = _pictures(model, data, directory) if arguments.images else {}
+    pictures = _pictures(task, data, directory) if arguments.images else {}
     progress = [Progress()] if arguments.trainer.get("enable_progress_bar", True) else []
     trainer = build_trainer(arguments.trainer, str(run), [*progress], [])
-    metrics = dict(trainer.test(model, data, verbose=False)[0])
+    metrics = dict(trainer.test(task, data, verbose=False)[0])
     print_metrics(Console(), metrics)  # before anything is written, which may fail
     if video is not None and film is not None:
         with writing(video):
@@ -74,23 +74,23 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     return metrics
 
 
-def _film(model: Any, path: Path) -> Callable[[], None]:
+def _film(task: Task, path: Path) -> Callable[[], None]:
     """Play the policy's first episode; what then writes its film."""
-    if not isinstance(model, Acting):
-        raise ConfigError(f"video is for policies, got a run of {type(model).__name__}")
+    if not isinstance(task, PolicyTask):
+        raise ConfigError(f"video is for policies, got a run of {type(task).__name__}")
     if path.suffix not in (".gif", ".mp4"):
         raise ConfigError(f"video must end in .gif or .mp4, got {path}")
     imageio = extra("imageio.v3", "video")
     require_file("video", path)
-    frames, fps = model.film()
+    frames, fps = task.film()
     options = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps}
     return lambda: imageio.imwrite(path, frames, **options)
 
 
-def _pictures(model: Any, data: LightningDataModule | None, directory: Path) -> dict[str, Tensor]:
+def _pictures(task: Task, data: LightningDataModule | None, directory: Path) -> dict[str, Tensor]:
     """The model's pictures of the first test images, by name; the directory is where they will go."""
-    if not isinstance(model, ImageModel) or data is None:
-        raise ConfigError(f"images is for models of images, got a run of {type(model).__name__}")
+    if not isinstance(task, ImageTask) or data is None:
+        raise ConfigError(f"images is for models of images, got a run of {type(task).__name__}")
     require_folder("run", directory)
     data.setup("test")
-    return model.pictures(*first_images(data.test_dataloader(), _PICTURED))
+    return task.pictures(*first_images(data.test_dataloader(), _PICTURED))

@@ -6,7 +6,6 @@ What is exported is the model's `greedy`: every sample is replaced by the most p
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from taugrad.errors import ConfigError, TaugradError
 from taugrad.extras import extra
 from taugrad.files import require_file, user_path, writing
 from taugrad.training.runs import load_run
+from taugrad.training.task import Task
 
 _CHECKED = 100  # inputs on which the file is compared with the model
 
@@ -39,7 +39,7 @@ class ExportConfig:
 class Greedy(nn.Module):
     """A task's `greedy` as a module of its own."""
 
-    def __init__(self, task: Any) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task.eval().requires_grad_(False)
 
@@ -63,8 +63,8 @@ def export(config: DictConfig) -> None:
         for package in ("onnxscript", "onnxruntime"):
             extra(package, "onnx")
     require_file("out", out)
-    model, data, _ = load_run(user_path(arguments.run), arguments.checkpoint, arguments.trust)
-    module, x = Greedy(model), _inputs(model, data)
+    task, data, _ = load_run(user_path(arguments.run), arguments.checkpoint, arguments.trust)
+    module, x = Greedy(task), _inputs(task, data)
     dynamic = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module, (x[:2],), dynamic_shapes=dynamic)
     with writing(out):
@@ -78,16 +78,16 @@ def export(config: DictConfig) -> None:
     if not np.allclose(found, expected, atol=1e-5):
         raise TaugradError(f"{out} differs from the model on {np.mean(found != expected):.1%} of {_CHECKED} inputs")
     shapes = (
-        f"(batch, {', '.join(map(str, model.input_size))}) to (batch{''.join(f', {n}' for n in expected.shape[1:])})"
+        f"(batch, {', '.join(map(str, task.input_size))}) to (batch{''.join(f', {n}' for n in expected.shape[1:])})"
     )
     Console().print(f"{out}: {shapes}, {expected.dtype}; the same as the model on {len(x)} inputs", soft_wrap=True)
 
 
-def _inputs(model: Any, data: LightningDataModule | None) -> Tensor:
+def _inputs(task: Task, data: LightningDataModule | None) -> Tensor:
     """Test images, or for a policy random observations."""
     if data is None:
         random = torch.Generator().manual_seed(0)
-        return 2 * torch.randn(_CHECKED, *model.input_size, generator=random, dtype=model.input_dtype)
+        return 2 * torch.randn(_CHECKED, *task.input_size, generator=random, dtype=task.input_dtype)
     data.setup("test")
     return first_images(data.test_dataloader(), _CHECKED)[0]
 

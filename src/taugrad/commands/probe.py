@@ -22,9 +22,10 @@ from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.extras import extra
 from taugrad.files import require_folder, user_path, writing
-from taugrad.models.cat_vae import CatVAE
+from taugrad.models.base import Latent
 from taugrad.probe import GROUPS, Function, Quality, probe, reference
 from taugrad.sweeps.report import even_in_log
+from taugrad.training.images import ImageTask
 from taugrad.training.runs import load_run
 
 
@@ -96,10 +97,11 @@ def toy() -> tuple[Function, Tensor]:
 
 def problem(arguments: ProbeConfig) -> tuple[Function, Tensor]:
     """A run's decoder as log p(x|z), and its encoder's logits, for the first test images."""
-    model, data, _ = load_run(user_path(arguments.run or ""), arguments.checkpoint, arguments.trust)
-    model.requires_grad_(False)
-    if data is None or not isinstance(model, CatVAE):
-        raise ConfigError(f"run must be a run of a VAE, got {arguments.run}, one of {type(model).__name__}")
+    task, data, _ = load_run(user_path(arguments.run or ""), arguments.checkpoint, arguments.trust)
+    task.requires_grad_(False)
+    model = task.model if isinstance(task, ImageTask) else None
+    if data is None or not isinstance(model, Latent):
+        raise ConfigError(f"run must be a run of a VAE, got {arguments.run}, one of {type(model or task).__name__}")
     data.setup("test")
     x, _ = first_images(data.test_dataloader(), arguments.images)
     return lambda z: model.log_likelihood(x, z), model.encode(x)

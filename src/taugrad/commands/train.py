@@ -8,8 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,11 +26,11 @@ from taugrad.errors import ConfigError, TaugradError
 from taugrad.files import writing
 from taugrad.ops.native import kernels
 from taugrad.training import checkpoints, ownership, resuming
-from taugrad.training.images import ImageModel
-from taugrad.training.policies import Acting
+from taugrad.training.images import ImageTask
 from taugrad.training.progress import ShowConfig
 from taugrad.training.states import RandomStates, SaveConfig
 from taugrad.training.stopping import LastStep, Stopped, StopSignals
+from taugrad.training.task import Task
 from taugrad.training.trainer import (
     build_trainer,
     check_limits,
@@ -47,7 +46,7 @@ from taugrad.training.trainer import (
 
 T = TypeVar("T")
 
-_CHECKPOINTED = ("model", "data", "seed")  # the part of the config that a checkpoint needs to be evaluated
+_CHECKPOINTED = ("task", "data", "seed")  # the part of the config that a checkpoint needs to be evaluated
 _LENGTH = "set trainer.max_steps, trainer.max_epochs or length, optimizer steps"
 
 
@@ -55,23 +54,25 @@ _LENGTH = "set trainer.max_steps, trainer.max_epochs or length, optimizer steps"
 class TrainConfig:
     """The keys of conf/train.yaml and their types."""
 
-    model: Config
+    task: Config
     trainer: Config
     seed: int
     objective: str | list[str]
     direction: str | list[str]  # of a sweep
     run_dir: str
     length: int  # of the training, which schedules refer to
-    estimator: Config | None = None  # as the four below: what the model refers to, and checks
+    model: Config | None = None  # as the six below: what the task refers to
+    estimator: Config | None = None
     tau: Config | None = None
-    lr_factor: Config | None = None
     optimizer: Config | None = None
+    lr_factor: Config | None = None
+    collection: Config | None = None
+    evaluation: Config | None = None
     callbacks: Config | None = None
     logger: Config | None = None
     data: Config | None = None
     env: Config | None = None
     threads: int | None = None
-    published: Config = field(default_factory=dict)  # a preset's values for each estimator, which other keys refer to
     ckpt_path: str | None = None
     debug: bool = False
 
@@ -100,12 +101,12 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
         os.environ["OMP_NUM_THREADS"] = str(run.threads)  # else Lightning sets the threads of several processes
     backend = "native" if kernels.available() else "torch"  # of the samples; found out, and logged, before all else
     console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # of the processes of a run the first speaks
-    model, data = _model_and_data(run)
+    task, data = _task_and_data(run)
     checkpoint = resuming.checkpoint(Path(run.run_dir), run.ckpt_path, partial(console.print, soft_wrap=True))
     if checkpoint is not None:
-        resuming.check_resume(checkpoint, run.model, model)
+        resuming.check_resume(checkpoint, run.task, task)
     callbacks, loggers = _parts("callbacks", run.callbacks, Callback), _parts("logger", run.logger, Logger)
-    check_monitors(callbacks, model)
+    check_monitors(callbacks, task)
     callbacks = [c for c in callbacks if run.trainer.get("enable_progress_bar", True) or not isinstance(c, ProgressBar)]
     show = ShowConfig(OmegaConf.to_yaml(config, resolve=True))
     saved = {key: getattr(run, key) for key in _CHECKPOINTED}
@@ -116,21 +117,21 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
     if trainer.checkpoint_callbacks:
         trainer.callbacks.append(LastStep(last))  # pyright: ignore  # behind Lightning's own, which it puts last
     evaluator = build_trainer(run.trainer, run.run_dir, [c for c in callbacks if isinstance(c, ProgressBar)], [])
-    check_processes(trainer, run.trainer, model)
-    check_optimization(trainer, run.trainer, model)
+    check_processes(trainer, run.trainer, task)
+    check_optimization(trainer, run.trainer, task)
     check_test(data, run.trainer)
 
     try:
         with stop:
-            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             ranked = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
             best = next((c.best_model_path for c in ranked), "")
-            facts = model.results()
-            if best and model.evaluated == "best":
-                model.load_state_dict(checkpoints.load(Path(best))["state_dict"])
-            results: dict[str, Any] = {k: v.item() for k, v in trainer.callback_metrics.items() if k in model.metrics}
+            facts = task.results()
+            if best and task.evaluated == "best":
+                task.load_state_dict(checkpoints.load(Path(best))["state_dict"])
+            results: dict[str, Any] = {k: v.item() for k, v in trainer.callback_metrics.items() if k in task.metrics}
             for evaluate_split in (evaluator.validate, evaluator.test):
-                results |= evaluate_split(model, data, verbose=False)[0]
+                results |= evaluate_split(task, data, verbose=False)[0]
     except Stopped:
         console.print(f"stopped; {resuming.advice(Path(run.run_dir))}", soft_wrap=True, markup=False, highlight=False)
         raise
@@ -141,7 +142,7 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
         raise ConfigError(first) from error
 
     before = {} if show.shown else _finished(run)  # there was nothing left to train: what it logged is there already
-    results = {name: before[name] for name in model.metrics if name in before} | results
+    results = {name: before[name] for name in task.metrics if name in before} | results
     facts |= {
         "wall_seconds": time.perf_counter() - start,
         "seed": run.seed,
@@ -204,44 +205,44 @@ def _with_steps(config: DictConfig, run: TrainConfig) -> DictConfig:
     return OmegaConf.merge(config, {"trainer": {"max_steps": length if steps < 0 else min(length, steps)}})  # pyright: ignore
 
 
-def _build(key: str, node: Any, *kinds: type, recursive: bool = False, hint: str = "") -> Any:
+def _build(key: str, node: Any, kind: type[T], hint: str = "") -> T:
     """Build a node, and check what it is."""
     if not isinstance(node, dict) or "_target_" not in node:
-        raise ConfigError(f"{key} must have a _target_, the import path of a {_names(kinds)}, got {node}")
-    built = instantiate(node, recursive=recursive)
-    if not isinstance(built, kinds):
-        raise ConfigError(f"{key} must be a {_names(kinds)}, got {node['_target_']}, a {_names([type(built)])}{hint}")
+        raise ConfigError(f"{key} must have a _target_, the import path of a {_name(kind)}, got {node}")
+    built = instantiate(node)
+    if not isinstance(built, kind):
+        raise ConfigError(f"{key} must be a {_name(kind)}, got {node['_target_']}, a {_name(type(built))}{hint}")
     return built
 
 
-def _names(kinds: Iterable[type]) -> str:
-    return " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _parts(group: str, nodes: Config | None, kind: type[T]) -> list[T]:
     """What the nodes of a group build; a group or a node that is null is switched off."""
     there = {name: node for name, node in (nodes or {}).items() if node is not None}
-    return [_build(f"{group}.{name}", node, kind, recursive=True) for name, node in there.items()]
+    return [_build(f"{group}.{name}", node, kind) for name, node in there.items()]
 
 
-def _model_and_data(run: TrainConfig) -> tuple[Any, LightningDataModule | None]:
+def _task_and_data(run: TrainConfig) -> tuple[Task, LightningDataModule | None]:
     """Build them from the seed, and check what can only be checked with them."""
     if not 0 <= run.seed < 2**32:
         raise ConfigError(f"seed must be in [0, {2**32 - 1}], got {run.seed}")
     seed_everything(run.seed, workers=True, verbose=False)
     try:
-        model = _build("model", run.model, ImageModel, Acting, hint="; docs/extending.md shows what a model has")
+        task = _build("task", run.task, Task, hint="; docs/extending.md shows how a model of your own is trained")
     except ConfigError as error:
         if run.length >= 1:
             raise
         raise ConfigError(f"{error}; schedules go over length, which is {run.length}: {_LENGTH}") from error
     for name in _objectives(run):
-        if name not in model.metrics:
-            raise ConfigError(f"objective must be one of {', '.join(model.metrics)}, got {name}")
-    model.configure_optimizers()  # which may refuse its arguments
-    if bool(run.data) != isinstance(model, ImageModel):
-        takes, got = "images" if isinstance(model, ImageModel) else "no data, but an env", run.data or {}
+        if name not in task.metrics:
+            raise ConfigError(f"objective must be one of {', '.join(task.metrics)}, got {name}")
+    task.configure_optimizers()  # which may refuse its arguments
+    if bool(run.data) != isinstance(task, ImageTask):
+        takes, got = "images" if isinstance(task, ImageTask) else "no data, but an env", run.data or {}
         raise ConfigError(
-            f"data must fit {type(model).__name__}, which takes {takes}, got {got.get('_target_', 'null')}"
+            f"data must fit {type(task).__name__}, which takes {takes}, got {got.get('_target_', 'null')}"
         )
-    return model, _build("data", run.data, LightningDataModule) if run.data else None
+    return task, _build("data", run.data, LightningDataModule) if run.data else None

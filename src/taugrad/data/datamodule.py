@@ -1,17 +1,15 @@
 """Any of the image data sets as a Lightning datamodule."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
 from taugrad.checks import check_count
-from taugrad.config import instantiate
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split, Splits, balanced, binarize
-from taugrad.errors import ConfigError
+from taugrad.errors import ConfigError, TaugradError
 
 _BINARIZE = ("none", "static", "dynamic")
 
@@ -23,7 +21,7 @@ class ImageData(LightningDataModule):
     each gets its share of every training batch, and of the other splits.
 
     Args:
-        source: config of the function that returns the three splits (`_target_` and its arguments).
+        source: a function that returns the three splits, such as `binarized_mnist`.
         batch_size: images a training batch, of all processes together.
         eval_batch_size: images a batch of validation and test.
         stack: batches that training takes at a time.
@@ -35,6 +33,7 @@ class ImageData(LightningDataModule):
         labelled_batch_size: labelled images behind every training batch, when `labels` is given; at most all of them.
 
     Raises:
+        TypeError: `source` is no function.
         ValueError: a size below 1, an unknown `binarize`.
         ConfigError: `batch_size` is larger than the training split, `labels` does not fit its classes, or a batch
             cannot be shared evenly.
@@ -43,7 +42,7 @@ class ImageData(LightningDataModule):
 
     def __init__(
         self,
-        source: Mapping[str, Any],
+        source: Callable[[], Splits],
         batch_size: int = 100,
         eval_batch_size: int = 100,
         stack: int = 10,
@@ -55,32 +54,38 @@ class ImageData(LightningDataModule):
         super().__init__()
         if binarize not in _BINARIZE:
             raise ValueError(f"binarize must be one of {', '.join(_BINARIZE)}, got {binarize}")
+        if not callable(source):
+            raise TypeError(
+                f"source must be a function, in a config a node with _partial_: true, got {type(source).__name__}"
+            )
         check_count("batch_size", batch_size)
         check_count("eval_batch_size", eval_batch_size)
         check_count("stack", stack)
         check_count("labelled_batch_size", labelled_batch_size)
-        self.save_hyperparameters(logger=False)
+        self.source, self.binarize, self.seed = source, binarize, seed
+        self.batch_size, self.eval_batch_size, self.stack, self.labels_kept = batch_size, eval_batch_size, stack, labels
+        self.labelled_batch_size = min(labelled_batch_size, labels or 0)
         self._splits: Splits | None = None
         self._labelled: Tensor | None = None  # indices of the training images that keep their labels
 
     def setup(self, stage: str) -> None:
         """Load the splits, once."""
         train = self._load().train
-        if self.hparams["batch_size"] > len(train.labels):
+        if self.batch_size > len(train.labels):
             raise ConfigError(
                 f"data.batch_size must be at most {len(train.labels)}, the size of the training split, "
                 f"got {self.hparams['batch_size']}"
             )
         processes = self.trainer.world_size if self.trainer else 1
         for name, size in (
-            ("batch_size", self.hparams["batch_size"]),
-            ("labelled_batch_size", self._labelled_batch_size),
+            ("batch_size", self.batch_size),
+            ("labelled_batch_size", self.labelled_batch_size),
         ):
             if size % processes:
                 raise ConfigError(f"data.{name} must be a multiple of the number of processes, {processes}, got {size}")
-        if self.hparams["labels"] is not None:
+        if self.labels_kept is not None:
             try:
-                self._labelled = balanced(train.labels, self.hparams["labels"], self.hparams["seed"])
+                self._labelled = balanced(train.labels, self.labels_kept, self.seed)
             except ValueError as error:
                 raise ConfigError(f"data.{error}") from error
 
@@ -91,7 +96,7 @@ class ImageData(LightningDataModule):
 
     def epoch_steps(self, limit: int | float | None = None) -> int:
         """Optimizer steps of an epoch, under a trainer's `limit_train_batches`: of stacks a number, or a share."""
-        batches, stack = len(self._load().train.labels) // self.hparams["batch_size"], self.hparams["stack"]
+        batches, stack = len(self._load().train.labels) // self.batch_size, self.stack
         stacks = -(-batches // stack)
         return min(batches, _limited(stacks, 1.0 if limit is None else limit) * stack)
 
@@ -101,16 +106,16 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> ShuffledBatches:
         """Stacks of shuffled batches of the training split."""
-        split, binarize = self._load().train, self.hparams["binarize"]
+        split, binarize = self._load().train, self.binarize
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
         batches = ShuffledBatches(
             _binary(split) if binarize == "static" else split,
-            self.hparams["batch_size"],
-            seed=self.hparams["seed"],
-            stack=self.hparams["stack"],
+            self.batch_size,
+            seed=self.seed,
+            stack=self.stack,
             sample_pixels=binarize == "dynamic",
             labelled=self._labelled,
-            labelled_batch_size=self._labelled_batch_size,
+            labelled_batch_size=self.labelled_batch_size,
             share=self._share(),
         )
         batches.items = _limited(len(batches), limit)
@@ -124,23 +129,24 @@ class ImageData(LightningDataModule):
         """The test split in order."""
         return self._evaluation(self._load().test)
 
-    @property
-    def _labelled_batch_size(self) -> int:
-        return min(self.hparams["labelled_batch_size"], self.hparams["labels"] or 0)
-
     def _share(self) -> slice:
         """The rows of this process."""
         return slice(self.trainer.global_rank, None, self.trainer.world_size) if self.trainer else slice(None)
 
     def _load(self) -> Splits:
         if self._splits is None:
-            self._splits = instantiate(self.hparams["source"])
-        return cast(Splits, self._splits)
+            try:
+                self._splits = self.source()
+            except TaugradError:
+                raise
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"data.source: {error}") from error
+        return self._splits
 
     def _evaluation(self, split: Split) -> Batches:
-        images, labels = split if self.hparams["binarize"] == "none" else _binary(split)
+        images, labels = split if self.binarize == "none" else _binary(split)
         split = Split(images[self._share()], labels[self._share()])
-        return Batches(split, min(self.hparams["eval_batch_size"], len(split.labels)))
+        return Batches(split, min(self.eval_batch_size, len(split.labels)))
 
 
 def _limited(stacks: int, limit: int | float) -> int:

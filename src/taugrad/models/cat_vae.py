@@ -12,23 +12,22 @@ gradient worth having, and hard samples then take twice as many steps to the sam
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
 from taugrad.checks import check_count, check_counts
-from taugrad.estimators import Enumeration, check_enumerable
+from taugrad.estimators import Enumeration, Estimator, check_enumerable
 from taugrad.models.pictures import grid, traversal
 from taugrad.nets import mlp, start_at
 from taugrad.ops.categorical import bernoulli_log_prob, kl_to_uniform
 from taugrad.ops.onehot import one_hot
-from taugrad.training.images import ImageModel
 
 
-class CatVAE(ImageModel):
+class CatVAE(nn.Module):
     """A categorical VAE.
 
     Args:
@@ -37,18 +36,17 @@ class CatVAE(ImageModel):
         encoder: sizes of the encoder's hidden layers.
         decoder: sizes of the decoder's hidden layers.
         activation: name of the activation of `torch.nn` between their layers.
-        image_size: see `ImageModel`, as for all arguments not named here.
+        image_size: height and width of an image.
         nll_samples: m, the samples of the importance-weighted bound at test.
         centred: start from the mean image.
         samples: S, the estimates of E_q log p(x|z) for each image in a training step; their mean is the loss.
 
     Raises:
-        ValueError: a size is out of range, or enumeration has too much to enumerate.
+        ValueError: a size is out of range.
     """
 
-    changeable: ClassVar[tuple[str, ...]] = (*ImageModel.changeable, "nll_samples", "samples")
+    changeable: ClassVar[tuple[str, ...]] = ("nll_samples", "samples")
     metrics: ClassVar[tuple[str, ...]] = (
-        *ImageModel.metrics,
         *(f"{split}/{name}" for split in ("val", "test") for name in ("elbo", "reconstruction", "kl")),
         "test/nll",
         "test/nll_samples",
@@ -56,37 +54,41 @@ class CatVAE(ImageModel):
 
     def __init__(
         self,
-        latents: int,
-        categories: int,
-        encoder: Sequence[int],
-        decoder: Sequence[int],
-        activation: str,
-        image_size: Sequence[int],
-        estimator: Mapping[str, Any],
-        tau: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        lr_factor: Mapping[str, Any],
+        latents: int = 20,
+        categories: int = 10,
+        encoder: Sequence[int] = (200,),
+        decoder: Sequence[int] = (200,),
+        activation: str = "ReLU",
+        image_size: Sequence[int] = (28, 28),
         nll_samples: int = 1000,
         centred: bool = False,
         samples: int = 1,
     ) -> None:
-        super().__init__(image_size, estimator, tau, optimizer, lr_factor)
+        super().__init__()
         check_count("latents", latents)
         check_count("categories", categories, smallest=2)
         check_count("nll_samples", nll_samples)
         check_count("samples", samples)
         check_counts("encoder", encoder)
         check_counts("decoder", decoder)
-        self.save_hyperparameters(logger=False)
+        check_counts("image_size", image_size)
+        self.image_size = tuple(image_size)
         self.latents, self.categories, self.nll_samples = latents, categories, nll_samples
         self.samples = samples
-        if isinstance(self.estimator, Enumeration):
-            check_enumerable(latents, categories)
         pixels = math.prod(image_size)
         self.encoder = mlp(pixels, encoder, latents * categories, activation)
         self.decoder = mlp(latents * categories, decoder, pixels, activation)
         self.mean: Tensor | None
         self.register_buffer("mean", torch.zeros(pixels) if centred else None)
+
+    def check(self, estimator: Estimator, labels: Tensor | None = None) -> None:
+        """Refuse an enumeration of too many codes.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        if isinstance(estimator, Enumeration):
+            check_enumerable(self.latents, self.categories)
 
     @torch.no_grad()
     def start(self, mean: Tensor) -> None:
@@ -108,19 +110,13 @@ class CatVAE(ImageModel):
         """Log p(x|z), (*more, batch), of images (batch, height, width) and one-hot z (*more, batch, N, K)."""
         return bernoulli_log_prob(self.decode(z), x.flatten(1))
 
-    def loss_terms(self, x: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
-        """-ELBO with E_q log p(x|z) by the estimator at tau(step), and its terms."""
+    def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
+        """-ELBO with E_q log p(x|z) by the estimator at tau, and its terms."""
         logits = self.encode(x)
         kl = kl_to_uniform(logits).sum(-1).mean()
-        self.require_finite("KL", kl, step)
-        expected = self.estimator.expectation(
-            lambda z: self.log_likelihood(x, z),
-            logits.expand(self.samples, *logits.shape),
-            self.tau(step),
-            generator=None,
-        )
+        repeated = logits.expand(self.samples, *logits.shape)
+        expected = estimator.expectation(lambda z: self.log_likelihood(x, z), repeated, tau, generator=None)
         reconstruction = expected.mean()  # over samples and images
-        self.require_finite("reconstruction", reconstruction, step)
         loss = kl - reconstruction
         return {"loss": loss, "elbo": -loss, "reconstruction": reconstruction, "kl": kl}
 

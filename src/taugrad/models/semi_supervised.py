@@ -15,8 +15,8 @@ other, for which U is a bound as before. Every augmentation of an image so has t
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +24,15 @@ from torch.nn.functional import cross_entropy
 
 from taugrad.bounds import elbo, hard_samples
 from taugrad.checks import check_count, check_counts, check_positive, check_share
-from taugrad.config import instantiate
-from taugrad.data.datamodule import ImageData
 from taugrad.errors import DataError
+from taugrad.estimators import Estimator
 from taugrad.models.pictures import grid
 from taugrad.nets import ConvDecoder, ConvEncoder, mlp
 from taugrad.ops.categorical import bernoulli_log_prob
 from taugrad.ops.onehot import one_hot
-from taugrad.training.images import ImageModel
 
 
-class SemiSupervised(ImageModel):
+class SemiSupervised(nn.Module):
     """A generative classifier that learns from images without labels too; a label of -1 is none.
 
     Args:
@@ -44,18 +42,15 @@ class SemiSupervised(ImageModel):
         hidden: size of h(x), and of the hidden layers of classifier and q(z|x,y).
         activation: name of the activation of `torch.nn`.
         dropout: probability that a hidden unit of the classifier is set to zero in training.
-        augment: config of a random function of images (batch, height, width) that keeps their class.
+        augment: a random function of images (batch, height, width) that keeps their class.
         alpha: weight of the labelled images' mean log q(y|x), in nats an image.
-        image_size: see `ImageModel`, as for all arguments not named here.
+        image_size: height and width of an image.
 
     Raises:
         ValueError: a size is out of range, or the image cannot be halved that often.
     """
 
-    metrics: ClassVar[tuple[str, ...]] = (
-        *ImageModel.metrics,
-        *(f"{split}/{name}" for split in ("val", "test") for name in ("elbo", "accuracy")),
-    )
+    metrics: ClassVar[tuple[str, ...]] = ("val/elbo", "val/accuracy", "test/elbo", "test/accuracy")
 
     def __init__(
         self,
@@ -65,24 +60,21 @@ class SemiSupervised(ImageModel):
         hidden: int,
         activation: str,
         dropout: float,
-        augment: Mapping[str, Any],
+        augment: Callable[[Tensor], Tensor],
         alpha: float,
-        image_size: Sequence[int],
-        estimator: Mapping[str, Any],
-        tau: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        lr_factor: Mapping[str, Any],
+        image_size: Sequence[int] = (28, 28),
     ) -> None:
-        super().__init__(image_size, estimator, tau, optimizer, lr_factor)
+        super().__init__()
         check_count("classes", classes, smallest=2)
         check_count("latent_size", latent_size)
         check_count("hidden", hidden)
         check_share("dropout", dropout)
         check_positive("alpha", alpha)
         check_counts("channels", channels)
-        self.save_hyperparameters(logger=False)
+        check_counts("image_size", image_size)
+        self.image_size = tuple(image_size)
         self.classes, self.latent_size, self.alpha = classes, latent_size, alpha
-        self.augment: Callable[[Tensor], Tensor] = instantiate(augment)
+        self.augment = augment
         # Its own convolutions: what tells classes apart is not what reconstructs an image.
         trunk = ConvEncoder(image_size, channels, hidden, activation)
         head = mlp(hidden, [hidden], classes, activation, dropout=dropout)
@@ -91,12 +83,14 @@ class SemiSupervised(ImageModel):
         self.posterior = mlp(hidden + classes, [hidden], 2 * latent_size, activation)
         self.decoder = ConvDecoder(classes + latent_size, channels, image_size, activation)
 
-    def setup(self, stage: str) -> None:
-        """Check the data's labels too, before anything is trained."""
-        super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ImageData):
-            self._check(data.labels())
+    def check(self, estimator: Estimator, labels: Tensor | None = None) -> None:
+        """Refuse labels that are no classes.
+
+        Raises:
+            DataError: a label is not below `classes`, and not -1.
+        """
+        if labels is not None:
+            self._check(labels)
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits of q(y|x), (batch, C), of images (batch, height, width) in [0, 1]."""
@@ -120,7 +114,7 @@ class SemiSupervised(ImageModel):
         log_likelihood = bernoulli_log_prob(self.decode(y, mean + log_sigma.exp() * noise), x.flatten(1))
         return log_likelihood - kl_to_standard_normal(mean, log_sigma)
 
-    def loss_terms(self, x: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
+    def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
         """The loss, U of the unlabelled images, and of the labelled ones L, accuracy and log q(y|x), as there are."""
         self._check(labels)
         h = self.features(x)
@@ -129,15 +123,13 @@ class SemiSupervised(ImageModel):
         terms, bounds = {}, []
         if not known.all():
             x_u, h_u, logits_u = (part[~known] for part in (x, h, logits))
-            U = self.unlabelled_bound(x_u, h_u, logits_u, self.tau(step))
-            self.require_finite("unlabelled bound", U.sum(), step)
+            U = self.unlabelled_bound(x_u, h_u, logits_u, estimator, tau)
             bounds.append(U)
             terms["elbo"] = U.mean()
         loss = torch.zeros((), device=x.device)
         if known.any():
             x_l, h_l, logits_l, y_l = (part[known] for part in (x, h, logits, labels))
             L = self.bound_given(x_l, h_l, one_hot(y_l, logits_l)) - math.log(self.classes)
-            self.require_finite("labelled bound", L.sum(), step)
             bounds.append(L)
             classification = cross_entropy(logits_l, y_l)
             loss = self.alpha * classification
@@ -145,10 +137,10 @@ class SemiSupervised(ImageModel):
             terms |= {"labelled_elbo": L.mean(), "classification": classification, "accuracy": accuracy}
         return {"loss": loss - torch.cat(bounds).mean(), **terms}
 
-    def unlabelled_bound(self, x: Tensor, h: Tensor, logits: Tensor, tau: float) -> Tensor:
+    def unlabelled_bound(self, x: Tensor, h: Tensor, logits: Tensor, estimator: Estimator, tau: float) -> Tensor:
         """U(x), (batch,), with E_q(y|x) by the estimator."""
         one = logits.unsqueeze(-2)  # a single latent
-        expected = self.estimator.expectation(lambda y: self.bound_given(x, h, y.squeeze(-2)), one, tau, generator=None)
+        expected = estimator.expectation(lambda y: self.bound_given(x, h, y.squeeze(-2)), one, tau, generator=None)
         return elbo(expected, one)
 
     def evaluation_terms(
@@ -162,10 +154,6 @@ class SemiSupervised(ImageModel):
         bound = elbo(self.bound_given(x, h, y, generator=generator), logits.unsqueeze(-2)).mean()
         accuracy = (logits.argmax(-1) == labels).float().mean()
         return {"loss": -bound, "elbo": bound, "accuracy": accuracy}, logits.unsqueeze(-2)
-
-    def test_terms(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor | float]:
-        """Nothing more."""
-        return {}
 
     def greedy(self, x: Tensor) -> Tensor:
         """The most probable class (batch,) of images."""

@@ -12,23 +12,22 @@ mean of x, as in `CatVAE`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taugrad.bounds import hard_samples, multi_sample_bound
 from taugrad.checks import check_count, check_counts
-from taugrad.estimators import Enumeration, check_enumerable
+from taugrad.estimators import Enumeration, Estimator, check_enumerable
 from taugrad.models.pictures import grid, traversal
 from taugrad.nets import mlp, start_at
 from taugrad.ops.categorical import bernoulli_log_prob
 from taugrad.ops.onehot import one_hot
-from taugrad.training.images import ImageModel
 
 
-class Structured(ImageModel):
+class Structured(nn.Module):
     """A conditional model of an image's lower half given its upper half.
 
     Args:
@@ -38,36 +37,32 @@ class Structured(ImageModel):
         second: sizes of the hidden layers between z1 and z2.
         decoder: sizes of the hidden layers between z2 and the lower half.
         activation: name of the activation of `torch.nn` between their layers.
-        image_size: see `ImageModel`, as for all arguments not named here; the height is even.
+        image_size: height and width of an image; the height is even.
         nll_samples: m, the samples of the bound at test.
         centred: start from the mean image.
         samples: S, of both layers for each image in a training step.
 
     Raises:
-        ValueError: a size is out of range, the height is odd, or enumeration has too much to enumerate.
+        ValueError: a size is out of range, or the height is odd.
     """
 
-    changeable: ClassVar[tuple[str, ...]] = (*ImageModel.changeable, "nll_samples")
-    metrics: ClassVar[tuple[str, ...]] = (*ImageModel.metrics, "test/nll", "test/nll_samples")
+    changeable: ClassVar[tuple[str, ...]] = ("nll_samples",)
+    metrics: ClassVar[tuple[str, ...]] = ("test/nll", "test/nll_samples")
 
     def __init__(
         self,
-        latents: int,
-        categories: int,
-        first: Sequence[int],
-        second: Sequence[int],
-        decoder: Sequence[int],
-        activation: str,
-        image_size: Sequence[int],
-        estimator: Mapping[str, Any],
-        tau: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        lr_factor: Mapping[str, Any],
+        latents: int = 20,
+        categories: int = 10,
+        first: Sequence[int] = (200,),
+        second: Sequence[int] = (200,),
+        decoder: Sequence[int] = (200,),
+        activation: str = "ReLU",
+        image_size: Sequence[int] = (28, 28),
         nll_samples: int = 1000,
         centred: bool = False,
         samples: int = 1,
     ) -> None:
-        super().__init__(image_size, estimator, tau, optimizer, lr_factor)
+        super().__init__()
         check_count("latents", latents)
         check_count("categories", categories, smallest=2)
         check_count("nll_samples", nll_samples)
@@ -77,17 +72,25 @@ class Structured(ImageModel):
         check_counts("first", first)
         check_counts("second", second)
         check_counts("decoder", decoder)
-        self.save_hyperparameters(logger=False)
+        check_counts("image_size", image_size)
+        self.image_size = tuple(image_size)
         self.latents, self.categories, self.nll_samples = latents, categories, nll_samples
         self.samples = samples
-        if isinstance(self.estimator, Enumeration):
-            check_enumerable(2 * samples * latents, categories)  # of both layers, nested
         pixels, codes = math.prod(image_size) // 2, latents * categories
         self.first = mlp(pixels, first, codes, activation)
         self.second = mlp(codes, second, codes, activation)
         self.decoder = mlp(codes, decoder, pixels, activation)
         self.mean: Tensor | None
         self.register_buffer("mean", torch.zeros(pixels) if centred else None)
+
+    def check(self, estimator: Estimator, labels: Tensor | None = None) -> None:
+        """Refuse an enumeration of too many codes.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        if isinstance(estimator, Enumeration):
+            check_enumerable(2 * self.samples * self.latents, self.categories)  # of both layers, nested
 
     @torch.no_grad()
     def start(self, mean: Tensor) -> None:
@@ -116,7 +119,7 @@ class Structured(ImageModel):
         """Log p(lower half|z2), (*more, batch), of images (batch, height, width) and z2 (*more, batch, N, K)."""
         return bernoulli_log_prob(self.decode(z2), halves(x)[1].flatten(1))
 
-    def expected_bound(self, x: Tensor, tau: float) -> Tensor:
+    def expected_bound(self, x: Tensor, estimator: Estimator, tau: float) -> Tensor:
         """E log 1/S sum_i p(x|z2_i), (batch,), over S independent samples of both layers, by the estimator.
 
         The S samples of a layer are one draw of S N latents, so that any estimator serves.
@@ -125,20 +128,18 @@ class Structured(ImageModel):
 
         def given_z1(z1: Tensor) -> Tensor:
             logits_2 = self.logits_2(z1.unflatten(-2, (S, N))).flatten(-3, -2)
-            return self.estimator.expectation(given_z2, logits_2, tau, generator=None)
+            return estimator.expectation(given_z2, logits_2, tau, generator=None)
 
         def given_z2(z2: Tensor) -> Tensor:
             log_p = self.log_likelihood(x, z2.unflatten(-2, (S, N)).movedim(-3, 0))
             return log_p.logsumexp(0) - math.log(S)
 
         logits_1 = self.logits_1(x)
-        return self.estimator.expectation(given_z1, logits_1.repeat(1, S, 1), tau, generator=None)
+        return estimator.expectation(given_z1, logits_1.repeat(1, S, 1), tau, generator=None)
 
-    def loss_terms(self, x: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
+    def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
         """The negative of the expected bound."""
-        loss = -self.expected_bound(x, self.tau(step)).mean()
-        self.require_finite("log-likelihood", loss, step)
-        return {"loss": loss}
+        return {"loss": -self.expected_bound(x, estimator, tau).mean()}
 
     def evaluation_terms(
         self, x: Tensor, labels: Tensor, generator: torch.Generator

@@ -1,10 +1,7 @@
-r"""An actor over factored actions, and a critic that is multilinear in the one-hot action.
+r"""An actor over factored discrete actions, and the policy that acts by it.
 
-    logits(s)                   (..., F, K): factor f of the action is Cat(softmax(logits_f)), independent of the others
-    A(s, a) = sum_f h_f(s) . a_f + sum_{f < g} a_f^T W_fg(s) a_g,      a one-hot, (..., F, K)
-
-On a function that is linear in each factor a straight-through gradient is exact in expectation (2304.08612, section 3),
-and the expectation over independent factors is the function at their probabilities, A(s, pi).
+logits(s)      (..., F, K): factor f of the action is Cat(softmax(logits_f)), independent of the others
+log pi(a|s) = sum_f log softmax(logits_f)[a_f]
 """
 
 from collections.abc import Sequence
@@ -13,6 +10,42 @@ import torch
 from torch import Tensor, nn
 
 from taugrad.nets import mlp
+from taugrad.ops.gumbel import gumbel_argmax
+from taugrad.rl.normalization import RunningNorm
+
+
+class Policy(nn.Module):
+    """An actor that sees normalized observations, and acts.
+
+    Args:
+        actor: logits (..., F, K) of observations (..., D).
+        observation_size: D.
+        normalize: observations by their running mean and variance.
+    """
+
+    def __init__(self, actor: "Actor", observation_size: int, normalize: bool) -> None:
+        super().__init__()
+        self.norm = RunningNorm(observation_size) if normalize else nn.Identity()
+        self.actor = actor
+
+    def act(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Choices (E, F) drawn by the actor and their log-probability (E,), for observations (E, D)."""
+        logits = self.actor(self.normalized(observation))
+        action = gumbel_argmax(logits)
+        return action, log_prob_of(logits, action)
+
+    def greedy(self, observation: Tensor) -> Tensor:
+        """The most probable choices (E, F)."""
+        return self.actor(self.normalized(observation)).argmax(-1)
+
+    def normalized(self, observation: Tensor) -> Tensor:
+        """Observations (..., D) as the networks take them, float32."""
+        return self.norm(observation.to(self.actor.allowed.device)).float()
+
+    def count(self, observation: Tensor) -> None:
+        """Let observations (n, D) count for the normalization."""
+        if isinstance(self.norm, RunningNorm):
+            self.norm.update(observation.to(self.actor.allowed.device))
 
 
 class Actor(nn.Module):
@@ -39,57 +72,18 @@ class Actor(nn.Module):
         return self.net(x).unflatten(-1, self.shape).masked_fill(~self.allowed, -torch.inf)
 
 
-class Advantage(nn.Module):
-    """The coefficients h and W of A(s, .), for `multilinear`.
-
-    Args:
-        observation_size: D.
-        factors: choices of each factor.
-        hidden: sizes of the hidden layers.
-        pairwise: with W; else the factors' contributions add up.
-    """
-
-    def __init__(
-        self, observation_size: int, factors: Sequence[int], hidden: Sequence[int], pairwise: bool = False
-    ) -> None:
-        super().__init__()
-        F, K = len(factors), max(factors)
-        pairs = F * (F - 1) // 2 if pairwise else 0
-        self.sizes = [F * K, pairs * K * K]
-        self.shapes = [(F, K), (pairs, K, K)]
-        self.net = mlp(observation_size, hidden, sum(self.sizes), "ReLU", layer_norm=True)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """H (..., F, K) and W (..., pairs, K, K) of observations (..., D)."""
-        h, w = self.net(x).split(self.sizes, -1)
-        return h.unflatten(-1, self.shapes[0]), w.unflatten(-1, self.shapes[1])
-
-
-def multilinear(a: Tensor, h: Tensor, w: Tensor) -> Tensor:
-    """sum_f h_f . a_f + sum_{f < g} a_f^T W_fg a_g.
-
-    Args:
-        a: one-hot or probabilities, (*more, ..., F, K).
-        h: (..., F, K).
-        w: (..., F (F - 1) / 2, K, K), the pairs in the order of `torch.triu_indices`, or none, (..., 0, K, K).
-
-    Returns:
-        (*more, ...).
-
-    >>> a, h = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    >>> multilinear(a, h, torch.full((1, 2, 2), 10.0))
-    tensor(15.)
-    """
-    value = (a * h).sum((-2, -1))
-    if w.shape[-3] == 0:
-        return value
-    f, g = torch.triu_indices(a.shape[-2], a.shape[-2], offset=1, device=a.device)
-    return value + ((w @ a[..., g, :, None]).squeeze(-1) * a[..., f, :]).sum((-2, -1))
-
-
 def orthogonal(net: nn.Module, last_gain: float) -> None:
     """Set the linear layers to orthogonal matrices of gain sqrt 2, the last one of `last_gain`; biases to zero."""
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
     for layer in layers:
         nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else 2**0.5)
         nn.init.zeros_(layer.bias)
+
+
+def log_prob_of(logits: Tensor, action: Tensor) -> Tensor:
+    """Log pi(a), (...), of choices (..., F) for logits (..., F, K).
+
+    >>> log_prob_of(torch.zeros(2, 4), torch.tensor([0, 3])).exp()
+    tensor(0.0625)
+    """
+    return logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).sum((-2, -1))

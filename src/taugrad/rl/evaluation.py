@@ -2,15 +2,36 @@
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from taugrad.checks import check_count
 from taugrad.rl.environments import Environments
 
 _MOST_STEPS = 20_000  # of an episode: the evaluation of an environment without a time limit stops here
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When a policy is evaluated, and on how many episodes.
+
+    Raises:
+        ValueError: a count is below 1.
+    """
+
+    every: int = 10_000  # environment steps between two evaluations during training
+    episodes: int = 10  # of each
+    test_episodes: int = 100  # of the evaluation at the end
+
+    changeable: ClassVar[tuple[str, ...]] = ("every", "episodes", "test_episodes")
+
+    def __post_init__(self) -> None:
+        for name in ("every", "episodes", "test_episodes"):
+            check_count(name, getattr(self, name))
 
 
 class Episodes(NamedTuple):

@@ -13,29 +13,35 @@ adapted to a KL of `kl_target`; past twice of it the actor rests until the next 
 or is adapted to an entropy that does (1812.05905, where the target is fixed). On A(s, .) the expectation is A(s, pi)
 itself, which centres the prediction.
 
+    A(s, a) = sum_f h_f(s) . a_f + sum_{f < g} a_f^T W_fg(s) a_g,      a one-hot, (..., F, K)
+
+On a function that is linear in each factor a straight-through gradient is exact in expectation (2304.08612, section 3),
+and the expectation over independent factors is the function at their probabilities, A(s, pi).
+
 A critic that takes concat(s, onehot) does not work here: its derivative at a corner of the simplex is not the
 difference between two actions.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
-from taugrad.checks import check_count, check_positive, check_share
-from taugrad.config import instantiate
-from taugrad.estimators import Enumeration, Estimator, check_enumerable
+from taugrad.checks import check_count, check_counts, check_positive, check_share, require_finite
+from taugrad.estimators import Enumeration, Estimator, STGumbelSoftmax, check_enumerable
 from taugrad.nets import mlp
 from taugrad.ops.categorical import entropy, kl
 from taugrad.ops.onehot import one_hot
-from taugrad.rl.actor import Actor, Advantage, multilinear
+from taugrad.rl.actor import Actor, Policy, log_prob_of
+from taugrad.rl.algorithm import Agent, Algorithm, Clock
 from taugrad.rl.returns import advantages
-from taugrad.schedules import Schedule
-from taugrad.training.policies import Acting, log_prob_of
-from taugrad.training.task import require_finite
+from taugrad.rl.rollouts import Window
+from taugrad.schedules import Constant, Schedule
 
 _CLIP = 4.0  # of an advantage, in units of its scale
 _SCALE_MEMORY = 0.99
@@ -45,128 +51,115 @@ _ENT = 1e-3, 30.0  # of the factor that adapts ent_coef: least, most
 _ENT_FACTOR = 1.05
 
 
-class Policy(Acting):
-    """The policy; its parts are given as configs, which is what a checkpoint can hold safely.
-
-    Args:
-        env: see `Acting`, as for all arguments not named here.
-        hidden: sizes of the hidden layers of actor, advantage and value.
-        pairwise: whether the critic has terms for pairs of factors.
-        estimator: config of the estimator of the actor's gradient.
-        tau: config of the temperature's schedule, over environment steps.
-        newest: rollouts that every training step uses.
-        replayed: older ones that it draws from the window.
-        minibatches: optimizer steps of a training step.
-        batch_size: transitions of each.
-        gamma: discount.
-        lam: lambda of the traces.
-        ent_coef: coefficient of the entropy at the start.
-        ent_target: the entropy that the coefficient is adapted to at the start, as a share of the uniform policy's; it
-            falls linearly to 0. None: the coefficient itself does.
-        kl_target: the KL between the policies before and after a training step, nats.
-        actor_clip: largest norm of the actor's gradient.
-        critic_clip: largest norm of the critics' gradient.
+@dataclass(frozen=True)
+class MultilinearActorCritic(Algorithm):
+    """Hyperparameters of the actor-critic.
 
     Raises:
-        ValueError: a number is out of range, or enumeration has too much to enumerate.
-        ConfigError: the environment's spaces are not supported.
+        ValueError: a number is out of range.
     """
 
+    estimator: Estimator = field(default_factory=STGumbelSoftmax)  # of the actor's gradient
+    tau: Schedule = field(default_factory=lambda: Constant(1.0))  # temperature, over environment steps
+    hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actor, advantage and value
+    pairwise: bool = False  # whether the critic has terms for pairs of factors
+    newest: int = 6  # rollouts that every training step uses
+    replayed: int = 12  # older ones that it draws from the window
+    minibatches: int = 16  # optimizer steps of a training step
+    batch_size: int = 192  # transitions of each
+    gamma: float = 0.99  # discount
+    lam: float = 0.95  # lambda of the traces
+    ent_coef: float = 0.01  # coefficient of the entropy at the start
+    ent_target: float | None = None  # entropy that ent_coef holds, a share of the largest, falling to 0; None: it falls
+    kl_target: float = 0.02  # KL between the policies before and after a training step, nats
+    actor_clip: float = 0.5  # largest norm of the actor's gradient
+    critic_clip: float = 2.0  # largest norm of the critics' gradient
+    normalize: bool = True  # observations by their running mean and variance
+
     changeable: ClassVar[tuple[str, ...]] = (
-        *Acting.changeable,
-        *("estimator", "tau", "newest", "replayed", "minibatches", "ent_target", "kl_target"),
-        *("actor_clip", "critic_clip"),
+        *("estimator", "tau", "newest", "replayed", "minibatches", "batch_size", "gamma", "lam"),
+        *("ent_coef", "ent_target", "kl_target", "actor_clip", "critic_clip"),
     )
 
-    def __init__(
-        self,
-        env: Mapping[str, Any],
-        num_envs: int,
-        rollout_steps: int,
-        window: int,
-        max_env_steps: int,
-        seed: int,
-        optimizer: Mapping[str, Any],
-        lr_factor: Mapping[str, Any],
-        evaluation_every: int,
-        evaluation_episodes: int,
-        test_episodes: int,
-        hidden: Sequence[int],
-        pairwise: bool,
-        estimator: Mapping[str, Any],
-        tau: Mapping[str, Any],
-        newest: int,
-        replayed: int,
-        minibatches: int,
-        batch_size: int,
-        gamma: float,
-        lam: float,
-        ent_coef: float,
-        ent_target: float | None,
-        kl_target: float,
-        actor_clip: float,
-        critic_clip: float,
-    ) -> None:
-        shared = (max_env_steps, seed, optimizer, lr_factor, evaluation_every, evaluation_episodes, test_episodes)
-        super().__init__(env, num_envs, rollout_steps, window, *shared)
-        for name, value in {"newest": newest, "minibatches": minibatches, "batch_size": batch_size}.items():
-            check_count(name, value)
-        check_count("replayed", replayed, smallest=0)
-        for name, value in {"kl_target": kl_target, "actor_clip": actor_clip, "critic_clip": critic_clip}.items():
-            check_positive(name, value)
-        check_share("gamma", gamma)
-        check_share("lam", lam)
-        if ent_target is not None:
-            check_share("ent_target", ent_target)
-            check_positive("ent_coef", ent_coef)  # 0 adapts to nothing
-        self.save_hyperparameters(logger=False)
-        self.estimator: Estimator = instantiate(estimator)
-        if isinstance(self.estimator, Enumeration):
-            check_enumerable(len(self.factors), max(self.factors))
-        self.tau: Schedule = instantiate(tau)
-        self.actor = Actor(self.observation_size, self.factors, hidden)
-        self.advantage = Advantage(self.observation_size, self.factors, hidden, pairwise)
-        self.value = mlp(self.observation_size, hidden, 1, "ReLU", layer_norm=True)
+    def __post_init__(self) -> None:
+        check_counts("hidden", self.hidden)
+        for name in ("newest", "minibatches", "batch_size"):
+            check_count(name, getattr(self, name))
+        check_count("replayed", self.replayed, smallest=0)
+        for name in ("kl_target", "actor_clip", "critic_clip"):
+            check_positive(name, getattr(self, name))
+        check_share("gamma", self.gamma)
+        check_share("lam", self.lam)
+        if self.ent_target is not None:
+            check_share("ent_target", self.ent_target)
+            check_positive("ent_coef", self.ent_coef)  # 0 adapts to nothing
+
+    def build(self, observation_size: int, factors: Sequence[int]) -> "MultilinearAgent":
+        """The agent.
+
+        Raises:
+            ValueError: enumeration has too much to enumerate.
+        """
+        return MultilinearAgent(self, observation_size, factors)
+
+
+class MultilinearAgent(Agent):
+    """The actor, the advantage and the value, and what is adapted while they learn.
+
+    Args:
+        hp: the hyperparameters.
+        observation_size: D.
+        factors: choices of each factor.
+
+    Raises:
+        ValueError: enumeration has too much to enumerate.
+    """
+
+    def __init__(self, hp: MultilinearActorCritic, observation_size: int, factors: Sequence[int]) -> None:
+        super().__init__()
+        if isinstance(hp.estimator, Enumeration):
+            check_enumerable(len(factors), max(factors))
+        self.hp, self.factors = hp, tuple(factors)
+        self.policy = Policy(Actor(observation_size, factors, hp.hidden), observation_size, hp.normalize)
+        self.advantage = Advantage(observation_size, factors, hp.hidden, hp.pairwise)
+        self.value = mlp(observation_size, hp.hidden, 1, "ReLU", layer_norm=True)
         self.scale: Tensor
         self.beta: Tensor
         self.ent_factor: Tensor
         self.register_buffer("scale", torch.zeros(()))
         self.register_buffer("beta", torch.tensor(_BETA[0]))
         self.register_buffer("ent_factor", torch.ones(()))
-        self.newest, self.replayed, self.minibatches, self.batch_size = newest, replayed, minibatches, batch_size
-        self.gamma, self.lam, self.kl_target = gamma, lam, kl_target
-        self.ent_coef, self.ent_target = ent_coef, ent_target
-        self.actor_clip, self.critic_clip = actor_clip, critic_clip
 
-    def improve(self) -> dict[str, Tensor]:
-        """Minibatches of the newest rollouts and of older ones."""
-        x, old, a, g, target = self._targets()
+    def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
+        """Make optimizer steps on minibatches of the newest rollouts and of older ones."""
+        hp = self.hp
+        x, old, a, g, target = self._targets(window)
         if len(x) == 0:  # rollouts of nothing but resets
             return {}
         pi = old.softmax(-1)
-        optimizer, tau, ent_coef = self.optimizer_now(), self.current_tau(), self.current_ent_coef()
+        tau, ent_coef = hp.tau(clock.steps), self.ent_coef(clock)
         critics = [*self.advantage.parameters(), *self.value.parameters()]
         terms: dict[str, Tensor] = {}
         gain = uncertainty = divergence = torch.zeros(())
         rests = False
-        for i in minibatches(len(x), self.minibatches, self.batch_size):
+        for i in minibatches(len(x), hp.minibatches, hp.batch_size):
             h, w = self.advantage(x[i])
             loss = self.critic_loss(h, w, self.value(x[i])[:, 0], pi[i], a[i], g[i], target[i])
             terms["train/critic_loss"] = loss.detach()
             if not rests:
                 gain, uncertainty, divergence = self.actor_terms(x[i], h.detach(), w.detach(), old[i], tau)
                 terms |= {"train/actor_loss": -gain, "policy/entropy": uncertainty, "train/approx_kl": divergence}
-                rests = bool(divergence > 2 * self.kl_target)
+                rests = bool(divergence > 2 * hp.kl_target)
             if not rests:
                 loss = loss - gain - ent_coef * uncertainty + self.beta * divergence
-            require_finite("actor and critic", loss, self.collector.env_steps, tau)
+            require_finite("actor and critic", loss, clock.steps, tau)
             optimizer.zero_grad()
             loss.backward()
-            clip_grad_norm_(critics, self.critic_clip)
-            clip_grad_norm_(self.actor.parameters(), self.actor_clip)
+            clip_grad_norm_(critics, hp.critic_clip)
+            clip_grad_norm_(self.policy.actor.parameters(), hp.actor_clip)
             optimizer.step()
         self._adapt_beta(terms["train/approx_kl"])
-        self._adapt_entropy(terms["policy/entropy"])
+        self._adapt_entropy(terms["policy/entropy"], clock)
         terms |= {"train/ent_coef": torch.tensor(ent_coef), "policy/tau": torch.tensor(tau), "train/beta": self.beta}
         return {name: term.detach() for name, term in terms.items()}
 
@@ -179,27 +172,23 @@ class Policy(Acting):
 
     def actor_terms(self, x: Tensor, h: Tensor, w: Tensor, old: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
         """E_z A(s, z) by the estimator, H(pi_theta) and KL(pi || pi_theta), means over observations x (B, D)."""
-        logits = self.actor(x)
-        gain = self.estimator.expectation(lambda z: multilinear(z, h, w), logits, tau, generator=None).mean()
+        logits = self.policy.actor(x)
+        gain = self.hp.estimator.expectation(lambda z: multilinear(z, h, w), logits, tau, generator=None).mean()
         return gain, entropy(logits).sum(-1).mean(), kl(old, logits).sum(-1).mean()
 
-    def current_tau(self) -> float:
-        """The schedule's at the clock."""
-        return self.tau(self.collector.env_steps)
-
-    def current_ent_coef(self) -> float:
+    def ent_coef(self, clock: Clock) -> float:
         """What it was adapted to, or without a target linear in the clock, down to 0."""
-        return self.ent_coef * (self._remaining() if self.ent_target is None else self.ent_factor.item())
+        return self.hp.ent_coef * (clock.remaining if self.hp.ent_target is None else self.ent_factor.item())
 
     @torch.no_grad()
-    def _targets(self) -> tuple[Tensor, ...]:
+    def _targets(self, window: Window) -> tuple[Tensor, ...]:
         """Of the transitions: x (n, D), logits of pi and one-hot actions (n, F, K), clip(g / S, +-4), V_old + rho g."""
-        steps = self.window.sample(self.newest, self.replayed).map(lambda x: x.to(self.device))
-        x = self.normalized(steps.observation)
-        old, value = self.actor(x[:-1]), self.value(x)[..., 0]
+        steps = window.sample(self.hp.newest, self.hp.replayed).map(lambda x: x.to(self.scale.device))
+        x = self.policy.normalized(steps.observation)
+        old, value = self.policy.actor(x[:-1]), self.value(x)[..., 0]
         ratio = (log_prob_of(old, steps.action) - steps.log_mu).exp()
         ends = steps.terminated, steps.truncated
-        g = advantages(steps.reward, value, *ends, self.gamma, self.lam, ratio)
+        g = advantages(steps.reward, value, *ends, self.hp.gamma, self.hp.lam, ratio)
         if steps.valid.any():
             spread = g[steps.valid].square().mean().sqrt()
             self.scale.copy_(torch.maximum(spread, _SCALE_MEMORY * self.scale + (1 - _SCALE_MEMORY) * spread))
@@ -209,20 +198,16 @@ class Policy(Acting):
 
     def _adapt_beta(self, divergence: Tensor) -> None:
         """More penalty where the policy moved further than `kl_target`, less where it did not."""
-        factor = _BETA_FACTOR if divergence > self.kl_target else 1 / _BETA_FACTOR
+        factor = _BETA_FACTOR if divergence > self.hp.kl_target else 1 / _BETA_FACTOR
         self.beta.mul_(factor).clamp_(*_BETA[1:])
 
-    def _adapt_entropy(self, uncertainty: Tensor) -> None:
+    def _adapt_entropy(self, uncertainty: Tensor, clock: Clock) -> None:
         """More of it where the policy's entropy lies below the target, less where above."""
-        if self.ent_target is None:
+        if self.hp.ent_target is None:
             return
-        target = self.ent_target * self._remaining() * sum(map(math.log, self.factors))
+        target = self.hp.ent_target * clock.remaining * sum(map(math.log, self.factors))
         factor = _ENT_FACTOR if uncertainty < target else 1 / _ENT_FACTOR
         self.ent_factor.mul_(factor).clamp_(*_ENT)
-
-    def _remaining(self) -> float:
-        """The share of the training that is to come."""
-        return max(0.0, 1 - self.collector.env_steps / self.max_env_steps)
 
 
 def minibatches(n: int, count: int, size: int) -> Iterator[Tensor]:
@@ -234,3 +219,51 @@ def minibatches(n: int, count: int, size: int) -> Iterator[Tensor]:
     passes = math.ceil(count * size / n)
     order = torch.cat([torch.randperm(n) for _ in range(passes)])
     yield from order[: count * size].split(size)
+
+
+class Advantage(nn.Module):
+    """The coefficients h and W of A(s, .), for `multilinear`.
+
+    Args:
+        observation_size: D.
+        factors: choices of each factor.
+        hidden: sizes of the hidden layers.
+        pairwise: with W; else the factors' contributions add up.
+    """
+
+    def __init__(
+        self, observation_size: int, factors: Sequence[int], hidden: Sequence[int], pairwise: bool = False
+    ) -> None:
+        super().__init__()
+        F, K = len(factors), max(factors)
+        pairs = F * (F - 1) // 2 if pairwise else 0
+        self.sizes = [F * K, pairs * K * K]
+        self.shapes = [(F, K), (pairs, K, K)]
+        self.net = mlp(observation_size, hidden, sum(self.sizes), "ReLU", layer_norm=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """H (..., F, K) and W (..., pairs, K, K) of observations (..., D)."""
+        h, w = self.net(x).split(self.sizes, -1)
+        return h.unflatten(-1, self.shapes[0]), w.unflatten(-1, self.shapes[1])
+
+
+def multilinear(a: Tensor, h: Tensor, w: Tensor) -> Tensor:
+    """sum_f h_f . a_f + sum_{f < g} a_f^T W_fg a_g.
+
+    Args:
+        a: one-hot or probabilities, (*more, ..., F, K).
+        h: (..., F, K).
+        w: (..., F (F - 1) / 2, K, K), the pairs in the order of `torch.triu_indices`, or none, (..., 0, K, K).
+
+    Returns:
+        (*more, ...).
+
+    >>> a, h = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> multilinear(a, h, torch.full((1, 2, 2), 10.0))
+    tensor(15.)
+    """
+    value = (a * h).sum((-2, -1))
+    if w.shape[-3] == 0:
+        return value
+    f, g = torch.triu_indices(a.shape[-2], a.shape[-2], offset=1, device=a.device)
+    return value + ((w @ a[..., g, :, None]).squeeze(-1) * a[..., f, :]).sum((-2, -1))

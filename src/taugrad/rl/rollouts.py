@@ -3,11 +3,12 @@
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from taugrad.checks import check_count
 from taugrad.rl.environments import Environments
 
 Act = Callable[[Tensor], tuple[Tensor, Tensor]]  # observations (E, D) to choices (E, F) and their log-probability (E,)
@@ -96,6 +97,27 @@ class Window:
                 )
             here.copy_(there)
         self.added = state["added"]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """How rollouts are collected.
+
+    Raises:
+        ValueError: a count is below 1.
+    """
+
+    max_env_steps: int  # the training's length
+    num_envs: int = 8  # E, environments that are stepped at once
+    rollout_steps: int = 32  # T, steps of each in a rollout
+    window: int = 1  # rollouts kept
+    seed: int = 0  # of the environments
+
+    changeable: ClassVar[tuple[str, ...]] = ("max_env_steps",)
+
+    def __post_init__(self) -> None:
+        for name in ("max_env_steps", "num_envs", "rollout_steps", "window"):
+            check_count(name, getattr(self, name))
 
 
 class Collector:

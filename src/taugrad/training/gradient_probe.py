@@ -6,8 +6,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from taugrad.errors import ConfigError
-from taugrad.models.cat_vae import CatVAE
+from taugrad.models.base import Latent
 from taugrad.probe import probe, reference
+from taugrad.training.images import ImageTask
 
 
 class GradientProbe(Callback):
@@ -29,16 +30,18 @@ class GradientProbe(Callback):
         Raises:
             ConfigError: it is no VAE.
         """
-        if not isinstance(pl_module, CatVAE):
-            raise ConfigError(f"callbacks.probe is for a categorical VAE, got model {type(pl_module).__name__}")
+        if not (isinstance(pl_module, ImageTask) and isinstance(pl_module.model, Latent)):
+            raise ConfigError(
+                f"callbacks.probe is for a categorical VAE, got {type(getattr(pl_module, 'model', pl_module)).__name__}"
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Probe the loss at the weights as they are; the training's random numbers stay what they were."""
         if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.every or not trainer.is_global_zero:
             return
         x = batch[0].flatten(0, -3)[: self.images]
-        logits = pl_module.encode(x).detach()
-        f = lambda z: pl_module.log_likelihood(x, z)  # noqa: E731
+        logits = pl_module.model.encode(x).detach()
+        f = lambda z: pl_module.model.log_likelihood(x, z)  # noqa: E731
         with torch.random.fork_rng():
             exact, _ = reference(f, logits, samples=self.reference_samples)
             tau = pl_module.tau(trainer.global_step)

@@ -1,55 +1,60 @@
-r"""What every model of images shares: training on stacks of batches, discrete evaluation, code usage, checkpoints.
+r"""The task of a model of images: training on stacks of batches, discrete evaluation, code usage.
 
 A training step takes a stack of batches and makes an optimizer step for each (manual optimization): what Lightning does
 around a training step costs a fifth of a small model's optimizer step. Lightning's x-axis would count training steps,
-so during a fit `callbacks.Scalars` writes what is logged here to the loggers, over optimizer steps.
+so during a fit `tensorboard.Scalars` writes what is logged here to the loggers, over optimizer steps.
 
 Evaluation is discrete whatever training relaxed: hard samples, by a generator of their own, so that neither does
 evaluating change training nor the number of evaluations a result.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from taugrad.checks import check_counts
-from taugrad.config import instantiate
 from taugrad.data.datamodule import ImageData
-from taugrad.errors import ConfigError
-from taugrad.estimators import Estimator
+from taugrad.errors import ConfigError, NonFiniteLossError
+from taugrad.estimators import Estimator, StraightThrough
+from taugrad.models.base import Checked, Evaluated, Greedy, ImageModel, Pictured, Started, Tested
 from taugrad.ops.categorical import entropy
 from taugrad.schedules import Schedule
-from taugrad.training.task import is_kept, optimizer_over, require_finite
+from taugrad.training.task import MakeOptimizer, Task, is_kept, scale_lr
 
 _EVALUATION_SEED = 0
 _ACTIVE = 0.01  # the share of the data that a code must stand for to count as used
 
 
-class ImageModel(LightningModule, ABC):
-    """The base of models of images; their parts are given as configs, which is what a checkpoint can hold safely.
+class ImageTask(Task):
+    """Trains a model of images through an estimator, at a temperature that a schedule gives.
 
     Args:
-        image_size: height and width of an image.
-        estimator: config of the gradient estimator.
-        tau: config of the temperature's schedule, over optimizer steps.
-        optimizer: config of the optimizer, partial: the parameters come later.
-        lr_factor: config of the schedule that multiplies the optimizer's learning rate.
+        model: an `nn.Module` with `loss_terms`, and as much more of `taugrad.models.base` as it has.
+        estimator: of the gradient through the samples.
+        tau: schedule of the temperature, over optimizer steps.
+        optimizer: makes the optimizer of the parameters, such as `partial(torch.optim.Adam, lr=1e-3)`.
+        lr_factor: schedule that multiplies the optimizer's learning rate.
 
     Raises:
-        ValueError: a size is out of range.
+        TypeError: `model` is no module with `loss_terms`.
+        ValueError: the model refuses the estimator.
+
+    >>> from functools import partial
+    >>> from taugrad import Constant, Linear, STGumbelSoftmax
+    >>> from taugrad.models.cat_vae import CatVAE
+    >>> adam = partial(torch.optim.Adam, lr=1e-3)
+    >>> task = ImageTask(CatVAE(), STGumbelSoftmax(), Linear(1.0, 0.5, steps=20_000), adam, Constant(1.0))
+    >>> task.greedy(torch.zeros(2, 28, 28)).shape
+    torch.Size([2, 20])
     """
 
-    evaluated: ClassVar[str] = "best"  # checkpoint
+    evaluated: ClassVar[str] = "best"
     speed: ClassVar[str] = "train/steps_per_second"
-    changeable: ClassVar[tuple[str, ...]] = ("estimator", "tau", "lr_factor", "optimizer.lr")  # on resume
-    charts: ClassVar[dict[str, tuple[str, ...]]] = {  # side by side in TensorBoard
+    charts: ClassVar[dict[str, tuple[str, ...]]] = {
         "loss": ("train/loss", "val/loss"),
         "terms": ("train/reconstruction", "train/kl", "train/labelled_elbo", "train/elbo", "train/classification"),
         "temperature": ("tau",),
@@ -57,82 +62,65 @@ class ImageModel(LightningModule, ABC):
         "gradient against the exact one": ("probe/cosine", "probe/snr"),
         "codes": ("val/code_perplexity", "val/active_codes"),
     }
-    metrics: ClassVar[tuple[str, ...]] = (
-        *("train/epoch_loss", "val/loss", "test/loss"),
-        *("val/code_perplexity", "val/active_codes"),
-    )
 
     def __init__(
-        self,
-        image_size: Sequence[int],
-        estimator: Mapping[str, Any],
-        tau: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        lr_factor: Mapping[str, Any],
+        self, model: ImageModel, estimator: Estimator, tau: Schedule, optimizer: MakeOptimizer, lr_factor: Schedule
     ) -> None:
-        super().__init__()
-        check_counts("image_size", image_size)
-        self.automatic_optimization = False  # a training step makes several optimizer steps
-        self.image_size = tuple(image_size)
-        self.estimator: Estimator = instantiate(estimator)
-        self.tau: Schedule = instantiate(tau)
-        self.lr_factor: Schedule = instantiate(lr_factor)
-        self.optimizer_config = optimizer
+        super().__init__(optimizer, lr_factor)
+        if not isinstance(model, nn.Module) or not isinstance(model, ImageModel):
+            raise TypeError(f"model must be an nn.Module with loss_terms, got {type(model).__name__}")
+        if isinstance(model, Checked):
+            model.check(estimator)
+        self.model: ImageModel = model
+        self.estimator, self.tau = estimator, tau
+        self.metrics = (
+            *("train/epoch_loss", "val/loss", "test/loss", "val/code_perplexity", "val/active_codes"),
+            *getattr(model, "metrics", ()),
+        )
+        changeable = (f"model.{name}" for name in getattr(model, "changeable", ()))
+        self.changeable = ("estimator", "tau", "lr_factor", "optimizer.lr", *changeable)
+        self.input_size: tuple[int, ...] = tuple(getattr(model, "image_size", ()))
         self.gradient_clip_val: float | None = None  # a trainer clips only where it makes the optimizer steps itself
         self.epoch_losses: list[Tensor] = []  # one for each step of the epoch, or of its part since a resume
         self.aggregate: Tensor | None = None  # sum of the codes' probabilities over the validation images, (N, K)
 
-    def start(self, mean: Tensor) -> None:  # most models take nothing from it
-        """What a model takes from the data before its first step: the mean (height, width) of the first images."""
-
-    @abstractmethod
-    def loss_terms(self, x: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
-        """The `loss` of a training batch, x (batch, height, width) and labels (batch,), and terms to show beside it."""
-
-    @abstractmethod
-    def evaluation_terms(
-        self, x: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """The `loss` and others of a batch by hard samples, batch means, and the codes' logits (batch, N, K)."""
-
-    @abstractmethod
-    def test_terms(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor | float]:
-        """What the test reports beside them."""
-
-    @abstractmethod
     def greedy(self, x: Tensor) -> Tensor:
-        """The most probable choices for images (batch, height, width), without sampling: what an export computes."""
+        """The model's most probable choices for images (batch, height, width).
 
-    @abstractmethod
+        Raises:
+            ConfigError: the model has no `greedy`.
+        """
+        if not isinstance(self.model, Greedy):
+            raise ConfigError(f"{type(self.model).__name__} cannot be exported: it has no greedy")
+        return self.model.greedy(x)
+
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Pictures (height, width) in [0, 1] by their names, of images x (n, height, width) and their labels (n,)."""
-
-    @property
-    def input_size(self) -> tuple[int, ...]:
-        """Of one input of `greedy`."""
-        return self.image_size
+        """Pictures (height, width) in [0, 1] by their names, of images x (n, height, width); a model may have none."""
+        return self.model.pictures(x, labels) if isinstance(self.model, Pictured) else {}
 
     def clock(self) -> tuple[int, int]:
         """Optimizer steps done, and in all (-1: no end)."""
         return self.trainer.global_step, self.trainer.max_steps
 
     def results(self) -> dict[str, Any]:
-        """What a finished run reports beside its metrics."""
+        """The optimizer steps."""
         return {"steps": self.trainer.global_step}
 
     def setup(self, stage: str) -> None:
-        """Check the images' size, before anything is trained."""
+        """Check the images' size and the labels, before anything is trained."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageData):
             self._check_size(data.image_size)
+            if isinstance(self.model, Checked):
+                self.model.check(self.estimator, data.labels())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """One optimizer step for each batch of a stack (stack, batch, height, width), or for a batch without stack."""
+        """Make an optimizer step for each batch of a stack (stack, batch, height, width), or for one batch alone."""
         images, labels = (part if batch[0].ndim == 4 else part.unsqueeze(0) for part in batch)
         self._check_size(images.shape[-2:])
-        if self.global_step == 0:
+        if self.global_step == 0 and isinstance(self.model, Started):
             mean = self.trainer.strategy.reduce(images.flatten(0, 1).mean(0), reduce_op="mean")  # of all processes
-            self.start(cast(Tensor, mean))
+            self.model.start(cast(Tensor, mean))
         terms: dict[str, Tensor] = {}
         for x, y in zip(images, labels, strict=True):
             if self.global_step == self.trainer.max_steps:
@@ -146,12 +134,13 @@ class ImageModel(LightningModule, ABC):
             self.log_dict(shown, prog_bar=True, logger=False, sync_dist=True)
 
     def optimization_step(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """One step on the loss of a batch; tau and the learning rate follow from the step."""
+        """Make one step on the loss of a batch; tau and the learning rate follow from the step."""
         step = self.global_step
         optimizer = cast(LightningOptimizer, self.optimizers())
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * self.lr_factor(step)
-        terms = self.loss_terms(x, labels, step)
+        scale_lr(cast(Optimizer, optimizer), self.lr_factor(step))
+        tau = self.tau(step)
+        terms = self.model.loss_terms(x, labels, self.estimator, tau)
+        _require_finite(terms, step, tau)
         optimizer.zero_grad()
         self.manual_backward(terms["loss"])
         optimizer.step()
@@ -160,22 +149,18 @@ class ImageModel(LightningModule, ABC):
         return terms
 
     def _check_size(self, size: Sequence[int]) -> None:
-        if tuple(size) != self.image_size:
+        if self.input_size and tuple(size) != self.input_size:
             raise ConfigError(
-                f"model.image_size must be {[*size]}, the size of the data's images, got {[*self.image_size]}"
+                f"model.image_size must be {[*size]}, the size of the data's images, got {[*self.input_size]}"
             )
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients to `gradient_clip_val`, as the trainer's `gradient_clip_algorithm` says."""
         if self.gradient_clip_val is None:
             return
         by_value = self.trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE
         clip = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
         clip(self.parameters(), self.gradient_clip_val)
-
-    def require_finite(self, term: str, value: Tensor, step: int) -> None:
-        """Raise when a term of the loss is not finite, naming it, the step and tau."""
-        require_finite(term, value, step, self.tau(step))
 
     def on_train_epoch_start(self) -> None:
         """Gather the epoch's losses anew."""
@@ -186,10 +171,6 @@ class ImageModel(LightningModule, ABC):
         if self.epoch_losses:
             self.log("train/epoch_loss", torch.stack(self.epoch_losses).mean(), logger=False, sync_dist=True)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The configured optimizer over all parameters."""
-        return optimizer_over(self.parameters(), self.optimizer_config)
-
     def on_validation_epoch_start(self) -> None:
         """Start the evaluation's own noise, the same at every evaluation."""
         self.aggregate = None
@@ -197,22 +178,23 @@ class ImageModel(LightningModule, ABC):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the loss by hard samples, and gather which codes are used."""
-        terms, logits = self.evaluation_terms(*batch, self._generator)
-        total = logits.softmax(-1).sum(0)
-        self.aggregate = total if self.aggregate is None else self.aggregate + total
-        self._log_evaluation("val", terms, batch_size=len(batch[0]))
+        self._log_terms("val", self._evaluate(batch), batch_size=len(batch[0]))
 
     def on_validation_epoch_end(self) -> None:
         """Log how many codes a latent uses, on average over the latents."""
         if self.aggregate is not None:
             self.aggregate = cast(Tensor, self.trainer.strategy.reduce(self.aggregate, reduce_op="sum"))
-        perplexity, active = self.code_usage()
-        self._log_evaluation("val", {"code_perplexity": perplexity.mean(), "active_codes": active.mean()})
+            perplexity, active = self.code_usage()
+            self._log_terms("val", {"code_perplexity": perplexity.mean(), "active_codes": active.mean()})
 
     def code_usage(self) -> tuple[Tensor, Tensor]:
-        """Perplexity and number of the codes above 1 % of the data, each (N,), over the last validation."""
+        """Perplexity and number of the codes above 1 % of the data, each (N,), over the last validation.
+
+        Raises:
+            RuntimeError: there was none, or the model has no codes.
+        """
         if self.aggregate is None:
-            raise RuntimeError("code_usage needs a validation epoch before it")
+            raise RuntimeError("code_usage needs a validation epoch before it, of a model with evaluation_terms")
         share = self.aggregate / self.aggregate.sum(-1, keepdim=True)
         return entropy(share.log()).exp(), (share > _ACTIVE).sum(-1).float()
 
@@ -222,11 +204,37 @@ class ImageModel(LightningModule, ABC):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the loss by hard samples, and what only the test computes."""
-        terms, _ = self.evaluation_terms(*batch, self._generator)
-        more = self.test_terms(*batch, self._generator)
-        self._log_evaluation("test", {**terms, **more}, batch_size=len(batch[0]))
+        terms = self._evaluate(batch)
+        more = self.model.test_terms(*batch, self._generator) if isinstance(self.model, Tested) else {}
+        self._log_terms("test", {**terms, **more}, batch_size=len(batch[0]))
 
-    def _log_evaluation(self, split: str, terms: Mapping[str, Tensor | float], batch_size: int | None = None) -> None:
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        named = {f"{split}/{name}": term for name, term in terms.items()}
-        self.log_dict(named, batch_size=batch_size, logger=False if fitting else None, sync_dist=True)
+    def _evaluate(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The terms of a batch by hard samples; the codes' probabilities are added to `aggregate`."""
+        if isinstance(self.model, Evaluated):
+            terms, logits = self.model.evaluation_terms(*batch, self._generator)
+            total = logits.softmax(-1).sum(0)
+            self.aggregate = total if self.aggregate is None else self.aggregate + total
+            return terms
+        seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))
+        with torch.random.fork_rng([self.device] if self.device.type != "cpu" else [], device_type=self.device.type):
+            torch.manual_seed(seed)
+            return self.model.loss_terms(*batch, StraightThrough(), 1.0)
+
+    def _log_terms(self, split: str, terms: Mapping[str, Tensor | float], batch_size: int | None = None) -> None:
+        self.log_evaluation({f"{split}/{name}": term for name, term in terms.items()}, batch_size)
+
+
+def _require_finite(terms: Mapping[str, Tensor], step: int, tau: float) -> None:
+    """Raise when the loss is NaN or infinite, naming the terms that are.
+
+    Raises:
+        NonFiniteLossError: it is.
+    """
+    if torch.isfinite(terms["loss"]):
+        return
+    bad = {name: term.item() for name, term in terms.items() if not torch.isfinite(term)}
+    named = ", ".join(f"{name} = {value}" for name, value in bad.items())
+    raise NonFiniteLossError(
+        f"the loss is not finite at step {step} (tau = {tau:.4g}), with {named}: a lower learning rate or a higher tau "
+        "usually helps"
+    )

@@ -1,6 +1,6 @@
-"""What every policy task shares: collecting, evaluating, the clock of environment steps, what a checkpoint holds.
+"""The task of a policy: collecting, improving, evaluating, the clock of environment steps, what a checkpoint holds.
 
-A training step collects one rollout from the vector environment and improves the actor by several optimizer steps
+A training step collects one rollout from the vector environment and improves the agent by several optimizer steps
 (manual optimization). The clock of schedules and of the x-axis is environment steps. An evaluation plays whole episodes
 with seeds of its own, greedily and by sampling.
 
@@ -9,64 +9,57 @@ in flight are not part of it: a resumed run begins new ones.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from taugrad.checks import check_count
-from taugrad.config import instantiate
 from taugrad.errors import ConfigError
-from taugrad.ops.gumbel import gumbel_argmax
-from taugrad.rl.actor import Actor
+from taugrad.rl.algorithm import Agent, Algorithm, Clock
 from taugrad.rl.environments import build
-from taugrad.rl.evaluation import Episodes, evaluate, interquartile_mean, record
-from taugrad.rl.normalization import RunningNorm
-from taugrad.rl.rollouts import Collector, Rollout, Window
+from taugrad.rl.evaluation import Episodes, Evaluation, evaluate, interquartile_mean, record
+from taugrad.rl.rollouts import Collection, Collector, Rollout, Window
 from taugrad.schedules import Schedule
-from taugrad.training.task import is_kept, optimizer_over
+from taugrad.training.task import MakeOptimizer, Task, is_kept, scale_lr
 
 _EVALUATION_SEED = 1_000_000
 _MOST_SHARES = 64  # of choices that are logged one by one
 
 
-class Acting(LightningModule, ABC):
-    """The base of policies.
+class PolicyTask(Task):
+    """Trains a policy in an environment.
 
     Args:
-        env: config of a function from `num_envs` to a vector environment.
-        num_envs: E, environments that training steps at once.
-        rollout_steps: T, steps of each in a rollout.
-        window: rollouts kept.
-        max_env_steps: the training's length.
-        seed: of the training's environments.
-        optimizer: config of the optimizer, partial: the parameters come later.
-        lr_factor: config of the schedule that multiplies the optimizer's learning rate.
-        evaluation_every: environment steps between two evaluations during training.
-        evaluation_episodes: episodes of each.
-        test_episodes: episodes of the evaluation at the end.
-        normalize: observations by their running mean and variance.
+        env: a function from `num_envs` to a vector environment.
+        model: the algorithm, which builds the agent for the environment's observations and actions.
+        collection: how rollouts are collected, and how long.
+        evaluation: when the policy is evaluated, and on how many episodes.
+        optimizer: makes the optimizer of the agent's parameters.
+        lr_factor: schedule that multiplies the optimizer's learning rate, over environment steps.
 
     Raises:
-        ValueError: a count is out of range.
         ConfigError: the environment's spaces are not supported.
+        ValueError: the algorithm refuses the environment's sizes.
+
+    >>> from functools import partial
+    >>> from taugrad import Constant
+    >>> from taugrad.rl.environments import make
+    >>> from taugrad.rl.multilinear import MultilinearActorCritic
+    >>> env, adam = partial(make, "CartPole-v1"), partial(torch.optim.Adam, lr=1e-3)
+    >>> collection = Collection(max_env_steps=100_000, window=100)
+    >>> task = PolicyTask(env, MultilinearActorCritic(), collection, Evaluation(), adam, Constant(1.0))
+    >>> task.greedy(torch.zeros(2, 4)).shape
+    torch.Size([2, 1])
     """
 
-    evaluated: ClassVar[str] = "last"  # checkpoint: a collapse must show
+    evaluated: ClassVar[str] = "last"  # a collapse must show
     speed: ClassVar[str] = "time/fps"
-    changeable: ClassVar[tuple[str, ...]] = (  # on resume
-        *("max_env_steps", "lr_factor", "optimizer.lr", "evaluation_every", "evaluation_episodes", "test_episodes"),
-        *("gamma", "lam", "ent_coef", "batch_size"),
-    )
-    charts: ClassVar[dict[str, tuple[str, ...]]] = {  # side by side in TensorBoard
+    charts: ClassVar[dict[str, tuple[str, ...]]] = {
         "return": ("rollout/ep_rew_mean", "eval/mean_reward", "eval_sampled/mean_reward"),
         "loss": ("train/actor_loss", "train/critic_loss"),
         "temperature": ("policy/tau",),
@@ -74,119 +67,73 @@ class Acting(LightningModule, ABC):
         "step of the policy": ("train/approx_kl", "train/beta"),
         "speed": ("time/fps",),
     }
-    metrics: ClassVar[tuple[str, ...]] = (
-        *(f"{kind}/{name}" for kind in ("eval", "eval_sampled") for name in ("mean_reward", "std_reward", "ep_len")),
-        "rollout/ep_rew_mean",
-        "rollout/ep_len_mean",
-    )
-
-    actor: Actor
 
     def __init__(
         self,
-        env: Mapping[str, Any],
-        num_envs: int,
-        rollout_steps: int,
-        window: int,
-        max_env_steps: int,
-        seed: int,
-        optimizer: Mapping[str, Any],
-        lr_factor: Mapping[str, Any],
-        evaluation_every: int,
-        evaluation_episodes: int,
-        test_episodes: int,
-        normalize: bool = True,
+        env: Callable[..., VectorEnv],
+        model: Algorithm,
+        collection: Collection,
+        evaluation: Evaluation,
+        optimizer: MakeOptimizer,
+        lr_factor: Schedule,
     ) -> None:
-        super().__init__()
-        counts = {
-            "num_envs": num_envs,
-            "rollout_steps": rollout_steps,
-            "window": window,
-            "max_env_steps": max_env_steps,
-            "evaluation_every": evaluation_every,
-            "evaluation_episodes": evaluation_episodes,
-            "test_episodes": test_episodes,
-        }
-        for name, value in counts.items():
-            check_count(name, value)
-        self.automatic_optimization = False  # a training step makes several optimizer steps
-        self.make_env: Callable[..., VectorEnv] = instantiate(env)
-        environments = build(self.make_env, num_envs)
-        self.factors, self.observation_size = environments.factors, environments.observation_size
-        self.input_dtype = environments.observation_dtype
+        super().__init__(optimizer, lr_factor)
+        self.make_env, self.collection, self.evaluation = env, collection, evaluation
+        environments = build(env, collection.num_envs)
+        self.factors = environments.factors
+        self.input_size, self.input_dtype = (environments.observation_size,), environments.observation_dtype
         self.reward_threshold = environments.reward_threshold
-        self.collector = Collector(environments, seed)
-        sizes = self.observation_size, len(self.factors)
-        self.window = Window(window, rollout_steps, num_envs, *sizes, self.input_dtype)
-        self.norm = RunningNorm(self.observation_size) if normalize else torch.nn.Identity()
-        self.seed, self.max_env_steps = seed, max_env_steps
-        self.optimizer_config = optimizer
-        self.lr_factor: Schedule = instantiate(lr_factor)
-        self.evaluation_every, self.evaluation_episodes = evaluation_every, evaluation_episodes
-        self.test_episodes = test_episodes
+        self.collector = Collector(environments, collection.seed)
+        sizes = environments.observation_size, len(self.factors)
+        self.window = Window(collection.window, collection.rollout_steps, collection.num_envs, *sizes, self.input_dtype)
+        self.agent: Agent = model.build(environments.observation_size, self.factors)
         self.solved_at: int | None = None  # environment steps
-
-    @abstractmethod
-    def improve(self) -> dict[str, Tensor]:
-        """Optimizer steps after a rollout came into the window; what they tell, nothing without a transition."""
+        self.metrics = (
+            *(
+                f"{kind}/{name}"
+                for kind in ("eval", "eval_sampled")
+                for name in ("mean_reward", "std_reward", "ep_len")
+            ),
+            *("rollout/ep_rew_mean", "rollout/ep_len_mean"),
+        )
+        parts = {"model": model, "collection": collection, "evaluation": evaluation}
+        self.changeable = (
+            *("lr_factor", "optimizer.lr"),
+            *(f"{key}.{name}" for key, part in parts.items() for name in part.changeable),
+        )
 
     def clock(self) -> tuple[int, int]:
         """Environment steps done, and in all."""
-        return self.collector.env_steps, self.max_env_steps
+        return self.collector.env_steps, self.collection.max_env_steps
 
-    def act(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Choices (E, F) drawn by the actor and their log-probability (E,), for observations (E, D)."""
-        logits = self.actor(self.normalized(observation))
-        action = gumbel_argmax(logits)
-        return action, log_prob_of(logits, action)
-
-    def greedy(self, observation: Tensor) -> Tensor:
-        """The most probable choices (E, F)."""
-        return self.actor(self.normalized(observation)).argmax(-1)
-
-    def normalized(self, observation: Tensor) -> Tensor:
-        """Observations (..., D) as the networks take them, float32."""
-        return self.norm(observation.to(self.device)).float()
-
-    @property
-    def input_size(self) -> tuple[int, ...]:
-        """Of one input of `greedy`."""
-        return (self.observation_size,)
+    def greedy(self, x: Tensor) -> Tensor:
+        """The most probable choices (E, F) for observations (E, D)."""
+        return self.agent.policy.greedy(x)
 
     def training_step(self, batch: int, batch_idx: int) -> None:
-        """Collect a rollout, improve the actor, log."""
+        """Collect a rollout, improve the agent, log."""
         rollout = self.collect()
-        terms = self.improve()
+        optimizer = cast(LightningOptimizer, self.optimizers()).optimizer  # torch's own, whose steps are faster
+        scale_lr(optimizer, self.lr_factor(self.collector.env_steps))
+        terms = self.agent.improve(self.window, optimizer, Clock(*self.clock()))
         self._count_step()
         self._note_solution()
-        if self.collector.env_steps >= self.max_env_steps:
+        if self.collector.env_steps >= self.collection.max_env_steps:
             self.trainer.should_stop = True
         if is_kept(self.trainer):
             self._log(terms, rollout)
 
     @torch.no_grad()
     def collect(self) -> Rollout:
-        """The next rollout of the window, filled by the actor; its observations count for the normalization."""
+        """The next rollout of the window, filled by the policy; its observations count for the normalization."""
         rollout = self.window.oldest()
-        self.collector.fill(rollout, self.act)
-        if isinstance(self.norm, RunningNorm):
-            self.norm.update(rollout.observation[:-1][rollout.valid].to(self.device))
+        self.collector.fill(rollout, self.agent.policy.act)
+        self.agent.policy.count(rollout.observation[:-1][rollout.valid])
         return rollout
-
-    def optimizer_now(self) -> torch.optim.Optimizer:
-        """The optimizer, its learning rate that of the clock; torch's own, whose steps are faster than Lightning's."""
-        optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * self.lr_factor(self.collector.env_steps)
-        return optimizer
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The configured optimizer over all parameters."""
-        return optimizer_over(self.parameters(), self.optimizer_config)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The count of training steps up to the next evaluation, which makes an epoch; they need no other data."""
-        steps = self.evaluation_every / self.window.rollout_size
+        steps = self.evaluation.every / self.window.rollout_size
         return DataLoader(range(math.ceil(steps)), batch_size=None)  # pyright: ignore[reportArgumentType]
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -209,25 +156,25 @@ class Acting(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Begin new episodes after a resume, with seeds that the earlier ones had not; stop where nothing is left."""
-        if self.collector.env_steps >= self.max_env_steps:
+        if self.collector.env_steps >= self.collection.max_env_steps:
             self.trainer.should_stop = True
         elif self.collector.env_steps:
-            self.collector.restart(self.seed + self.collector.env_steps)
+            self.collector.restart(self.collection.seed + self.collector.env_steps)
 
     def validation_step(self, batch: int, batch_idx: int) -> None:
         """Play whole episodes greedily and by sampling."""
-        self._evaluate(self.evaluation_episodes)
+        self._evaluate(self.evaluation.episodes)
 
     def test_step(self, batch: int, batch_idx: int) -> None:
         """The same with the episodes of the end."""
-        returns = self._evaluate(self.test_episodes)
+        returns = self._evaluate(self.evaluation.test_episodes)
         names = ("eval/iqm", "eval/iqm_low", "eval/iqm_high")
-        self._log_evaluation(dict(zip(names, interquartile_mean(returns), strict=True)))
+        self.log_evaluation(dict(zip(names, interquartile_mean(returns), strict=True)), batch_size=1)
 
     def play(self, episodes: int, *, greedy: bool) -> Episodes:
         """One episode in each of `episodes` environments, the same ones at every call."""
         environments = build(self.make_env, episodes)
-        choose = self.greedy if greedy else lambda x: self.act(x)[0]
+        choose = self.greedy if greedy else lambda x: self.agent.policy.act(x)[0]
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(_EVALUATION_SEED)
@@ -290,12 +237,8 @@ class Acting(LightningModule, ABC):
                 f"{kind}/ep_len": lengths.double().mean().item(),
                 f"{kind}/unfinished": (~whole).double().mean().item(),
             }
-            self._log_evaluation(terms)
+            self.log_evaluation(terms, batch_size=1)
         return returns
-
-    def _log_evaluation(self, terms: Mapping[str, float]) -> None:
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        self.log_dict(dict(terms), batch_size=1, logger=False if fitting else None)
 
     def _note_solution(self) -> None:
         returns, mean = self.collector.returns, self.collector.mean_return
@@ -333,12 +276,3 @@ def shares(chosen: Tensor, choices: int) -> Tensor:
     """
     n, F = chosen.shape
     return torch.zeros(F, choices).scatter_add_(1, chosen.T, torch.ones(F, n)) / n
-
-
-def log_prob_of(logits: Tensor, action: Tensor) -> Tensor:
-    """Log pi(a), (...), of choices (..., F) for logits (..., F, K).
-
-    >>> log_prob_of(torch.zeros(2, 4), torch.tensor([0, 3])).exp()
-    tensor(0.0625)
-    """
-    return logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).sum((-2, -1))

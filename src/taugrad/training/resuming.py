@@ -22,6 +22,7 @@ from taugrad.config import in_sweep
 from taugrad.errors import CheckpointError, ConfigError
 from taugrad.files import user_path
 from taugrad.training import checkpoints
+from taugrad.training.task import Task
 
 
 def assigned(key: str, value: str) -> str:
@@ -208,22 +209,27 @@ def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) 
     return newest
 
 
-def check_resume(checkpoint: Path, config: Config, model: Any) -> None:
+def check_resume(checkpoint: Path, config: Config, task: Task) -> None:
     """Refuse what a resumed run cannot follow: a checkpoint's weights, optimizer and rollouts have their sizes.
 
     Raises:
-        ConfigError: an argument of the model differs from the checkpoint's, and its class does not name it changeable.
+        ConfigError: an argument of the task differs from the checkpoint's, and is not one of its `changeable`.
     """
-    saved = checkpoints.load(checkpoint).get("config", {}).get("model")
+    saved = checkpoints.load(checkpoint).get("config", {}).get("task")
     if saved is None:
         return
     there, here = _flat(saved), _flat(config)
-    changeable = tuple(f"{name}." for name in model.changeable)
+    changeable = tuple(f"{name}." for name in task.changeable)
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key) and not f"{key}.".startswith(changeable):
             raise ConfigError(
-                f"model.{key} cannot change on resume: the checkpoint has {there.get(key)}, got {here.get(key)}"
+                f"{_shown(key)} cannot change on resume: the checkpoint has {there.get(key)}, got {here.get(key)}"
             )
+
+
+def _shown(key: str) -> str:
+    """A key of the task as a user sets it, in the node that the task refers to."""
+    return f"env.make{key.removeprefix('env')}" if key.startswith("env") else key
 
 
 def _flat(node: Any, key: str = "") -> Config:

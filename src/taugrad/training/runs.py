@@ -2,39 +2,40 @@
 
 import inspect
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
+from hydra.utils import get_object
 from lightning import LightningDataModule
 
 from taugrad.config import instantiate
 from taugrad.errors import CheckpointError, ConfigError, TaugradError
 from taugrad.training import checkpoints
+from taugrad.training.task import Task
 
 # What a checkpoint's config may name as `_target_`. Whole packages would be too much: torch has a class that starts a
 # process when it is built, hydra a function that calls anything, and our own build runs a compiler.
 TRUSTED = (
-    *("taugrad.data", "taugrad.estimators", "taugrad.nets", "taugrad.rl", "taugrad.schedules", "taugrad.tasks"),
-    *("torch.nn", "torch.optim"),
+    *("taugrad.data", "taugrad.estimators", "taugrad.models", "taugrad.nets", "taugrad.rl", "taugrad.schedules"),
+    *("taugrad.training.images", "taugrad.training.policies", "torch.nn", "torch.optim"),
 )
 _TRUSTED_ENVIRONMENTS = ("lbforaging",)  # modules that an environment's id imports, `module:name`
 
 
 def load_run(
-    run: Path, checkpoint: str | None = None, trust: Sequence[str] = (), **changes: Any
-) -> tuple[Any, LightningDataModule | None, dict[str, Any]]:
-    """A run's model with its weights, its data, and the config that its checkpoint carries.
+    run: Path, checkpoint: str | None = None, trust: Sequence[str] = (), changes: Mapping[str, Any] | None = None
+) -> tuple[Task, LightningDataModule | None, dict[str, Any]]:
+    """A run's task with its weights, its data, and the config that its checkpoint carries.
 
     Args:
         run: the run's directory; only `checkpoints/` is read.
-        checkpoint: `best` or `last`; by default the one that the model's class reports, its `evaluated`.
+        checkpoint: `best` or `last`; by default the one that the task reports, its `evaluated`.
         trust: packages beside `TRUSTED` that the config may name.
-        changes: arguments of the model to set otherwise than the run did.
+        changes: arguments to set otherwise than the run did, such as `model.nll_samples`.
 
     Raises:
-        ConfigError: the directory holds no such checkpoint, or `changes` does not fit the model.
+        ConfigError: the directory holds no such checkpoint, or `changes` does not fit the task.
         CheckpointError: the checkpoint is damaged, does not fit this version, or names what is not trusted.
     """
     either = "last" if (run / "checkpoints" / "last.ckpt").is_file() else "best"
@@ -43,19 +44,31 @@ def load_run(
     if config is None:
         raise CheckpointError(f"{run}/checkpoints holds no config to build the model from")
     require_trusted(config, trust)
-    model_class = get_class(config["model"]["_target_"])
-    for name in changes.keys() - inspect.signature(model_class).parameters.keys():
-        raise ConfigError(f"{name} cannot be set for a run of {model_class.__name__}, which has none")
+    for key, value in (changes or {}).items():
+        _set(config["task"], key, value)
     try:
-        model = instantiate(config["model"] | changes, recursive=False)
-        data = config["data"] and instantiate(config["data"], recursive=False)
-        if checkpoint is None and model.evaluated != either:
-            content = _content(run, model.evaluated)
-        model.load_state_dict(content["state_dict"])
+        task = instantiate(config["task"])
+        data = config["data"] and instantiate(config["data"])
+        if checkpoint is None and task.evaluated != either:
+            content = _content(run, task.evaluated)
+        task.load_state_dict(content["state_dict"])
     except (TaugradError, RuntimeError) as error:  # an argument or a weight that is not this version's
         written = content.get("versions", {}).get("taugrad", "an unknown version")
         raise CheckpointError(f"{run}, written by taugrad {written}, does not load: {_first_line(error)}") from error
-    return model, data, config
+    return task, data, config
+
+
+def _set(task: dict[str, Any], key: str, value: Any) -> None:
+    """Set an argument of a part of the task.
+
+    Raises:
+        ConfigError: the task has no such part, or the part no such argument.
+    """
+    part, _, name = key.partition(".")
+    target = task.get(part, task)["_target_"]
+    if part not in task or name not in inspect.signature(get_object(target)).parameters:
+        raise ConfigError(f"{name} cannot be set for a run of {target.rpartition('.')[2]}, which has none")
+    task[part][name] = value
 
 
 def require_trusted(config: Any, trust: Sequence[str] = ()) -> None:

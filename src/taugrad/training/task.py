@@ -1,28 +1,77 @@
-"""What the training steps of all tasks need."""
+"""A task: a Lightning module that commands can train, evaluate and export, and what the training steps of all share."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from taugrad.config import instantiate
-from taugrad.errors import ConfigError, NonFiniteLossError
+from taugrad.errors import ConfigError
+from taugrad.schedules import Schedule
+
+MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]  # such as partial(torch.optim.Adam, lr=1e-3)
 
 
-def optimizer_over(parameters: Iterable[Parameter], config: Mapping[str, Any]) -> Optimizer:
-    """The optimizer of a partial config.
+class Task(LightningModule, ABC):
+    """All that commands and callbacks ask of a task.
 
-    Raises:
-        ConfigError: it refuses its arguments.
+    Args:
+        optimizer: makes the optimizer of the parameters.
+        lr_factor: schedule that multiplies the optimizer's learning rate, over the task's clock.
     """
-    try:
-        return instantiate(config)(parameters)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer: {error}") from error
+
+    evaluated: ClassVar[str]  # checkpoint that a finished run reports on, `best` or `last`
+    speed: ClassVar[str]  # tag of the training speed
+    charts: ClassVar[dict[str, tuple[str, ...]]]  # tags side by side in TensorBoard
+
+    metrics: tuple[str, ...]  # what a run reports, and may be an objective
+    changeable: tuple[str, ...]  # arguments of the task that may change on resume, by their dotted keys
+    input_size: tuple[int, ...]  # of one input of `greedy`
+    input_dtype: torch.dtype = torch.float32
+
+    def __init__(self, optimizer: MakeOptimizer, lr_factor: Schedule) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # a training step makes several optimizer steps
+        self.make_optimizer, self.lr_factor = optimizer, lr_factor
+
+    @abstractmethod
+    def clock(self) -> tuple[int, int]:
+        """Steps done on the task's own axis, and in all (-1: no end)."""
+
+    @abstractmethod
+    def results(self) -> dict[str, Any]:
+        """What a finished run reports beside its metrics."""
+
+    @abstractmethod
+    def greedy(self, x: Tensor) -> Tensor:
+        """The most probable choices for inputs (batch, ...), without sampling: what an export computes."""
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimizer over all parameters.
+
+        Raises:
+            ConfigError: it refuses its arguments.
+        """
+        try:
+            return self.make_optimizer(self.parameters())
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optimizer: {error}") from error
+
+    def log_evaluation(self, terms: Mapping[str, Tensor | float], batch_size: int | None = None) -> None:
+        """Log what an evaluation found; during a fit a callback writes it to the loggers."""
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        self.log_dict(dict(terms), batch_size=batch_size, logger=False if fitting else None, sync_dist=True)
+
+
+def scale_lr(optimizer: Optimizer, factor: float) -> None:
+    """Set the learning rate to its first value times a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = optimizer.defaults["lr"] * factor
 
 
 def is_kept(trainer: Trainer) -> bool:
@@ -35,19 +84,3 @@ def is_kept(trainer: Trainer) -> bool:
         return False
     done, total = trainer.lightning_module.clock()  # pyright: ignore[reportCallIssue]
     return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0 or 0 < total <= done
-
-
-def require_finite(term: str, value: Tensor, step: int, tau: float | None = None) -> None:
-    """Raise when a term of the loss is NaN or infinite, naming it.
-
-    Raises:
-        NonFiniteLossError: it is.
-
-    >>> require_finite("KL", torch.tensor(1.0), step=0)
-    """
-    if not torch.isfinite(value):
-        at, help_by = ("", "") if tau is None else (f" (tau = {tau:.4g})", " or a higher tau")
-        raise NonFiniteLossError(
-            f"the {term} term of the loss is {value.item()} at step {step}{at}: a lower learning rate{help_by} "
-            "usually helps"
-        )

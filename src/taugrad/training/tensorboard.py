@@ -14,8 +14,8 @@ from torch import Tensor
 from taugrad.checks import check_count
 from taugrad.data.batches import first_images
 from taugrad.extras import extra
-from taugrad.training.images import ImageModel
-from taugrad.training.policies import Acting
+from taugrad.training.images import ImageTask
+from taugrad.training.policies import PolicyTask
 from taugrad.training.task import is_kept
 
 _EVALUATIONS = ("val/", "test/", "eval/", "eval_sampled/")
@@ -98,7 +98,10 @@ class Pictures(Callback):
         if board is None or trainer.sanity_checking:
             return
         self._draw(board, trainer, pl_module)
-        perplexity, active = cast(ImageModel, pl_module).code_usage()
+        task = cast(ImageTask, pl_module)
+        if task.aggregate is None:  # a model without codes
+            return
+        perplexity, active = task.code_usage()
         board.experiment.add_histogram("codes/perplexity_per_latent", perplexity, trainer.global_step)
         board.experiment.add_histogram("codes/active_per_latent", active, trainer.global_step)
 
@@ -112,7 +115,7 @@ class Pictures(Callback):
             pl_module.train()
 
     def _board(self, trainer: Trainer, pl_module: LightningModule) -> TensorBoardLogger | None:
-        if not trainer.is_global_zero or not isinstance(pl_module, ImageModel):
+        if not trainer.is_global_zero or not isinstance(pl_module, ImageTask):
             return None  # of several processes the others have no TensorBoard
         return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
@@ -124,7 +127,7 @@ class Pictures(Callback):
             return
         x, labels = first_images(batches, self.images)
         x = trainer.precision_plugin.convert_input(x)
-        pictures = cast(ImageModel, pl_module).pictures(x.to(pl_module.device), labels.to(pl_module.device))
+        pictures = cast(ImageTask, pl_module).pictures(x.to(pl_module.device), labels.to(pl_module.device))
         for name, picture in pictures.items():
             board.experiment.add_image(name, picture.float(), trainer.global_step, dataformats="HW")
         self._drawn = trainer.global_step
@@ -145,7 +148,7 @@ class Film(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Play the episode once more, and draw it."""
         board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-        if board is None or trainer.sanity_checking or not isinstance(pl_module, Acting):
+        if board is None or trainer.sanity_checking or not isinstance(pl_module, PolicyTask):
             return
         frames, fps = pl_module.film()
         shown = frames[:: self.every]

@@ -23,7 +23,8 @@ from taugrad.config import in_sweep, instantiate
 from taugrad.errors import ConfigError
 from taugrad.files import writing
 from taugrad.training import checkpoints, hyperparameters
-from taugrad.training.images import ImageModel
+from taugrad.training.images import ImageTask
+from taugrad.training.task import Task
 
 _FOLLOWS = {  # of a trainer's arguments those that are set here, and from what
     "callbacks": "the group callbacks",
@@ -53,10 +54,10 @@ def check_limits(trainer: Config) -> None:
         raise ConfigError(f"trainer.log_every_n_steps must be at least 0, got {every}")
 
 
-def check_monitors(callbacks: list[Callback], model: Any) -> None:
+def check_monitors(callbacks: list[Callback], task: Task) -> None:
     """Refuse a callback that waits for an evaluation's metric which no evaluation during training gives."""
-    evaluated = {name.partition("/")[0] for name in model.metrics} - {"train"}
-    known = [name for name in model.metrics if not name.startswith("test/")]
+    evaluated = {name.partition("/")[0] for name in task.metrics} - {"train"}
+    known = [name for name in task.metrics if not name.startswith("test/")]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor is not None and monitor not in known and monitor.partition("/")[0] in evaluated:
@@ -64,7 +65,7 @@ def check_monitors(callbacks: list[Callback], model: Any) -> None:
             raise ConfigError(f"monitor of callback {name} must be one of {', '.join(known)}, got {monitor}")
 
 
-def check_optimization(trainer: Trainer, given: Config, model: Any) -> None:
+def check_optimization(trainer: Trainer, given: Config, task: Task) -> None:
     """Take the gradients' clipping over from the trainer, and refuse what the tasks' own steps leave no place for.
 
     Raises:
@@ -93,17 +94,17 @@ def check_optimization(trainer: Trainer, given: Config, model: Any) -> None:
         )
     if trainer.gradient_clip_val is None:
         return
-    if not isinstance(model, ImageModel):
+    if not isinstance(task, ImageTask):
         raise ConfigError(
             "trainer.gradient_clip_val is for models of images: a policy clips by arguments of its own, such as "
             f"model.actor_clip or model.max_grad_norm, got {trainer.gradient_clip_val}"
         )
-    if trainer.scaler is not None and getattr(model.configure_optimizers(), "_step_supports_amp_scaling", False):
+    if trainer.scaler is not None and getattr(task.configure_optimizers(), "_step_supports_amp_scaling", False):
         raise ConfigError("trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false")
-    model.gradient_clip_val, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+    task.gradient_clip_val, trainer.gradient_clip_val = trainer.gradient_clip_val, None
 
 
-def check_processes(trainer: Trainer, given: Config, model: Any) -> None:
+def check_processes(trainer: Trainer, given: Config, task: Task) -> None:
     """Refuse several processes where they would train on the same data, or on different configs.
 
     Raises:
@@ -112,8 +113,8 @@ def check_processes(trainer: Trainer, given: Config, model: Any) -> None:
     if trainer.world_size == 1:
         return
     several = f"{trainer.world_size} processes"
-    if not isinstance(model, ImageModel):
-        raise ConfigError(f"trainer.devices must be 1 for {type(model).__name__}, got {several}")
+    if not isinstance(task, ImageTask):
+        raise ConfigError(f"trainer.devices must be 1 for {type(task).__name__}, got {several}")
     if given.get("strategy", "auto") not in ("auto", "ddp"):
         raise ConfigError(f"trainer.strategy must be ddp for {several}, got {given['strategy']}")
     if in_sweep():

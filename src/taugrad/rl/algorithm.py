@@ -1,0 +1,65 @@
+"""What every algorithm of reinforcement learning is to the task, or to the plain loop, that trains it.
+
+An algorithm is a frozen dataclass of its hyperparameters. It builds an agent, a module of networks that acts and that
+improves itself on the rollouts it has made:
+
+    agent = algorithm.build(observation_size, factors)
+    optimizer = torch.optim.Adam(agent.parameters())
+    collector.fill(window.oldest(), agent.policy.act)
+    agent.improve(window, optimizer, Clock(collector.env_steps, total))
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from taugrad.rl.actor import Policy
+from taugrad.rl.rollouts import Window
+
+
+class Clock(NamedTuple):
+    """How far a training is.
+
+    >>> Clock(25_000, 100_000).remaining
+    0.75
+    """
+
+    steps: int  # of the environment, done
+    total: int  # in all
+
+    @property
+    def remaining(self) -> float:
+        """The share of the training that is to come."""
+        return max(0.0, 1 - self.steps / self.total)
+
+
+class Agent(nn.Module, ABC):
+    """A policy, and whatever else it learns by."""
+
+    policy: Policy
+
+    @abstractmethod
+    def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
+        """Make optimizer steps on rollouts of the window.
+
+        Args:
+            window: the rollouts; its newest one was made by the policy as it stands.
+            optimizer: over the agent's parameters, with the learning rate of now.
+            clock: of environment steps, which schedules refer to.
+
+        Returns:
+            Scalars to log by their names; none where the rollouts hold no transition.
+        """
+
+
+class Algorithm(ABC):
+    """The hyperparameters of an algorithm; `changeable` names those that a resumed run may change."""
+
+    changeable: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def build(self, observation_size: int, factors: Sequence[int]) -> Agent:
+        """The agent for observations of so many numbers, and for actions of factors with so many choices each."""
