@@ -1,12 +1,10 @@
 """Each test starts from the same random state and on one thread, so that a failure repeats."""
 
-import functools
-import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.commands import SMALL, run, taugrad
 from hydra.core.hydra_config import HydraConfig
 
 from taugrad.ops.native import kernels
@@ -34,40 +32,25 @@ def backend(request, monkeypatch) -> str:
     return request.param
 
 
-def each(names: str, cases: Iterable) -> Callable[[Callable], Callable]:
-    """As `pytest.mark.parametrize`, for cases too small to be tests of their own: one test runs them all.
-
-    Every case starts from the state that a test starts from, and one that fails is named.
-    """
-    keys = names.replace(",", " ").split()
-    rows = [case if len(keys) > 1 else (case,) for case in cases]
-
-    def decorate(test: Callable) -> Callable:
-        @functools.wraps(test)
-        def run(**fixtures: object) -> None:
-            for row in rows:
-                case = dict(zip(keys, row, strict=True))
-                torch.manual_seed(0)
-                try:
-                    test(**fixtures, **case)
-                except Exception as error:
-                    raise AssertionError(f"{case}: {error}") from error
-
-        signature = inspect.signature(test)
-        kept = [p for name, p in signature.parameters.items() if name not in keys]
-        run.__signature__ = signature.replace(parameters=kept)  # what pytest finds fixtures by
-        return run
-
-    return decorate
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("user")
+    result = run("train.py", *SMALL, cwd=directory)
+    assert result.returncode == 0, result.stderr
+    (run_directory,) = (directory / "outputs" / "cat_vae").iterdir()
+    return run_directory, result
 
 
-@contextmanager
-def by_torch_alone() -> Iterator[None]:
-    """As if there were no kernels: what a transform of `torch.func` sees."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "available", lambda: False)
-        patch.setattr(kernels, "bound", lambda: False)
-        yield
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs `taugrad ...` in an empty directory; its exit code and what it wrote to stderr and stdout."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code, out, err = taugrad(*arguments, cwd=tmp_path)
+        return code, err, out
+
+    return run
 
 
 torch.set_num_threads(1)

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from statistics_of_samples import FALSE_FAILURE, frequencies_p_value, mean_p_value
+from helpers.samples import FALSE_FAILURE, frequencies_p_value, mean_p_value
 
 from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
 from taugrad.estimators import Enumeration, configurations

@@ -1,0 +1,143 @@
+"""Every option of every group composes, fits the signatures that it names, and builds."""
+
+import re
+from importlib.util import find_spec
+
+import pytest
+import torch
+from helpers.configs import CONF, composed
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from taugrad.config import instantiate
+from taugrad.errors import ConfigError
+from taugrad.estimators import Estimator
+from taugrad.training.images import ImageModel
+from taugrad.training.policies import Acting
+
+OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "sweep")
+
+
+def options(group):
+    return [option for option in OPTIONS if option.startswith(f"{group}=")]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_every_group_composes_and_fits_its_signatures(option):
+    group, name = option.split("=")
+    config = composed(option, *(["env.make.id=CartPole-v1"] if option == "env=gymnasium" else []))
+    if group != "experiment":
+        assert config[group]
+    assert (CONF / group / f"{name}.yaml").is_file()
+
+
+@pytest.mark.parametrize("option", [*options("tau"), *options("lr_factor")])
+def test_every_schedule_builds_and_gives_a_positive_value(option):
+    schedule = instantiate(composed(option)[option.split("=")[0]])
+    assert all(0 < schedule(step) <= 1 for step in (0, 1, 10_000, 20_000))
+
+
+@pytest.mark.parametrize("option", options("estimator"))
+def test_every_estimator_builds(option):
+    assert isinstance(instantiate(composed(option)["estimator"]), Estimator)
+
+
+@pytest.mark.parametrize("option", [*options("model"), *options("experiment"), *options("optimizer")])
+def test_every_model_and_experiment_builds_with_its_optimizer(option):
+    model = instantiate(composed(option)["model"], recursive=False)
+    assert isinstance(model, (ImageModel, Acting))
+    assert model.configure_optimizers().defaults["lr"] > 0
+
+
+def test_every_model_trains_by_default_through_hard_samples_with_an_annealed_tau():
+    for option in options("model"):
+        config = composed(option)
+        if "estimator" not in config["model"]:
+            assert option == "model=ppo"  # the score function, of one action
+            continue
+        assert config["model"]["estimator"]["_target_"] == "taugrad.estimators.STGumbelSoftmax", option
+        schedule = instantiate(config["model"]["tau"])
+        taus = [schedule(step) for step in range(0, config["length"] + 1, config["length"] // 10)]
+        assert taus == sorted(taus, reverse=True), option
+        assert taus[-1] < taus[0], option
+    soft = composed("experiment=soft_cat_vae")
+    assert soft["model"]["estimator"]["_target_"] == "taugrad.estimators.GumbelSoftmax"
+    assert soft["model"]["_target_"] == composed("model=cat_vae")["model"]["_target_"]
+
+
+@pytest.mark.parametrize("option", [*options("trainer"), *options("callbacks"), *options("logger")])
+def test_trainer_callbacks_and_loggers_build(option, tmp_path):
+    config = composed(option, f"run_dir={tmp_path}")
+    if option in ("logger=wandb", "logger=mlflow") and not find_spec(option.split("=")[1]):
+        with pytest.raises(ConfigError, match=r"Logger needs a package that is missing: .*pip install"):
+            instantiate(config["logger"][option.split("=")[1]])
+        return
+    parts = [instantiate(node) for group in ("callbacks", "logger") for node in config[group].values()]
+    assert len(parts) == len(config["callbacks"]) + len(config["logger"])
+    if option == "trainer=gpu" and not torch.cuda.is_available():
+        with pytest.raises(MisconfigurationException, match="No supported gpu backend found"):
+            instantiate(config["trainer"])(logger=False)
+        return
+    assert instantiate(config["trainer"])(logger=False).max_steps == config["trainer"]["max_steps"]
+
+
+def test_a_data_set_chosen_on_the_command_line_wins_over_the_models():
+    assert composed("model=cat_vae", "data=mnist")["data"]["source"]["_target_"] == "taugrad.data.mnist.mnist"
+
+
+@pytest.mark.parametrize("option", [option for option in options("env") if option != "env=gymnasium"])
+def test_every_environment_builds_under_both_policies(option):
+    for model in ("policy", "ppo"):
+        config = composed(f"model={model}", option)
+        policy = instantiate(config["model"], recursive=False)
+        assert policy.max_env_steps == config["env"]["max_env_steps"]
+        policy.collector.environments.close()
+
+
+def test_the_policys_environment_and_schedules_can_be_chosen():
+    config = composed("model=policy", "env=gymnasium", "env.make.id=MountainCar-v0", "tau=linear")
+    assert config["model"]["env"]["id"] == "MountainCar-v0"
+    assert config["tau"]["steps"] == config["lr_factor"]["steps"] == 500_000
+    assert "data" not in config
+
+
+def test_the_schedules_follow_the_length_of_the_training():
+    config = composed("trainer.max_steps=123")
+    assert config["model"]["tau"]["steps"] == config["model"]["lr_factor"]["steps"] == 123
+
+
+def test_jangs_preset_has_the_papers_architecture():
+    model = instantiate(composed("experiment=jang_cat_vae")["model"], recursive=False)
+    shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")]
+    assert shapes == [(200, 784), (200, 200), (784, 200)]
+
+
+def test_the_files_name_no_device():
+    for path in CONF.rglob("*.yaml"):
+        assert not re.search(r"\b(cuda|cpu|mps)\b", path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    ("column", "estimator", "lr", "tau", "optimizer", "size"),
+    [
+        ("8x4", "st_gumbel_softmax", 3e-4, 0.5, "Adam", (4, 8)),
+        ("8x4", "reinmax", 5e-4, 1.3, "Adam", (4, 8)),
+        ("4x24", "gumbel_rao", 5e-4, 0.3, "RAdam", (24, 4)),
+        ("8x16", "gapped_straight_through", 7e-4, 0.5, "RAdam", (16, 8)),
+        ("10x30", "straight_through", 7e-3, 1.4, "RAdam", (30, 10)),
+    ],
+)
+def test_a_cell_of_the_grid_has_its_published_settings(column, estimator, lr, tau, optimizer, size):
+    config = composed(f"experiment=grid_{column}", f"estimator={estimator}")
+    model = instantiate(config["model"], recursive=False)
+    assert (model.latents, model.categories) == size
+    assert model.tau(0) == model.tau(50_000) == tau
+    assert model.lr_factor(50_000) == 1
+    assert type(model.configure_optimizers()).__name__ == optimizer
+    assert model.configure_optimizers().defaults["lr"] == lr
+    assert config["data"]["binarize"] == "none"
+    assert config["data"]["source"]["validation"] == 0
+
+
+def test_a_preset_without_settings_for_an_estimator_says_so():
+    with pytest.raises(ConfigError, match=r"published.*RLOO|RLOO.*published"):
+        composed("experiment=grid_8x4", "estimator=rloo")

@@ -1,0 +1,17 @@
+"""Backends of the samples."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from taugrad.ops.native import kernels
+
+
+@contextmanager
+def by_torch_alone() -> Iterator[None]:
+    """As if there were no kernels: what a transform of `torch.func` sees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "available", lambda: False)
+        patch.setattr(kernels, "bound", lambda: False)
+        yield

@@ -1,0 +1,96 @@
+"""Small tasks of models of images, data for them, and a trainer."""
+
+from functools import partial
+from inspect import isabstract
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from taugrad import Constant, Cosine, Linear, STGumbelSoftmax, estimators
+from taugrad.data.batches import Batches, ShuffledBatches
+from taugrad.data.images import Split
+from taugrad.estimators import Estimator
+from taugrad.models.cat_vae import CatVAE
+from taugrad.models.semi_supervised import SemiSupervised
+from taugrad.models.structured import Structured
+from taugrad.training.images import ImageTask
+
+ESTIMATORS = sorted(
+    name
+    for name, c in vars(estimators).items()
+    if isinstance(c, type) and issubclass(c, Estimator) and not isabstract(c)
+)
+N, K = 2, 3  # of the structured model
+C = 3  # classes of the semi-supervised one
+
+
+def task(model, **parts):
+    """A task; what is not given is straight-through Gumbel-Softmax at a temperature of 1, and a fixed learning rate."""
+    usual = {"estimator": STGumbelSoftmax(), "tau": Constant(1.0), "lr_factor": Constant(1.0)}
+    return ImageTask(model, **usual | {"optimizer": partial(torch.optim.Adam, lr=1e-2, fused=True)} | parts)
+
+
+def cat_vae(**changes):
+    """A task of a small VAE, by changes of the model's arguments and of the task's."""
+    sizes = {"latents": 3, "categories": 4, "encoder": [16], "decoder": [16], "image_size": [4, 4], "nll_samples": 20}
+    parts = {"tau": Linear(1.0, 0.5, steps=50), "lr_factor": Cosine(1.0, 0.1, steps=50)}
+    return _task(CatVAE, sizes, parts, changes)
+
+
+def structured(**changes):
+    """As `cat_vae`, of a small structured model."""
+    sizes = {"latents": N, "categories": K, "first": [], "second": [8], "decoder": [8], "activation": "SiLU"}
+    return _task(Structured, sizes | {"image_size": [4, 4], "nll_samples": 20}, {}, changes)
+
+
+def semi_supervised(**changes):
+    """As `cat_vae`, of a small semi-supervised model."""
+    sizes = {"classes": C, "latent_size": 2, "channels": [4], "hidden": 16, "activation": "SiLU", "dropout": 0.0}
+    return _task(SemiSupervised, sizes | {"augment": nn.Identity(), "alpha": 2.0, "image_size": [4, 4]}, {}, changes)
+
+
+def _task(model, sizes, parts, changes):
+    own = {name: value for name, value in changes.items() if name in ("estimator", "tau", "optimizer", "lr_factor")}
+    sizes = sizes | {name: value for name, value in changes.items() if name not in own}
+    return task(model(**sizes), **parts | own)
+
+
+def images(n=130):
+    g = torch.Generator().manual_seed(0)
+    return Split(255 * torch.randint(2, (n, 4, 4), generator=g, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64))
+
+
+def loaders(split=None, stack=1):
+    """Training and validation batches: 13 steps an epoch."""
+    split = split or images()
+    return ShuffledBatches(split, 10, seed=0, stack=stack), Batches(split, 10)
+
+
+def trainer(tmp_path, *callbacks, **arguments):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    quiet |= {"num_sanity_val_steps": 0}
+    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    return Trainer(
+        default_root_dir=tmp_path, callbacks=list(callbacks), enable_checkpointing=checkpoints, **(quiet | arguments)
+    )
+
+
+class Losses(Callback):
+    """Loss, tau, learning rate and batch of every optimizer step."""
+
+    def __init__(self):
+        self.losses = {}
+
+    def setup(self, trainer, pl_module, stage):
+        original = pl_module.optimization_step
+
+        def optimization_step(x, labels):
+            step = pl_module.global_step
+            terms = original(x, labels)
+            lr = trainer.optimizers[0].param_groups[0]["lr"]
+            self.losses[step] = (terms["loss"].item(), pl_module.tau(step), lr, x.flatten(1).sum(-1).tolist())
+            return terms
+
+        pl_module.optimization_step = optimization_step

@@ -1,0 +1,436 @@
+import itertools
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from helpers.environments import Counter, counters
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taugrad.errors import ConfigError, DataError
+from taugrad.rl import joint, minatar
+from taugrad.rl.environments import Environments, build, make
+from taugrad.rl.envs.bandit import FactoredBandit
+from taugrad.rl.envs.cartpoles import KCartPoles
+from taugrad.rl.rollouts import Collector, Window
+from taugrad.rl.spaces import factors_of, observation_dtype, observation_size
+
+ALL = {
+    "cartpole": lambda n: make("CartPole-v1", n),
+    "acrobot": lambda n: make("Acrobot-v1", n),
+    "lunarlander": lambda n: make("LunarLander-v3", n),
+    "k_cartpoles": lambda n: KCartPoles(n, poles=3),
+    "bandit": lambda n: FactoredBandit(n, decisions=7),
+    "minatar": lambda n: minatar.make("breakout", n),
+    "foraging": lambda n: joint.make("lbforaging:Foraging-8x8-2p-3f-v3", n, time_limit=50),
+}
+
+
+def random_choices(environments: Environments) -> torch.Tensor:
+    columns = [torch.randint(n, (environments.num_envs,)) for n in environments.factors]
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_environment_gives_tensors_of_its_sizes_and_repeats_under_a_seed(name):
+    seen = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        environments = Environments(ALL[name](4))
+        x = environments.reset(seed=11)
+        steps = [environments.step(random_choices(environments)) for _ in range(60)]
+        environments.close()
+        assert x.shape == (4, environments.observation_size)
+        assert x.dtype == torch.float32
+        for step in steps:
+            assert step.observation.shape == x.shape
+            assert step.observation.isfinite().all()
+            assert step.reward.dtype == torch.float32
+            assert {part.shape for part in step[1:]} == {(4,)}
+            assert {part.dtype for part in step[2:]} == {torch.bool}
+        seen.append([torch.cat([step.observation.flatten(), step.reward]) for step in steps])
+    assert torch.equal(torch.stack(seen[0]), torch.stack(seen[1]))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_step_after_an_end_is_a_reset_and_only_that(name):
+    environments = Environments(ALL[name](3))
+    environments.reset(seed=0)
+    ended = torch.zeros(3, dtype=torch.bool)
+    for _ in range(120):
+        step = environments.step(random_choices(environments))
+        assert torch.equal(step.valid, ~ended)
+        assert not any(part[ended].any() for part in (step.reward, step.terminated, step.truncated))
+        ended = step.terminated | step.truncated
+    environments.close()
+
+
+def test_the_last_observation_of_an_episode_comes_with_its_end_and_the_first_of_the_next_after():
+    environments = counters()
+    choice = torch.zeros(2, 1, dtype=torch.int64)
+    seen = [environments.reset(0)[0, 0].item()]
+    rows = []
+    for _ in range(5):
+        step = environments.step(choice)
+        seen.append(step.observation[0, 0].item())
+        rows.append((step.terminated[0].item(), step.valid[0].item()))
+    assert seen == [0, 1, 2, 3, 0, 1]
+    assert rows == [(False, True), (False, True), (True, True), (False, False), (False, True)]
+
+
+def test_a_time_limit_truncates():
+    environments = counters(limit=2)
+    environments.reset(0)
+    steps = [environments.step(torch.ones(2, 1, dtype=torch.int64)) for _ in range(2)]
+    assert steps[1].truncated.all()
+    assert not steps[1].terminated.any()
+
+
+class Told(VectorEnv):
+    """Returns what it is told to."""
+
+    single_observation_space, single_action_space = Box(-np.inf, np.inf, (3,)), Discrete(2)
+
+    def __init__(self, mode=AutoresetMode.NEXT_STEP, num_envs=2, observation=None, **step):
+        self.metadata = {"autoreset_mode": mode} if mode else {}
+        self.num_envs = num_envs
+        self.observation = np.zeros((num_envs, 3), np.float32) if observation is None else observation
+        nothing = np.zeros(num_envs)
+        self.told = {"reward": nothing, "terminated": nothing > 0, "truncated": nothing > 0, "info": {}} | step
+
+    def reset(self, *, seed=None, options=None):
+        if isinstance(self.observation, Exception):
+            raise self.observation
+        return self.observation, {}
+
+    def step(self, actions):
+        if isinstance(self.told["reward"], Exception):
+            raise self.told["reward"]
+        return self.observation, *self.told.values()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, "NextStep", "NEXT_STEP", "next_step", "Next-Step"])
+def test_the_way_to_reset_is_named_by_the_enum_or_its_text(mode):
+    assert Environments(Told(mode)).num_envs == 2
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED, "SameStep", "SAME_STEP", "Disabled"])
+def test_another_way_to_reset_is_refused(mode):
+    with pytest.raises(ConfigError, match=rf"must reset on the next step, autoreset_mode is {mode}"):
+        Environments(Told(mode))
+
+
+def test_an_environment_that_does_not_say_how_it_resets_is_refused():
+    with pytest.raises(ConfigError, match=r"and say so: metadata\['autoreset_mode'\] is missing, it must be Autoreset"):
+        Environments(Told(None))
+
+
+def test_an_environment_that_resets_in_another_way_than_it_says_is_refused():
+    choice = torch.zeros(2, 1, dtype=torch.int64)
+    again = Environments(Told(terminated=[True, False]))
+    again.step(choice)
+    with pytest.raises(DataError, match="does not reset on the next step, as its autoreset_mode says"):
+        again.step(choice)
+    for name in ("final_obs", "final_observation"):
+        with pytest.raises(DataError, match="does not reset on the next step, as its autoreset_mode says"):
+            Environments(Told(terminated=[True, False], info={name: None})).step(choice)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x[:, None],
+        lambda x: x.tolist(),
+        lambda x: x.astype(np.float64),
+        lambda x: x.astype(np.float16),
+        lambda x: x.astype(int),
+        lambda x: x.astype(bool),
+        lambda x: x.astype(object),
+        torch.from_numpy,
+    ],
+    ids=["column", "list", "float64", "float16", "int", "bool", "object", "tensor"],
+)
+def test_rewards_and_ends_of_any_shape_and_type_are_those_of_each_environment(form):
+    one, none = np.array([1.0, 0.0, 1.0], np.float32), np.zeros(3, np.float32)
+    told = Told(num_envs=3, reward=form(one), terminated=form(none), truncated=form(one), info=None)
+    step = Environments(told).step(torch.zeros(3, 1, dtype=torch.int64))
+    assert torch.equal(step.reward, torch.tensor([1.0, 0.0, 1.0]))
+    assert step.terminated.tolist() == [False] * 3
+    assert step.truncated.tolist() == [True, False, True]
+    assert {part.dtype for part in step[2:]} == {torch.bool}
+
+
+def test_a_single_environment_may_return_bare_numbers():
+    told = Told(num_envs=1, observation=[1.0, 2.0, 3.0], reward=2.0, terminated=0, truncated=True)
+    step = Environments(told).step(torch.zeros(1, 1, dtype=torch.int64))
+    assert [part.tolist() for part in step] == [[[1.0, 2.0, 3.0]], [2.0], [False], [True], [True]]
+
+
+def test_what_was_returned_stays_when_the_environment_writes_over_it():
+    told = Told(reward=np.ones(2, np.float32), terminated=np.zeros(2, bool))
+    step = Environments(told).step(torch.zeros(2, 1, dtype=torch.int64))
+    told.observation += 1
+    told.told["reward"] += 1
+    told.told["terminated"] |= True
+    assert not step.observation.any()
+    assert step.reward.tolist() == [1, 1]
+    assert not step.terminated.any()
+
+
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        ({"reward": np.zeros((2, 2))}, r"must return a reward for each of its 2, got shape \(2, 2\)"),
+        ({"reward": 0.0}, r"must return a reward for each of its 2, got shape \(\)"),
+        ({"reward": [None, 1.0]}, "returned a reward of None"),
+        ({"reward": ["much", "more"]}, "must return a reward of numbers: could not convert string"),
+        ({"reward": [1.0, -np.inf]}, "returned a reward of -inf"),
+        ({"reward": [1.0, 1e39]}, r"returned a reward of 1e\+39"),  # inf in float32
+        ({"terminated": [False]}, r"must return a termination for each of its 2, got shape \(1,\)"),
+        ({"truncated": [[False], []]}, "must return a truncation of numbers: setting an array element"),
+        ({"observation": np.zeros((3, 2))}, r"must return observations of shape \(2, 3\), got \(3, 2\)"),
+        ({"observation": np.zeros((2, 1))}, r"must return observations of shape \(2, 3\), got \(2, 1\)"),
+        ({"observation": {"a": 1}}, "must return an observation of numbers: "),
+        ({"observation": [[0, 0, 0], [0, 0, np.nan]]}, "returned an observation of nan"),
+        ({"observation": ValueError("a key is lost")}, "the environment's reset raised ValueError: a key is lost"),
+        ({"reward": IndexError("a wall")}, "the environment's step raised IndexError: a wall .debug=true shows where"),
+    ],
+)
+def test_what_an_environment_should_not_return_is_refused_in_a_sentence(returned, sentence):
+    environments, rollout = Environments(Told(**returned)), Window(1, 1, 2, 3, 1).oldest()
+    act = lambda x: (torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2))  # noqa: E731
+    with pytest.raises(DataError, match=sentence):
+        Collector(environments, seed=0).fill(rollout, act)
+
+
+def fail(num_envs):
+    raise OSError("no display")
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (lambda num_envs: gymnasium.make("CartPole-v1"), "must return a gymnasium.vector.VectorEnv, got TimeLimit"),
+        (lambda num_envs: Told(), "env.make must return num_envs=5 environments, got 2"),
+        (fail, "env.make raised OSError: no display"),
+        (
+            lambda num_envs: SyncVectorEnv([Counter, lambda: gymnasium.make("CartPole-v1")]),
+            "env.make raised RuntimeError: SyncVectorEnv.*observation spaces are not equivalent",
+        ),
+    ],
+    ids=["single", "another number", "an error", "different spaces"],
+)
+def test_a_function_that_makes_no_environments_of_one_kind_is_refused(function, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        build(function, 5)
+
+
+# Actions and observations
+
+
+class Echo(gymnasium.Env):
+    """Keeps the actions that it gets."""
+
+    def __init__(self, action_space, observation_space=None):
+        self.action_space = action_space
+        self.observation_space = observation_space or Box(0, 1, (1,))
+        self.got = []
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} of {action.dtype}"
+        self.got.append(action)
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def from_zero(action, space):
+    """An action's numbers in the order of its factors, each less its smallest."""
+    if isinstance(space, Tuple):
+        return [n for a, part in zip(action, space, strict=True) for n in from_zero(a, part)]
+    return np.subtract(action, getattr(space, "start", 0), dtype=int).ravel().tolist()
+
+
+starts, dtypes = st.integers(-20, 20), st.sampled_from([np.int64, np.int32, np.int8])
+discrete = st.builds(lambda n, start, dtype: Discrete(n, start=start, dtype=dtype), st.integers(1, 6), starts, dtypes)
+binary = st.sampled_from([(1,), (3,), (2, 2)]).map(MultiBinary)
+
+
+@st.composite
+def arrays(draw):
+    shape = draw(st.sampled_from([(1,), (3,), (2, 2)]))
+    n, start = (draw(st.lists(x, min_size=4, max_size=4))[: math.prod(shape)] for x in (st.integers(1, 6), starts))
+    return MultiDiscrete(np.reshape(n, shape), start=np.reshape(start, shape), dtype=draw(dtypes))
+
+
+flat = st.one_of(discrete, arrays(), binary)
+nested = st.recursive(flat, lambda part: st.lists(part, min_size=1, max_size=3).map(Tuple), max_leaves=4)
+repeatable = settings(derandomize=True, max_examples=30, deadline=None)
+
+
+def choose_all(environments, echoes):
+    choices = [random_choices(environments) for _ in range(6)]
+    environments.reset(0)
+    for choice in choices:
+        environments.step(choice)
+    return [[c[e].tolist() for c in choices] for e in range(len(echoes))]
+
+
+@repeatable
+@given(nested)
+def test_every_choice_reaches_the_environment_as_the_action_it_stands_for(space):
+    echoes = [Echo(space) for _ in range(2)]
+    environments = Environments(SyncVectorEnv([lambda e=e: e for e in echoes]))
+    for echo, chosen in zip(echoes, choose_all(environments, echoes), strict=True):
+        assert [from_zero(action, space) for action in echo.got] == chosen
+
+
+@repeatable
+@given(st.lists(discrete, min_size=1, max_size=4))
+def test_every_agents_choice_reaches_it_as_the_action_it_stands_for(spaces):
+    seen = Tuple([Box(0, 1, (2,), np.float64)] * len(spaces))
+    echoes = [Echo(Tuple(spaces), seen) for _ in range(2)]
+    environments = Environments(SyncVectorEnv([lambda e=e: joint.Joint(e) for e in echoes]))
+    assert environments.observation_dtype == torch.float64  # as their own
+    for echo, chosen in zip(echoes, choose_all(environments, echoes), strict=True):
+        assert [from_zero(action, Tuple(spaces)) for action in echo.got] == chosen
+
+
+def test_spaces_that_a_policy_takes():
+    assert factors_of(Discrete(3, start=-1)) == (3,)
+    assert factors_of(MultiDiscrete([2, 5])) == (2, 5)
+    assert factors_of(MultiDiscrete([[2, 3], [4, 5]])) == (2, 3, 4, 5)
+    assert factors_of(Tuple([Discrete(2), Tuple([MultiBinary(2), Discrete(3)])])) == (2, 2, 2, 3)
+    assert observation_size(Box(0, 1, (2, 3))) == 6
+    assert observation_size(MultiBinary((10, 10, 4))) == 400
+
+
+@pytest.mark.parametrize(
+    "space", [Box(0, 1, (2,)), Dict({"a": Discrete(2)}), Tuple([Discrete(2), Box(0, 1, (2,))]), MultiDiscrete([])]
+)
+def test_other_actions_are_refused_in_a_sentence(space):
+    with pytest.raises(ConfigError, match="a policy's actions must be Discrete, MultiDiscrete, MultiBinary or a Tuple"):
+        factors_of(space)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 1], np.int8),
+        ([3, 255], np.uint8),
+        ([-32_767, 2], np.int16),
+        ([0.1, 60_000], np.float16),
+        ([0.1, 1e30], np.float32),
+        ([2**24 + 1, -(2**31)], np.int32),
+        ([2**53 - 1, 1], np.int64),
+        ([1e9 + 0.1, 0.1], np.float64),
+    ],
+    ids=str,
+)
+def test_every_observation_keeps_all_its_digits(values, dtype):
+    values = np.array([values], dtype)
+    space = Box(values.min(), values.max(), values.shape, dtype)
+    environment = Echo(Discrete(2), space)
+    environment.reset = lambda **_: (values, {})
+    x = Environments(SyncVectorEnv([lambda: environment])).reset(0)
+    assert x.dtype == observation_dtype(space)
+    assert x[0].tolist() == values[0].tolist()
+
+
+@pytest.mark.parametrize("space", [Discrete(3), Dict({"a": Box(0, 1, (2,))}), Tuple([Discrete(2)]), Box(0, 1, (0,))])
+def test_other_observations_are_refused_in_a_sentence(space):
+    with pytest.raises(ConfigError, match="a policy's observations must be Box or MultiBinary, the environment's are"):
+        observation_size(space)
+
+
+def test_environments_that_do_not_exist_are_refused_in_a_sentence():
+    with pytest.raises(ConfigError, match=r"env.make.id=CartPoll-v1: "):
+        make("CartPoll-v1", 1)
+    with pytest.raises(ConfigError, match=r"env.make.id=no_such_package:Env-v0: "):
+        make("no_such_package:Env-v0", 1)
+    with pytest.raises(ConfigError, match=r"env.make.id=no_such_package:Env-v0: "):
+        joint.make("no_such_package:Env-v0", 1)
+    with pytest.raises(ConfigError, match=r"game must be one of asterix, .*, got chess"):
+        minatar.make("chess", 1)
+    with pytest.raises(ConfigError, match="agents must see a flat Box and choose from a Discrete each"):
+        joint.make("CartPole-v1", 1)
+
+
+# The environments of this package
+
+
+def test_the_bandits_best_choices_are_those_of_going_through_all():
+    bandit = FactoredBandit(1, factors=4, choices=3, seed=5)
+    x = np.random.default_rng(0).standard_normal((20, 4))
+    every = np.array(list(itertools.product(range(3), repeat=4)))
+    best = np.array([bandit.rewards(np.repeat(row[None], len(every), 0), every).max() for row in x])
+    np.testing.assert_allclose(bandit.rewards(x, bandit.best(x)), best, rtol=1e-12)
+
+
+def test_the_bandit_gives_one_for_the_best_and_nothing_for_random_choices():
+    # Of 200 x 100 decisions: the standard error of the mean is about 0.004 and 0.003; five of them fail once in 10^6.
+    bandit = FactoredBandit(200)
+    means = []
+    for choose in (bandit.best, lambda x: np.random.default_rng(1).integers(6, size=(len(x), 8))):
+        x, _ = bandit.reset(seed=0)
+        rewards = []
+        for _ in range(100):
+            x, reward, *_ = bandit.step(choose(x))
+            rewards.append(reward)
+        means.append(np.mean(rewards))
+    assert abs(means[0] - 1) < 0.02
+    assert abs(means[1]) < 0.06
+
+
+def test_one_cart_pole_of_k_is_gymnasiums():
+    ours, theirs = KCartPoles(5, poles=1), gymnasium.make_vec("CartPole-v1", num_envs=5)
+    seen = [env.reset(seed=3)[0] for env in (ours, theirs)]
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        np.testing.assert_array_equal(*seen)
+        action = random.integers(2, size=5)
+        a, b = ours.step(action[:, None]), theirs.step(action)
+        for x, y in zip(a[:4], b[:4], strict=True):
+            np.testing.assert_array_equal(x, y)
+        seen = [a[0], b[0]]
+
+
+def test_k_cart_poles_begin_anew_together_when_the_first_falls():
+    poles = KCartPoles(4, poles=3)
+    poles.reset(seed=0)
+    ended = np.zeros(4, dtype=bool)
+    ends = 0
+    for _ in range(200):
+        x, reward, terminated, truncated, _ = poles.step(np.random.default_rng(1).integers(2, size=(4, 3)))
+        carts = x.reshape(4, 3, 4)
+        assert (np.abs(carts[ended]) <= 0.05).all()  # all three of them
+        np.testing.assert_array_equal(reward, np.where(ended, 0.0, 1.0))
+        ended = terminated | truncated
+        fallen = (np.abs(carts[:, :, 2]) > 12 * 2 * np.pi / 360) | (np.abs(carts[:, :, 0]) > 2.4)
+        np.testing.assert_array_equal(terminated, fallen.any(1))
+        ends += ended.sum()
+    assert ends > 10
+
+
+def test_minatars_choices_are_those_of_the_game_and_its_episodes_time_out():
+    game = minatar.MinAtar("breakout")
+    x, _ = game.reset(seed=1)
+    assert x.shape == (10, 10, 4)
+    assert set(np.unique(x)) == {0, 1}
+    assert game.action_space.n == 3
+    assert minatar.make("freeway", 2).envs[0].get_wrapper_attr("_max_episode_steps") == 5000
+
+
+def test_agents_act_as_one():
+    environments = Environments(joint.make("lbforaging:Foraging-8x8-2p-3f-v3", 2, time_limit=50))
+    assert environments.factors == (6, 6)
+    assert environments.observation_size == 30
+    environments.reset(0)
+    steps = [environments.step(random_choices(environments)) for _ in range(50)]
+    assert steps[-1].truncated.any()
+    environments.close()
