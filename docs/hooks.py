@@ -1,6 +1,7 @@
 """What the site needs beside its pages: the repository's documents as pages, formulas as MathML, doctests as code."""
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,26 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
     "LOG.md": "log.md",
+    "examples/vae.ipynb": "notebook.md",
 }
 LINKS = PAGES | {"examples/own_estimator/README.md": "extending.md"}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 DOCTEST = re.compile(r"(^>>> .*(?:\n(?!\s*$).+)*)", re.MULTILINE)
-LINK = re.compile(r"\[([^]]*)\]\((?:\.\./)?((?:docs/)?[\w./-]+\.(?:md|LICENSE|png|svg|py|cff))\)")
+LINK = re.compile(r"\[([^]]*)\]\((?:\.\./)?((?:docs/)?[\w./-]+\.(?:md|LICENSE|png|svg|py|cff|ipynb))\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the documents outside docs/."""
     for source, page in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+        text = (ROOT / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=markdown_of(text) if source.endswith(".ipynb") else text))
     return files
+
+
+def markdown_of(notebook: str) -> str:
+    """Return a notebook's cells as a page."""
+    cells = ((cell["cell_type"], "".join(cell["source"])) for cell in json.loads(notebook)["cells"])
+    return "\n\n".join(text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -1,1 +1,1 @@
-"""One LightningModule a file."""
+"""Everything that needs Lightning: tasks, callbacks, checkpoints, resuming."""

@@ -17,8 +17,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from taugrad.commands.train import Config
-from taugrad.config import in_sweep
+from taugrad.config import Config, in_sweep
 from taugrad.errors import CheckpointError, ConfigError
 from taugrad.files import user_path
 from taugrad.training import checkpoints

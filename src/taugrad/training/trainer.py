@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from taugrad import __version__
-from taugrad.commands.train import Config
-from taugrad.config import in_sweep, instantiate
+from taugrad.config import Config, in_sweep, instantiate
 from taugrad.errors import ConfigError
 from taugrad.files import writing
 from taugrad.training import checkpoints, hyperparameters

@@ -1,0 +1,1 @@
+"""Environments that gymnasium does not have."""
