@@ -1,7 +1,6 @@
 """Estimators whose gradient is that of a Gumbel-Softmax relaxation."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,11 +8,11 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.checks import check_count, check_positive
 from taugrad.estimators.base import Pathwise
-from taugrad.ops._checks import check_logits, check_rows, check_tau, classes_last, log_where_positive, raise_bad_rows
+from taugrad.ops import _fused
+from taugrad.ops._checks import check_logits, check_rows, check_tau, classes_last, log_where_positive
 from taugrad.ops.gumbel import gumbel_max, gumbel_softmax
-from taugrad.ops.native import kernels
-from taugrad.ops.noise import conditional_perturbed, draw_seed
-from taugrad.ops.onehot import Relaxation, straight_through, tangent
+from taugrad.ops.noise import conditional_perturbed
+from taugrad.ops.onehot import straight_through, tangent
 from taugrad.ops.softmax import softmax, softmax_jacobian
 
 
@@ -121,8 +120,9 @@ def _sample_of_many(
     if has_torch_function_variadic(logits, tau):
         return handle_torch_function(_sample_of_many, (logits, tau), logits, tau, dim, draws, generator=generator)
     x, tau = classes_last(logits, tau, dim)
-    if kernels.takes(logits) and not isinstance(tau, Tensor):
-        return _GumbelRao.apply(logits, tau, dim, draws, draw_seed(generator))
+    fused = _fused.gumbel_rao(logits, tau, dim, draws, generator)
+    if fused is not None:
+        return fused
     z = gumbel_max(logits, dim, generator=generator)
     x, one_hot = x.detach(), z.movedim(dim, -1)
     fixed = tau.detach() if isinstance(tau, Tensor) else tau
@@ -140,44 +140,3 @@ def _sample_of_many(
     if isinstance(tau, Tensor):
         dy = dy + to_tau * (tau - tau.detach())
     return straight_through(z, dy.movedim(-1, dim).to(z.dtype))
-
-
-class _GumbelRao(torch.autograd.Function):
-    """By the kernels: the logits and the seed are saved."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, tau: float, dim: int, draws: int, seed: Tensor) -> Tensor:
-        x = logits.movedim(dim, -1).contiguous()
-        z, _, failures = kernels.sample(x, seed, Relaxation.NONE, tau)
-        if failures:
-            raise_bad_rows(failures, x.numel() // x.shape[-1])
-        ctx.tau, ctx.dim, ctx.draws = tau, dim, draws
-        ctx.save_for_backward(logits, seed)
-        return z.movedim(-1, dim).contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, seed = ctx.saved_tensors
-        x = logits.detach().movedim(ctx.dim, -1)
-        dx = _MeanJacobian.apply(grad.movedim(ctx.dim, -1), x, ctx.tau, ctx.draws, seed)
-        return dx.movedim(-1, ctx.dim).contiguous(), None, None, None, None
-
-
-class _MeanJacobian(torch.autograd.Function):
-    """J g of Gumbel-Rao. J is symmetric, hence its own backward; its derivative to the logits is not estimated."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, tau: float, draws: int, seed: Tensor) -> Tensor:
-        ctx.tau, ctx.draws = tau, draws
-        ctx.save_for_backward(x, seed)
-        if kernels.takes(grad):
-            return kernels.gumbel_rao(grad.contiguous(), x.contiguous(), seed, draws, tau)
-        # A batch of gradients: J column by column.
-        units = torch.eye(x.shape[-1], dtype=x.dtype).view(-1, *[1] * (x.ndim - 1), x.shape[-1]).expand(-1, *x.shape)
-        columns = (kernels.gumbel_rao(unit.contiguous(), x.contiguous(), seed, draws, tau) for unit in units)
-        return torch.stack([column * grad.select(-1, k).unsqueeze(-1) for k, column in enumerate(columns)]).sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, seed = ctx.saved_tensors
-        return _MeanJacobian.apply(grad, x, ctx.tau, ctx.draws, seed), None, None, None, None

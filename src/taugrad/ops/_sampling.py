@@ -22,22 +22,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad.ops._checks import (
-    check_logits,
-    check_rows,
-    check_tau,
-    compute_dtype,
-    is_scalar,
-    log_where_positive,
-    raise_bad_rows,
-)
-from taugrad.ops.native import kernels
-from taugrad.ops.noise import draw_seed, gumbel_noise
+from taugrad.ops import _fused
+from taugrad.ops._checks import check_logits, check_rows, check_tau, compute_dtype, is_scalar, log_where_positive
+from taugrad.ops._torch import watched
+from taugrad.ops.noise import gumbel_noise
 from taugrad.ops.onehot import Relaxation, one_hot, straight_through, tangent
 from taugrad.ops.softmax import softmax, softmax_backward
-
-_autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
-_UNKNOWN = object()  # before torch 2.13 a saved tensor does not tell its hook: then its memory is left alone
 
 
 def sample(
@@ -72,20 +62,17 @@ def sample(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    watched = kernels.watched()
-    if not watched and dim == -1 and generator is None and kernels.bound():  # the usual case, before all questions
-        out = kernels.bound_sample(logits, relaxation, tau, gap, hard)
-        if isinstance(out, Tensor):
-            return out
+    if dim == -1 and generator is None:  # the usual case first, before any check
+        out = _fused.bound_sample(logits, tau, relaxation, gap, hard)
         if out is not None:
-            raise_bad_rows(out, logits.numel() // logits.shape[-1])
+            return out
     if has_torch_function_variadic(logits, tau):
         return handle_torch_function(
             sample, (logits, tau), logits, tau, dim, relaxation, gap=gap, hard=hard, generator=generator
         )
     check_logits(logits, dim)
     tau = check_tau(tau, logits, dim)
-    if not watched:
+    if not watched():
         z, y = _Sample.apply(logits, tau, dim, relaxation, gap, hard, generator)
     elif _takes_operator(logits, tau, generator):
         seed = torch.randint(2**63 - 1, (), device="cpu")
@@ -103,10 +90,9 @@ def _takes_operator(logits: Tensor, tau: float | Tensor, generator: torch.Genera
     return (
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
-        and logits.device.type == "cpu"
         and generator is None
         and is_scalar(tau)
-        and kernels.available()
+        and _fused.has_operator(logits)
     )
 
 
@@ -150,9 +136,9 @@ def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor, dim: int
     >>> reinmax_backward(torch.tensor([1.0, 0.0]), marked, 1.0)
     tensor([ 0.3750, -0.3750])
     """
-    if is_scalar(tau) and kernels.takes(grad, marked) and not torch.is_grad_enabled():
-        grad, marked = (x.movedim(dim, -1).contiguous() for x in (grad, marked))
-        return kernels.reinmax_backward(grad, marked, float(tau)).movedim(-1, dim).contiguous()
+    dx = _fused.reinmax_backward(grad, marked, tau, dim)
+    if dx is not None:
+        return dx
     q, z = marked.abs(), marked.signbit()
     pi = (q / q.amax(dim, keepdim=True)) ** tau
     pi = pi / pi.sum(dim, keepdim=True)
@@ -175,15 +161,9 @@ class _Sample(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor]:
         dtype, wide = logits.dtype, compute_dtype(logits.dtype)
         x = logits.to(wide)
-        if is_scalar(tau) and kernels.holds(x):
-            last = dim in (-1, x.ndim - 1)
-            rows = (x if last else x.movedim(dim, -1)).contiguous()
-            z, y, failures = kernels.sample(rows, draw_seed(generator), relaxation, float(tau), gap, hard=hard)
-            if failures:
-                raise_bad_rows(failures, rows.numel() // rows.shape[-1], tau)
-            if not last:
-                y = y.movedim(-1, dim)
-                z, y = (z.movedim(-1, dim).contiguous(), y) if hard else (z, y.contiguous())
+        fused = _fused.sample(x, tau, dim, relaxation, gap, hard, generator)
+        if fused is not None:
+            z, y = fused
         else:
             z, y = _drawn(x, tau, dim, relaxation, gap, generator)
             if relaxation is Relaxation.MARKED:
@@ -192,7 +172,6 @@ class _Sample(torch.autograd.Function):
             z, y = z.to(dtype), y.to(dtype)
         ctx.set_materialize_grads(False)
         ctx.relaxation, ctx.tau, ctx.dim = relaxation, tau, dim
-        ctx.hooked = _autograd._top_saved_tensors_default_hooks(False) is not None
         if isinstance(tau, Tensor):
             ctx.tau = None
             ctx.save_for_backward(y, tau)
@@ -203,32 +182,8 @@ class _Sample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, z_grad: Tensor | None, y_grad: Tensor | None) -> tuple[Tensor | None, ...]:
         y, tau = ctx.saved_tensors if ctx.tau is None else (*ctx.saved_tensors, ctx.tau)
-        if (
-            z_grad is not None
-            and y_grad is None
-            and not (ctx.hooked or ctx.needs_input_grad[1] or torch.is_grad_enabled())
-            and is_scalar(tau)
-            and ctx.dim in (-1, y.ndim - 1)
-            and kernels.takes(z_grad, y)
-            and getattr(ctx._raw_saved_tensors[0], "unpack_hook", _UNKNOWN) is None
-            and _is_expendable(y)
-        ):
-            backward = kernels.reinmax_backward if ctx.relaxation is Relaxation.MARKED else kernels.softmax_backward
-            dx = backward(z_grad.contiguous(), y, float(tau), out=y.detach())
-            return dx, None, None, None, None, None, None
         dx, dtau = _sample_backward(z_grad, y_grad, y, tau, ctx.dim, ctx.relaxation, ctx.needs_input_grad[1])
         return dx, dtau, None, None, None, None, None
-
-
-def _is_expendable(y: Tensor) -> bool:
-    """Whether a saved tensor's memory can take the gradient: autograd frees it next, and nobody else holds it.
-
-    The gradient then costs no memory of its own, whose first touch is dearer than the arithmetic. Two holders are the
-    saved variable and the tensor unpacked from it; the third is the storage object made here to ask.
-    """
-    return not _autograd._get_current_graph_task_keep_graph() and (
-        torch._C._storage_Use_Count(y.untyped_storage()._cdata) <= 3  # pyright: ignore[reportAttributeAccessIssue]
-    )
 
 
 def _sample_backward(
@@ -265,7 +220,7 @@ torch.library.define(
 @torch.library.impl("taugrad::sample", "CPU")  # pyright: ignore[reportOptionalCall]
 def _sample_on_cpu(x: Tensor, seed: Tensor, tau: Tensor, relaxation: int, gap: float) -> tuple[Tensor, Tensor]:
     wide = x.to(compute_dtype(x.dtype)).contiguous()
-    z, y, _ = kernels.sample(wide, seed, Relaxation(relaxation), tau.item(), gap)
+    z, y = _fused.sample_of_seed(wide, seed, tau.item(), Relaxation(relaxation), gap)
     return z.to(x.dtype), y.to(x.dtype)
 
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from taugrad.ops._checks import check_logits, check_rows, compute_dtype, raise_bad_rows
+from taugrad.ops import _fused
+from taugrad.ops._checks import check_logits, check_rows, compute_dtype
 from taugrad.ops._sampling import sample
-from taugrad.ops.native import kernels
-from taugrad.ops.noise import draw_seed, perturbed
-from taugrad.ops.onehot import Relaxation, one_hot
+from taugrad.ops.noise import perturbed
+from taugrad.ops.onehot import one_hot
 
 _UNUSED_EPS = 1e-10  # torch's default, which torch ignores too
 
@@ -51,10 +51,8 @@ def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator |
     check_logits(logits, dim)
     x = logits.detach().movedim(dim, -1)
     x = x.to(compute_dtype(x.dtype))
-    if kernels.takes(x):
-        index, failures = kernels.argmax(x.contiguous(), draw_seed(generator))
-        if failures:
-            raise_bad_rows(failures, index.numel())
+    index = _fused.argmax(x, generator)
+    if index is not None:
         return index
     top, index = perturbed(x, generator=generator).max(-1)
     check_rows((top * 0).unsqueeze(-1), -1)  # NaN where the maximum is not finite
@@ -83,12 +81,8 @@ def gumbel_max(logits: Tensor, dim: int = -1, *, generator: torch.Generator | No
         return handle_torch_function(gumbel_max, (logits,), logits, dim, generator=generator)
     check_logits(logits, dim)
     x = logits.detach()
-    if dim in (-1, x.ndim - 1) and kernels.takes(x):
-        z, _, failures = kernels.sample(x.contiguous(), draw_seed(generator), Relaxation.NONE, 1.0)
-        if failures:
-            raise_bad_rows(failures, x.numel() // x.shape[-1])
-        return z
-    return one_hot(gumbel_argmax(x, dim, generator=generator), x, dim)
+    z = _fused.one_hot(x, dim, generator)
+    return z if z is not None else one_hot(gumbel_argmax(x, dim, generator=generator), x, dim)
 
 
 def gumbel_softmax(

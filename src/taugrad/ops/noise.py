@@ -16,11 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from taugrad.ops import _fused
 from taugrad.ops._checks import compute_dtype
-from taugrad.ops.native import kernels
-
-_SEEDS = 2**63 - 1
-_SCALAR = ()
 
 
 def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -40,10 +37,9 @@ def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> T
     if has_torch_function_unary(like):
         return handle_torch_function(gumbel_noise, (like,), like, generator=generator)
     dtype = compute_dtype(like.dtype)
-    if not kernels.watched():
-        g = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
-        if kernels.holds(g):
-            return kernels.noise(g, draw_seed(generator))
+    g = _fused.noise(like, dtype, generator)
+    if g is not None:
+        return g
     if generator is None:  # of the kind of `like`, be it a fake tensor or one that a program is recorded with
         u = torch.rand_like(like, dtype=dtype, memory_format=torch.contiguous_format)
     else:
@@ -85,12 +81,3 @@ def conditional_perturbed(logits: Tensor, z: Tensor, *, generator: torch.Generat
     top = (g * z).sum(-1, keepdim=True)
     others = -torch.logaddexp(-(torch.log_softmax(logits.detach().to(g.dtype), -1) + g), -top)
     return torch.where(z > 0, top, others)
-
-
-def draw_seed(generator: torch.Generator | None) -> Tensor:
-    """A seed for the kernels, 63 random bits of torch's generator.
-
-    >>> draw_seed(torch.Generator().manual_seed(0)).dtype
-    torch.int64
-    """
-    return torch.randint(_SEEDS, _SCALAR, generator=generator, device="cpu")

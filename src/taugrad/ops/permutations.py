@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.checks import check_count
-from taugrad.ops._checks import check_tau, readable, tracing
+from taugrad.ops._checks import check_tau
+from taugrad.ops._torch import readable, tracing
 from taugrad.ops.noise import perturbed
 from taugrad.ops.onehot import straight_through
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad.ops._checks import check_logits, check_tau, compute_dtype, is_scalar, log_where_positive
-from taugrad.ops.native import kernels
+from taugrad.ops import _fused
+from taugrad.ops._checks import check_logits, check_tau, compute_dtype, log_where_positive
 
 
 def softmax(x: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -74,16 +74,11 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor = 1.0, dim: in
     >>> softmax_backward(torch.tensor([1.0, 0.0]), y)
     tensor([ 0.1875, -0.1875])
     """
-    if dim == -1 and not kernels.watched() and kernels.bound():
-        dx = kernels.bound_softmax_backward(grad, y, tau)
-        if dx is not None:
-            return dx
+    dx = _fused.softmax_backward(grad, y, tau, dim)
+    if dx is not None:
+        return dx
     if has_torch_function_variadic(grad, y, tau):
         return handle_torch_function(softmax_backward, (grad, y, tau), grad, y, tau, dim)
-    tracked = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (grad, y, tau))
-    if not tracked and is_scalar(tau) and kernels.takes(grad, y) and grad.dtype is y.dtype and grad.shape == y.shape:
-        grad, y = (x.movedim(dim, -1).contiguous() for x in (grad, y))
-        return kernels.softmax_backward(grad, y, float(tau)).movedim(-1, dim).contiguous()
     return ((grad - (grad * y).sum(dim, keepdim=True)) * (y / tau)).contiguous()
 
 
@@ -130,10 +125,8 @@ def softmax_backward_by_jacobian(grad: Tensor, y: Tensor, tau: float | Tensor = 
 
 
 def _tempered_softmax(x: Tensor, tau: float | Tensor, dim: int) -> Tensor:
-    tracked = torch.is_grad_enabled() and x.requires_grad
-    if not tracked and dim in (-1, x.ndim - 1) and is_scalar(tau) and kernels.takes(x):
-        return kernels.softmax(x.contiguous(), float(tau))
-    return torch.softmax(x.to(compute_dtype(x.dtype)) / tau, dim).to(x.dtype)
+    y = _fused.softmax(x, tau, dim)
+    return y if y is not None else torch.softmax(x.to(compute_dtype(x.dtype)) / tau, dim).to(x.dtype)
 
 
 class _TemperedSoftmax(torch.autograd.Function):

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from taugrad.checks import check_count
-from taugrad.ops._checks import check_logits, readable, tracing
+from taugrad.ops._checks import check_logits
+from taugrad.ops._torch import readable, tracing
 from taugrad.ops.noise import perturbed
 from taugrad.ops.onehot import straight_through
 from taugrad.ops.softmax import softmax
