@@ -15,3 +15,7 @@ def by_torch_alone() -> Iterator[None]:
         patch.setattr(kernels, "available", lambda: False)
         patch.setattr(kernels, "bound", lambda: False)
         yield
+
+
+# For a test in a file whose tests all run on every backend, and that does not depend on one.
+once = pytest.mark.parametrize("backend", ["bound"], indirect=True)

@@ -32,7 +32,7 @@ def ordered_probabilities(k):
     return table
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
+@each("k", [1, 2, 3])
 def test_top_k_draws_without_replacement_in_order(k):
     index = gumbel_top_k(LOGITS.expand(100_000, 5), k)
     table = ordered_probabilities(k)

@@ -3,8 +3,8 @@
 import ast
 from pathlib import Path
 
-import pytest
 import torch
+from helpers.cases import each
 
 import taugrad
 from taugrad.ops import _torch
@@ -26,8 +26,8 @@ NAMES = [
 ELSEWHERE = {("commands/bench.py", "torch._softmax_backward_data")}  # torch's own backward, which ours is compared with
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_torch_has_the_private_name(name):
+@each("name", NAMES)
+def test_torch_has_every_private_name(name):
     found = torch
     for part in name.split("."):
         assert hasattr(found, part), f"torch {torch.__version__} has no torch.{name}, which taugrad.ops._torch needs"
