@@ -3,7 +3,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers.backends import by_torch_alone, once
+from helpers.backends import by_torch_alone, of_programs, once
 from helpers.cases import each
 from helpers.estimators import EVERY, HARD, PATHWISE, UNBIASED
 from helpers.oracles import enumerated_expectation
@@ -205,8 +205,7 @@ def test_vmap_equals_the_batch_by_torch_alone(estimator):
         assert torch.equal(mapped, estimator.sample(logits, 0.5))
 
 
-# A compiled program samples by the operator or by torch; the binding is of eager mode alone.
-@pytest.mark.parametrize("backend", ["bound", "torch"], indirect=True)
+@of_programs
 @pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
 def test_compiles_without_a_graph_break(estimator):
     torch.compiler.reset()

@@ -17,5 +17,7 @@ def by_torch_alone() -> Iterator[None]:
         yield
 
 
-# For a test in a file whose tests all run on every backend, and that does not depend on one.
+# In a file whose tests run on every backend, for those that depend on none, and for those of a compiled program, which
+# samples by the operator or by torch: the binding is of eager mode alone.
 once = pytest.mark.parametrize("backend", ["bound"], indirect=True)
+of_programs = pytest.mark.parametrize("backend", ["bound", "torch"], indirect=True)

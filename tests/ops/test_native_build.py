@@ -41,12 +41,9 @@ def forget() -> None:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> Path:
-    """The kernels as the compiler makes them, to be copied by compilers that need no time."""
-    path = tmp_path_factory.mktemp("library") / "kernels.so"
-    command = [*shlex.split(os.environ.get("CXX") or "c++"), *build._FLAGS, "-std=c++17", "-march=native"]
-    subprocess.run([*command, str(SOURCES / "kernels.cpp"), "-o", str(path)], check=True)
-    return path
+def library() -> Path:
+    """The kernels as the compiler made them, with the binding, to be copied by compilers that need no time."""
+    return build.build_binding()
 
 
 @pytest.fixture

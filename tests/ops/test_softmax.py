@@ -125,6 +125,7 @@ def test_jvp_equals_the_jacobian_product():
     torch.testing.assert_close(tangent, softmax_jacobian(y, 0.5) @ t)
 
 
+@once
 def test_compiles_without_a_graph_break_and_once_for_every_tensor_tau():
     torch.compiler.reset()
     compiled = torch.compile(softmax, fullgraph=True, backend="aot_eager")
