@@ -10,7 +10,7 @@ from taugrad.ops.native import kernels
 
 @contextmanager
 def by_torch_alone() -> Iterator[None]:
-    """As if there were no kernels: what a transform of `torch.func` sees."""
+    """Hide the kernels, as they are hidden from a transform of `torch.func`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "available", lambda: False)
         patch.setattr(kernels, "bound", lambda: False)

@@ -480,5 +480,5 @@ def test_modules_are_copied_pickled_called_by_functional_call_and_in_inference_m
 
 
 def test_a_pathwise_estimator_is_an_estimator_of_rows():
-    """What a user writes has no `dim`."""
+    """A user's own estimator has no `dim`."""
     assert list(inspect.signature(Pathwise.sample).parameters) == ["self", "logits", "tau", "generator"]

@@ -35,7 +35,7 @@ out=$2
 
 
 def forget() -> None:
-    """What a process finds out once is found out anew."""
+    """Clear what a process decides once."""
     kernels._kernels.cache_clear()
     kernels.bound.cache_clear()
 
@@ -100,12 +100,12 @@ def expected() -> list[float]:
 
 
 def is_mapped(directory: Path) -> bool:
-    """Whether a file of the directory is loaded in this process."""
+    """Return whether a file of the directory is loaded in this process."""
     return str(directory.resolve()) in Path("/proc/self/maps").read_text()
 
 
 def assert_by_torch_because(reason: str, caplog) -> None:
-    """The kernels are not there, all works, and one line of the log says why."""
+    """Assert that there are no kernels, that all works, and that one line of the log says why."""
     caplog.clear()
     with caplog.at_level(logging.INFO, "taugrad"):
         x = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]])

@@ -73,7 +73,7 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype, magnitude:
 
 
 def roundings(K: int) -> float:
-    """By how much more a sum of so many numbers is rounded, by any softmax, torch's too."""
+    """Factor of the rounding of a sum of so many numbers, by any softmax, torch's too."""
     return max(1.0, K / 1000)
 
 
@@ -353,7 +353,7 @@ def threads():
 
 
 def everything(x: Tensor, tau: float = 0.8) -> list[Tensor]:
-    """Of every kernel, what it makes of x."""
+    """Results of every kernel on x."""
     seed, grad = torch.tensor(11), x.flip(-1).contiguous()
     results = [kernels.noise(torch.empty_like(x), seed), kernels.softmax(x, tau), kernels.argmax(x, seed)[0]]
     for relaxation in (Relaxation.NONE, *RELAXATIONS):
@@ -672,7 +672,7 @@ def calls(monkeypatch) -> list[str]:
 
 
 def torchs_and_ours(call, *inputs):
-    """What the torch code gives, and what is given as things are."""
+    """Results of the torch code and of the default backend."""
     with by_torch_alone():
         torch.manual_seed(0)
         expected = call(*inputs)

@@ -96,7 +96,7 @@ DRAWS = 30_000_000
 
 
 def tail_counts(edges: tuple[float, float, float]) -> list[int]:
-    """Of DRAWS in chunks: how many lie below the first edge, above the second and above the third."""
+    """Count, of DRAWS in chunks, those below the first edge, above the second and above the third."""
     counts = np.zeros(3, int)
     for _ in range(10):
         g = gumbel_noise(torch.empty(DRAWS // 10))
@@ -410,7 +410,7 @@ def test_the_independence_test_has_power():
 
 
 def collisions_p_value(words: np.ndarray) -> float:
-    """Of how many words repeat an earlier one, against Poisson's law, two-sided."""
+    """The p-value of how many words repeat an earlier one, against Poisson's law, two-sided."""
     n = words.size
     collisions = int((np.diff(np.sort(words)) == 0).sum())
     expected = n - WORDS * -math.expm1(n * math.log1p(-1 / WORDS))

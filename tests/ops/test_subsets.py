@@ -20,7 +20,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def ordered_probabilities(k):
-    """Of every ordered choice of k classes, one draw after another, by enumeration."""
+    """Probability of every ordered choice of k classes, one draw after another, by enumeration."""
     pi = LOGITS.double().softmax(-1)
     table = {}
     for choice in itertools.permutations(range(5), k):

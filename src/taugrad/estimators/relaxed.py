@@ -31,7 +31,7 @@ class GumbelSoftmax(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """y, soft: strictly between 0 and 1 up to rounding."""
+        """Draw `y`, soft: strictly between 0 and 1 up to rounding."""
         return gumbel_softmax(logits, tau, dim=dim, generator=generator)
 
 
@@ -49,7 +49,7 @@ class STGumbelSoftmax(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z, exactly one-hot."""
+        """Draw `z`, exactly one-hot."""
         return gumbel_softmax(logits, tau, hard=True, dim=dim, generator=generator)
 
 
@@ -60,8 +60,8 @@ class DecoupledSTGumbelSoftmax(Pathwise):
     $z = \mathrm{onehot}(\arg\max_k y^f_k)$, $y^f = \mathrm{softmax}((\mathrm{logits} + g) / \tau)$;
     $dz := dy^b$, $y^b = \mathrm{softmax}((\mathrm{logits} + g) / \tau_b)$, the same noise.
 
-    The argmax of y^f is the same at every forward temperature, so that a hard z depends on `backward_tau` alone: what
-    decoupling changes beside straight-through Gumbel-Softmax is that the gradient's temperature is no schedule's.
+    The argmax of y^f is the same at every forward temperature, so a hard `z` depends on `backward_tau` alone. The one
+    difference from straight-through Gumbel-Softmax is that no schedule sets the gradient's temperature.
 
     Bias: as straight-through Gumbel-Softmax's at `backward_tau`. Source: 2410.13331.
 
@@ -77,7 +77,7 @@ class DecoupledSTGumbelSoftmax(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z, exactly one-hot."""
+        """Draw `z`, exactly one-hot."""
         if not has_torch_function_variadic(logits, tau):
             check_logits(logits, dim)
             check_tau(tau, logits, dim)
@@ -92,9 +92,8 @@ class GumbelRao(Pathwise):
     $y_i = \mathrm{softmax}((\mathrm{logits} + g_i) / \tau)$, $g_i \sim p(g \mid z)$.
 
     With one draw it is straight-through Gumbel-Softmax in distribution; with more, its variance is never larger and
-    its expectation the same. The memory does not depend on the number of draws. The native kernels draw the noise in
-    the backward, from the seed, so that nothing but the logits is kept; by torch the average Jacobian is, K numbers a
-    logit.
+    its expectation the same. The memory does not depend on the number of draws. Kernels draw the noise in the backward
+    from a seed, and save only that and the logits; torch code saves the average Jacobian, K numbers a logit.
 
     Bias: as straight-through Gumbel-Softmax's. Source: 2010.04838.
 
@@ -110,7 +109,7 @@ class GumbelRao(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z, exactly one-hot."""
+        """Draw `z`, exactly one-hot."""
         return _sample_of_many(logits, tau, dim, self.draws, generator=generator)
 
 
@@ -133,9 +132,9 @@ def _sample_of_many(
         check_rows(y, -1, tau)
         J = softmax_jacobian(y, fixed) / draws
         jacobian = jacobian + J
-        if isinstance(tau, Tensor):  # dy/dtau = -J x / tau = -J log y, as J has no use for a constant
+        if isinstance(tau, Tensor):  # dy/dtau = -J x / tau = -J log y, because J of a constant is zero
             to_tau = to_tau - (J * log_where_positive(y).unsqueeze(-2)).sum(-1)
-    # A product and a sum, since a matrix product would be one of half precision under autocast.
+    # A product and a sum, because autocast would compute a matrix product in half precision.
     dy = (jacobian * tangent(logits).movedim(dim, -1).unsqueeze(-2)).sum(-1)
     if isinstance(tau, Tensor):
         dy = dy + to_tau * (tau - tau.detach())

@@ -4,7 +4,8 @@ A function here returns the result of a kernel, or None where no kernel takes it
 then runs torch code, which any device, transform or compiler follows. Another device with kernels is one more case of
 `_kernels_for`.
 
-Kernels are no operators of torch and have no gradient. A function whose docstring names no gradient returns None for
+Kernels are no operators of torch and have no gradient. `bound_sample`, `gumbel_rao`, `entropy` and
+`bernoulli_log_prob` bring their own. The other draws have none; `softmax`, the backwards and `log_prob` return None for
 tensors that need one.
 """
 
@@ -92,7 +93,7 @@ def _raise_failures(failures: int, x: Tensor, tau: float | Tensor = 1.0) -> None
 
 
 def noise(like: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor | None:
-    """Gumbel(0,1) noise in the shape of `like`."""
+    """Draw Gumbel(0,1) noise in the shape of `like`."""
     if watched():
         return None
     g = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
@@ -101,7 +102,7 @@ def noise(like: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -
 
 
 def argmax(x: Tensor, generator: torch.Generator | None) -> Tensor | None:
-    """Classes drawn from logits (..., K), int64 (...)."""
+    """Draw classes from logits (..., K): int64 (...)."""
     kernels = _kernels_for(x)
     if kernels is None:
         return None
@@ -111,7 +112,7 @@ def argmax(x: Tensor, generator: torch.Generator | None) -> Tensor | None:
 
 
 def one_hot(x: Tensor, dim: int, generator: torch.Generator | None) -> Tensor | None:
-    """One-hot sample of logits (..., K), for the last `dim` alone."""
+    """Draw a one-hot sample of logits (..., K), for the last `dim` alone."""
     kernels = _kernels_for(x) if _is_last(dim, x) else None
     if kernels is None:
         return None
@@ -129,7 +130,7 @@ def sample(
     hard: bool,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor] | None:
-    """`z` (empty unless `hard`) and `y`, whatever gradient `x` and `tau` need."""
+    """Draw `z` (empty unless `hard`) and `y`, without gradient even where `x` or `tau` needs one."""
     kernels = _kernels_for(x) if is_scalar(tau) else None
     if kernels is None:
         return None
@@ -143,7 +144,7 @@ def sample(
 
 
 def bound_sample(x: Tensor, tau: float | Tensor, relaxation: Relaxation, gap: float, hard: bool) -> Tensor | None:
-    """`z`, or `y` unless `hard`, with its gradient, by torch's C++ autograd: the fast path, before any check of `x`."""
+    """Draw `z`, or `y` unless `hard`, with its gradient by torch's C++ autograd: the fast path, before any check."""
     if watched() or not native.bound():
         return None
     out = native.bound_sample(x, relaxation, tau, gap, hard)
@@ -153,7 +154,7 @@ def bound_sample(x: Tensor, tau: float | Tensor, relaxation: Relaxation, gap: fl
 
 
 def sample_of_seed(x: Tensor, seed: Tensor, tau: float, relaxation: Relaxation, gap: float) -> tuple[Tensor, Tensor]:
-    """Return `z` and `y` of logits (..., K), contiguous on a CPU: the operator there. A row without a sample is NaN."""
+    """Return `z` and `y` of contiguous logits (..., K) on a CPU, for the operator. A row without a sample is NaN."""
     z, y, _ = native.sample(x, seed, relaxation, tau, gap)
     return z, y
 
@@ -195,12 +196,14 @@ def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor, dim: int
 def gumbel_rao(
     logits: Tensor, tau: float | Tensor, dim: int, draws: int, generator: torch.Generator | None
 ) -> Tensor | None:
-    """Gumbel-Rao's `z`, whose gradient draws the noise again: the logits and a seed are saved."""
+    """Draw Gumbel-Rao's `z` with its gradient, which draws the noise again from a seed."""
     kernels = None if isinstance(tau, Tensor) else _kernels_for(logits)
     return _GumbelRao.apply(logits, tau, dim, draws, draw_seed(generator), kernels) if kernels else None
 
 
 class _GumbelRao(torch.autograd.Function):
+    """Sample that saves its logits and a seed."""
+
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, tau: float, dim: int, draws: int, seed: Tensor, kernels: ModuleType
@@ -221,7 +224,7 @@ class _GumbelRao(torch.autograd.Function):
 
 
 class _MeanJacobian(torch.autograd.Function):
-    """`J g` of Gumbel-Rao. J is symmetric, so it is its own backward; its derivative to the logits is not estimated."""
+    """Product `J g` of Gumbel-Rao. J is symmetric, so its own backward; its derivative to x is not estimated."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, x: Tensor, tau: float, draws: int, seed: Tensor, kernels: ModuleType) -> Tensor:
@@ -229,7 +232,7 @@ class _MeanJacobian(torch.autograd.Function):
         ctx.save_for_backward(x, seed)
         if _kernels_for(grad):
             return kernels.gumbel_rao(grad.contiguous(), x.contiguous(), seed, draws, tau)
-        # A batch of gradients: J column by column.
+        # A batch of gradients has no memory that a kernel could read, so J is computed column by column.
         units = torch.eye(x.shape[-1], dtype=x.dtype).view(-1, *[1] * (x.ndim - 1), x.shape[-1]).expand(-1, *x.shape)
         columns = (kernels.gumbel_rao(unit.contiguous(), x.contiguous(), seed, draws, tau) for unit in units)
         return torch.stack([column * grad.select(-1, k).unsqueeze(-1) for k, column in enumerate(columns)]).sum(0)
@@ -247,7 +250,7 @@ def entropy(logits: Tensor, dim: int) -> Tensor | None:
 
 
 class _Entropy(torch.autograd.Function):
-    """H of x, both of which are saved: dH/dx_k = -p_k (log p_k + H)."""
+    """Entropy H of x. It saves both: dH/dx_k = -p_k (log p_k + H)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernels: ModuleType) -> Tensor:
@@ -285,7 +288,7 @@ def _extends(many: Tensor, few: Tensor) -> bool:
 
 
 class _BernoulliLogProb(torch.autograd.Function):
-    """Log-probability of x by the logits `l`; both are saved: d/dl = x - sigma(l)."""
+    """Log-probability of x by the logits `l`. It saves both: d/dl = x - sigma(l)."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor, kernels: ModuleType) -> Tensor:

@@ -1,4 +1,4 @@
-r"""A hard sample, and the relaxation whose gradient it takes: what the pathwise estimators have in common.
+r"""Hard samples with the gradient of a relaxation: the common part of the pathwise estimators.
 
     z  = onehot(argmax(x + g)),   dz := dy                      g Gumbel(0,1) noise
     y  = softmax((x + g) / tau)                                 PERTURBED     (1611.01144)
@@ -7,13 +7,13 @@ r"""A hard sample, and the relaxation whose gradient it takes: what the pathwise
     dz := (2 J(pi_D) - J(pi) / 2) dx                            MARKED        ReinMax (2304.08612)
           pi = softmax(x),  pi_D = (softmax(x / tau) + z) / 2,  J(p) = diag(p) - p p^T
 
-One tensor of the size of the logits is saved for the backward, in their dtype: y. For ReinMax it is softmax(x / tau)
-with the sign bit of the drawn class set, from which pi comes back as y^tau, normalized.
+The backward needs one saved tensor of the size and dtype of the logits: `y`. For ReinMax it is softmax(x / tau) with
+the sign bit of the drawn class set; pi is y^tau, normalized.
 
-The contract is that of `taugrad.ops.gumbel`. Tensors in the CPU's memory go through the native kernels where there are
-some, one pass over the logits for noise, argmax and softmax; all others, and whatever a transform of `torch.func` looks
-at, go through the torch code beside them. The two draw different noise from the same generator, of the same
-distribution.
+The contract is that of `taugrad.ops.gumbel`. There are three ways, of one meaning: a fused function (`_fused`), one
+pass over the logits for noise, argmax and softmax; the same as an operator, in compiled programs; torch code, for all
+other tensors and under the transforms of `torch.func`. Kernels and torch draw different noise from the same generator,
+of the same distribution.
 """
 
 from typing import Any
@@ -40,15 +40,15 @@ def sample(
     hard: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The hard sample z with the gradient of its relaxation, or, unless `hard`, the relaxation y itself.
+    """Draw the hard sample `z` with the gradient of its relaxation, or the relaxation `y` itself unless `hard`.
 
     Args:
         logits: (..., K, ...), floating point; -inf masks a class.
         tau: temperature, a positive number or a tensor that broadcasts to `logits`, of size 1 along `dim`.
         dim: the dimension of the K classes.
-        relaxation: whose gradient a hard sample takes.
-        gap: by how much the drawn class leads, for Relaxation.GAPPED.
-        hard: return z in place of y.
+        relaxation: relaxation whose gradient a hard sample takes.
+        gap: lead of the drawn class, for Relaxation.GAPPED.
+        hard: return `z` in place of `y`.
         generator: a source of randomness; default torch's own.
 
     Returns:
@@ -76,7 +76,7 @@ def sample(
         z, y = _Sample.apply(logits, tau, dim, relaxation, gap, hard, generator)
     elif _takes_operator(logits, tau, generator):
         seed = torch.randint(2**63 - 1, (), device="cpu")
-        if not isinstance(tau, Tensor):  # a product, and no constant: another tau then compiles nothing anew
+        if not isinstance(tau, Tensor):  # a product is no constant, so another tau does not recompile
             tau = torch.ones((), dtype=torch.float64, device="cpu") * tau
         outputs = torch.ops.taugrad.sample(logits.movedim(dim, -1), seed, tau, int(relaxation), gap)
         z, y = (out.movedim(-1, dim).contiguous() for out in outputs)
@@ -86,7 +86,7 @@ def sample(
 
 
 def _takes_operator(logits: Tensor, tau: float | Tensor, generator: torch.Generator | None) -> bool:
-    """Whether a compiled program samples by taugrad's operator. An exported one must run where there is no taugrad."""
+    """Return whether a compiled program samples by the operator. An exported one must run where there is no taugrad."""
     return (
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
@@ -99,8 +99,8 @@ def _takes_operator(logits: Tensor, tau: float | Tensor, generator: torch.Genera
 def _drawn(
     x: Tensor, tau: float | Tensor, dim: int, relaxation: Relaxation, gap: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """`z` without gradient and `y` with, by torch."""
-    g = gumbel_noise(x.movedim(dim, -1), generator=generator).movedim(x.ndim - 1, dim)  # as the kernels place it
+    """Draw `z` without gradient and `y` with its gradient, by torch."""
+    g = gumbel_noise(x.movedim(dim, -1), generator=generator).movedim(x.ndim - 1, dim)  # as kernels place it
     x = x.to(g.dtype)
     s = x + g
     z = one_hot(s.detach().argmax(dim), s, dim)
@@ -118,7 +118,7 @@ def _drawn(
 def _traced_sample(
     x: Tensor, tau: float | Tensor, dim: int, relaxation: Relaxation, gap: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """`z` and `y`, both with their gradient, in operators of torch that a transform or a compiler can follow."""
+    """Draw `z` and `y`, both with their gradient, by operators that a transform or a compiler can follow."""
     z, y = _drawn(x, tau, dim, relaxation, gap, generator)
     if relaxation is not Relaxation.MARKED:
         y = y.to(x.dtype)
@@ -130,7 +130,7 @@ def _traced_sample(
 
 
 def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor, dim: int = -1) -> Tensor:
-    """ReinMax's gradient, from softmax(x / tau) with the sign bit of the drawn class set.
+    """Return ReinMax's gradient from softmax(x / tau) with the sign bit of the drawn class set.
 
     >>> marked = torch.tensor([-0.25, 0.75])
     >>> reinmax_backward(torch.tensor([1.0, 0.0]), marked, 1.0)
@@ -146,7 +146,7 @@ def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor, dim: int
 
 
 class _Sample(torch.autograd.Function):
-    """For plain tensors, which `sample` has made sure of; a transform or a compiler never sees it."""
+    """Sample of plain tensors: `sample` checks that no transform or compiler sees this Function."""
 
     @staticmethod
     def forward(
@@ -211,7 +211,7 @@ def _sample_backward(
     return dx.to(dtype), dtau
 
 
-# The same as an operator, for compiled programs. Nothing may depend on a value there: a row without a sample is NaN.
+# The same as an operator, for compiled programs. Nothing may depend on a value there, so a row without a sample is NaN.
 torch.library.define(
     "taugrad::sample", "(Tensor x, Tensor seed, Tensor tau, int relaxation, float gap) -> (Tensor z, Tensor y)"
 )
@@ -248,7 +248,7 @@ torch.library.register_autograd("taugrad::sample", _sample_op_backward, setup_co
 def _sample_of_batch(
     info: Any, in_dims: tuple[int | None, ...], *inputs: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    # A function of its seed: every example of the batch takes the noise that it would take alone.
+    # The operator is a function of its seed, so every example of the batch takes the noise that it would take alone.
     examples = [
         torch.ops.taugrad.sample(*(x if d is None else x.select(d, i) for x, d in zip(inputs, in_dims, strict=True)))
         for i in range(info.batch_size)

@@ -20,7 +20,7 @@ from taugrad.ops._checks import check_logits
 
 
 def log_prob(logits: Tensor, z: Tensor, dim: int = -1) -> Tensor:
-    r"""$\log p(z) = \sum_k z_k \log \mathrm{softmax}(\mathrm{logits})_k$ of one-hot `z`, in nats.
+    r"""Return $\log p(z) = \sum_k z_k \log \mathrm{softmax}(\mathrm{logits})_k$ of one-hot `z`, in nats.
 
     Args:
         logits: (..., K, ...).
@@ -40,12 +40,12 @@ def log_prob(logits: Tensor, z: Tensor, dim: int = -1) -> Tensor:
     if fused is not None:
         return fused
     log_p = torch.log_softmax(logits, dim)
-    # Where z is zero its product counts as zero, also for a log_p of -inf.
+    # Where z is zero the product is zero, also for a log_p of -inf.
     return (z * log_p.masked_fill((z == 0) & (log_p == -math.inf), 0.0)).sum(dim)
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
-    r"""$\log p(x) = \sum_d x_d \log \sigma(l_d) + (1 - x_d) \log \sigma(-l_d)$ of independent Bernoullis, in nats.
+    r"""Return $\log p(x) = \sum_d x_d \log \sigma(l_d) + (1 - x_d) \log \sigma(-l_d)$ of Bernoullis, in nats.
 
     Args:
         logits: l, (..., D).
@@ -66,7 +66,7 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor, dim: int = -1) -> Tensor:
-    r"""$H(p) = -\sum_k p_k \log p_k$ in nats.
+    r"""Return the entropy $H(p) = -\sum_k p_k \log p_k$ in nats.
 
     Args:
         logits: (..., K, ...).
@@ -89,7 +89,7 @@ def entropy(logits: Tensor, dim: int = -1) -> Tensor:
 
 
 def kl_to_uniform(logits: Tensor, dim: int = -1) -> Tensor:
-    r"""$\mathrm{KL}(p \| \mathrm{uniform}) = \log K - H(p)$ in nats, over all K classes, masked ones included.
+    r"""Return $\mathrm{KL}(p \| \mathrm{uniform}) = \log K - H(p)$ in nats, over all K classes, masked ones included.
 
     Args:
         logits: (..., K, ...).
@@ -108,7 +108,7 @@ def kl_to_uniform(logits: Tensor, dim: int = -1) -> Tensor:
 
 
 def kl(logits_p: Tensor, logits_q: Tensor, dim: int = -1) -> Tensor:
-    r"""$\mathrm{KL}(p \| q) = \sum_k p_k (\log p_k - \log q_k)$ in nats.
+    r"""Return $\mathrm{KL}(p \| q) = \sum_k p_k (\log p_k - \log q_k)$ in nats.
 
     Args:
         logits_p: (..., K, ...).
@@ -130,5 +130,5 @@ def kl(logits_p: Tensor, logits_q: Tensor, dim: int = -1) -> Tensor:
 
 
 def _expectation(log_p: Tensor, values: Tensor, dim: int) -> Tensor:
-    """sum_k p_k values_k, where a class of probability zero counts nothing, whatever its value."""
+    """Return sum_k p_k values_k, where a class of probability zero counts as zero for any value."""
     return (log_p.exp() * values.masked_fill(log_p == -math.inf, 0.0)).sum(dim)

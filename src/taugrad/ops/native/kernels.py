@@ -24,7 +24,7 @@ from taugrad.ops.onehot import Relaxation
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _PLAIN = (Tensor, torch.nn.Parameter)
 _EMPTY = torch.empty(0, device="cpu")
-_MOST = 2**31  # elements: an index in a lane is as wide as a float
+_MOST = 2**31  # elements, because an index in a lane is as wide as a float
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _ARGUMENTS = {  # of each kernel, before the pool and the number of threads
@@ -212,7 +212,7 @@ def _pool() -> tuple[int | None, int]:
 def _parallel() -> int | None:
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
-    except AttributeError:  # another OpenMP: one thread
+    except AttributeError:  # another OpenMP has no such function: one thread
         return None
 
 
