@@ -74,7 +74,7 @@ class ImageData(LightningDataModule):
         if self.batch_size > len(train.labels):
             raise ConfigError(
                 f"data.batch_size must be at most {len(train.labels)}, the size of the training split, "
-                f"got {self.hparams['batch_size']}"
+                f"got {self.batch_size}"
             )
         processes = self.trainer.world_size if self.trainer else 1
         for name, size in (
