@@ -8,15 +8,16 @@ anything is built. That holds for a user's own classes as well, which need no sc
 import difflib
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass, make_dataclass
+from dataclasses import dataclass, field, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra.utils
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from taugrad.errors import ConfigError, TaugradError
@@ -34,6 +35,32 @@ _SCALARS = (bool, int, float, str)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Keys:
+    """The dotted keys of a config, of which an error names the one that a user sets.
+
+    Args:
+        own: the keys that hold a value.
+        referring: the keys that refer to another, with that one.
+    """
+
+    own: Sequence[str] = ()
+    referring: Mapping[str, str] = field(default_factory=dict)
+
+    def set_as(self, key: str) -> str:
+        """The key that a user sets for `key`: itself, or the one that it refers to."""
+        seen = {key}
+        while key in self.referring and self.referring[key] not in seen:
+            key = self.referring[key]
+            seen.add(key)
+        return key
+
+    def like(self, name: str, key: str) -> list[str]:
+        """The keys outside of `key` that end in `name`, or are it with a dot: `evaluation.every`, `evaluation_every`."""
+        outside = (k for k in self.own if not k.startswith(f"{key}."))
+        return [k for k in outside if k.rpartition(".")[2] == name or k.replace(".", "_") == name]
+
+
 def read(schema: type[T], config: DictConfig) -> T:
     """The config as a dataclass whose fields are its top-level keys, resolved and checked as by `resolve`.
 
@@ -43,9 +70,10 @@ def read(schema: type[T], config: DictConfig) -> T:
         ConfigError: a value is missing, does not resolve, or does not fit its field or its `_target_`.
     """
     fields = {name: value for name, value in _plain(config).items() if not str(name).startswith("_")}
-    plain = fit_to_signature(schema, fields)  # first, as other values may refer to these
+    keys = _keys(config)
+    plain = fit_to_signature(schema, fields, keys=keys)  # first, as other values may refer to these
     _require(schema, plain, "")
-    return schema(**_checked(plain, ""))
+    return schema(**_checked(plain, "", keys))
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -54,7 +82,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a value is missing, does not resolve, or does not fit its `_target_`.
     """
-    return _checked(_plain(config), "")
+    return _checked(_plain(config), "", _keys(config))
 
 
 def instantiate(config: Mapping[str, Any]) -> Any:
@@ -100,26 +128,55 @@ def _built(node: Any) -> Any:
         raise ConfigError(f"{path} needs a package that is missing: {error}") from error
 
 
-def fit_to_signature(call: Callable[..., Any], arguments: Mapping[str, Any], key: str = "") -> dict[str, Any]:
+def fit_to_signature(
+    call: Callable[..., Any], arguments: Mapping[str, Any], key: str = "", keys: Keys | None = None
+) -> dict[str, Any]:
     """`arguments` converted to the types that `call` annotates, where the two can be told apart.
+
+    Args:
+        call: a class or function.
+        arguments: values by their names.
+        key: of the config's node that holds them.
+        keys: of the whole config.
 
     Raises:
         ConfigError: an argument is unknown to `call` or not of its type; the message starts with `key` and its name.
     """
     parameters = inspect.signature(call).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    annotations = _annotations(call)
+    annotations, keys = _annotations(call), keys or Keys()
     fitted = {}
     for name, value in arguments.items():
         # A function of any arguments may pass a mistyped one on to where it is ignored.
         close = difflib.get_close_matches(name, parameters, n=1, cutoff=0.85 if takes_any else 0.6)
         if name not in parameters and (close or not takes_any):
+            unknown = f"{_join(key, name)} is not an argument of {_name(call)}"
+            likely = keys.like(name, key)
+            if not close and len(likely) == 1:
+                raise ConfigError(f"{unknown}; did you mean {likely[0]}?")
             meant = f"did you mean {_join(key, close[0])}? It" if close else "it"
-            raise ConfigError(
-                f"{_join(key, name)} is not an argument of {_name(call)}; {meant} takes {', '.join(parameters)}"
-            )
-        fitted[name] = _convert(value, annotations.get(name, Any), _join(key, name))
+            raise ConfigError(f"{unknown}; {meant} takes {', '.join(parameters)}")
+        fitted[name] = _convert(value, annotations.get(name, Any), keys.set_as(_join(key, name)))
     return fitted
+
+
+def _keys(config: DictConfig) -> Keys:
+    own: list[str] = []
+    referring: dict[str, str] = {}
+
+    def collect(node: Any, key: str) -> None:
+        if isinstance(node, Node) and node._is_interpolation():
+            if other := re.fullmatch(r"\$\{([A-Za-z]\w*(?:\.\w+)*)\}", str(node._value())):
+                referring[key] = other[1]
+            return
+        if key:
+            own.append(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            for name in node:
+                collect(node._get_node(name), _join(key, str(name)))
+
+    collect(config, "")
+    return Keys(own, referring)
 
 
 def _plain(config: DictConfig) -> Any:
@@ -132,17 +189,17 @@ def _plain(config: DictConfig) -> Any:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
-def _checked(node: Any, key: str) -> Any:
+def _checked(node: Any, key: str, keys: Keys) -> Any:
     if isinstance(node, list):
-        return [_checked(child, _join(key, str(i))) for i, child in enumerate(node)]
+        return [_checked(child, _join(key, str(i)), keys) for i, child in enumerate(node)]
     if not isinstance(node, dict):
         return node
-    node = {name: _checked(child, _join(key, str(name))) for name, child in node.items()}
+    node = {name: _checked(child, keys.set_as(_join(key, str(name))), keys) for name, child in node.items()}
     if "_target_" not in node:
         return node
     target = _target(node["_target_"], _join(key, "_target_"))
     arguments = {name: value for name, value in node.items() if name not in _HYDRA_KEYS}
-    fitted = fit_to_signature(target, arguments, key)
+    fitted = fit_to_signature(target, arguments, key, keys)
     if not node.get("_partial_") and "_args_" not in node:
         _require(target, fitted, key)
     return node | fitted

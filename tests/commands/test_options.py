@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from taugrad import cli
 from taugrad.commands import train as pipeline
 from taugrad.config import fit_to_signature, read
 from taugrad.errors import ConfigError
+from taugrad import Constant
 from taugrad.files import require_file, require_folder, require_picture
 from taugrad.sweeps import jobs as sweeps
 from taugrad.sweeps.jobs import Job
@@ -108,7 +110,7 @@ def run_and_model(request, tmp_path_factory):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"model={request.param}", *small, f"run_dir={directory}"])
     run = read(pipeline.TrainConfig, config)
-    return run, pipeline._model_and_data(run)[0]
+    return run, pipeline._task_and_data(run)[0]
 
 
 def up_to_the_training(run, model, name, value):
@@ -157,7 +159,7 @@ def test_an_argument_of_what_a_node_names_needs_no_plus():
         *(
             "callbacks.nobody.every=3",
             "env.make.id=x",
-            "model.tau.novel=1",
+            "task.tau.novel=1",
             "logger=null",
             "~callbacks.best",
             "seed=1,2",
@@ -170,7 +172,7 @@ def test_an_argument_of_what_a_node_names_needs_no_plus():
             "+callbacks.es._target_=own.Stopping",
             "++callbacks.es.patience=3",
         ),
-        *("callbacks.nobody.every=3", "env.make.id=x", "model.tau.novel=1", "~logger", "~callbacks.best", "seed=1,2"),
+        *("callbacks.nobody.every=3", "env.make.id=x", "task.tau.novel=1", "~logger", "~callbacks.best", "seed=1,2"),
     ]
 
 
@@ -190,10 +192,8 @@ def test_a_study_does_not_mind_a_plus():
 
 
 def test_clipped_gradients_bound_a_step_of_plain_descent(tmp_path):
-    sgd = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0}
-    constant = {"_target_": "taugrad.schedules.Constant", "value": 1.0}
     for algorithm, order in (("norm", 2.0), ("value", float("inf"))):
-        model = cat_vae(optimizer=sgd, lr_factor=constant)
+        model = cat_vae(optimizer=partial(torch.optim.SGD, lr=1.0), lr_factor=Constant(1.0))
         before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
         model.gradient_clip_val = 1e-3
         run = trainer(tmp_path, max_steps=1, gradient_clip_algorithm=algorithm)
@@ -346,11 +346,14 @@ def nothing(**_):
     ("arguments", "sentence"),
     [
         (
-            [f"model._target_={__name__}.Plain"],
-            r"model must be a taugrad\S+ImageModel or taugrad\S+Acting, got test_options",
+            [f"task._target_={__name__}.Plain"],
+            r"task must be a taugrad\S+Task, got test_options.Plain, a .*; docs/extending.md shows how a model",
         ),
-        (["model._target_=torch.nn.Identity"], "docs/extending.md shows what a model has"),
-        ([f"model._target_={__name__}.nothing"], "got test_options.nothing, a builtins.NoneType"),
+        (["task._target_=torch.nn.Identity"], r"task must be a taugrad\S+Task, got torch.nn.Identity, a torch"),
+        ([f"task._target_={__name__}.nothing"], "got test_options.nothing, a builtins.NoneType"),
+        ([f"model._target_={__name__}.Plain"], "ImageTask: model must be an nn.Module with loss_terms, got Plain"),
+        (["model._target_=torch.nn.Identity"], "ImageTask: model must be an nn.Module with loss_terms, got Identity"),
+        ([f"model._target_={__name__}.nothing"], "model must be an nn.Module with loss_terms, got NoneType"),
         (
             [f"data._target_={__name__}.Plain"],
             r"data must be a lightning\S+LightningDataModule, got test_options.Plain",

@@ -235,7 +235,8 @@ def _task_and_data(run: TrainConfig) -> tuple[Task, LightningDataModule | None]:
     except ConfigError as error:
         if run.length >= 1:
             raise
-        raise ConfigError(f"{error}; schedules go over length, which is {run.length}: {_LENGTH}") from error
+        where = _LENGTH if run.data else "set env.max_env_steps or length, environment steps"
+        raise ConfigError(f"{error}; schedules go over length, which is {run.length}: {where}") from error
     for name in _objectives(run):
         if name not in task.metrics:
             raise ConfigError(f"objective must be one of {', '.join(task.metrics)}, got {name}")
