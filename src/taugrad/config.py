@@ -56,8 +56,8 @@ class Keys:
         return key
 
     def like(self, name: str, key: str) -> list[str]:
-        """The keys outside of `key` that end in `name`, or are it with a dot: `evaluation.every`, `evaluation_every`."""
-        outside = (k for k in self.own if not k.startswith(f"{key}."))
+        """Keys outside of `key` that end in `name`, or are it with a dot: `evaluation.every` for `evaluation_every`."""
+        outside = (k for k in self.own if k != _join(key, name) and not k.startswith(f"{key}."))
         return [k for k in outside if k.rpartition(".")[2] == name or k.replace(".", "_") == name]
 
 
@@ -166,7 +166,7 @@ def _keys(config: DictConfig) -> Keys:
 
     def collect(node: Any, key: str) -> None:
         if isinstance(node, Node) and node._is_interpolation():
-            if other := re.fullmatch(r"\$\{([A-Za-z]\w*(?:\.\w+)*)\}", str(node._value())):
+            if other := re.fullmatch(r"\$\{(\w+(?:\.\w+)*)\}", str(node._value())):
                 referring[key] = other[1]
             return
         if key:

@@ -88,7 +88,7 @@ CONFIGS = [
     (["trainer.max_steps=soon"], "error: trainer.max_steps must be int, got 'soon'"),
     (["seed=1.5"], "error: seed must be int, got 1.5"),
     (["estimator._target_=taugrad.estimators.Nope"], "error: estimator._target_ must be the import path of a class"),
-    (["~tau.start"], "error: tau.start is missing: taugrad.schedules.Linear needs it"),
+    (["tau=join", "~tau.schedules"], "error: tau.schedules is missing: taugrad.schedules.Join needs it"),
     (["model=semi_supervised", "~model.alpha"], "error: model.alpha is missing: taugrad.models.semi_supervised.Semi"),
     # values out of range
     (
@@ -196,7 +196,7 @@ CONFIGS = [
     ),
     (policy("env.make.id=Broken-v0", "+env.make.reward=nan"), "error: the environment returned a reward of nan"),
     (policy("env.make.id=Broken-v0", "+env.make.reward=inf"), "error: the environment returned a reward of inf"),
-    (["model=policy", "env=k_cartpoles", "env.make.poles=0"], "KCartPoles: poles must be at least 1, got 0"),
+    (["model=policy", "env=k_cartpoles", "env.make.poles=0"], "PolicyTask: poles must be at least 1, got 0"),
     (["model=policy", "env.max_env_steps=0"], "error: ", "must be at least 1, got 0", " set env.max_env_steps or length"),
     (["model=policy", "collection.num_envs=0"], "error: taugrad.rl.rollouts.Collection: num_envs must be at least 1"),
     (["model=ppo", "evaluation.every=0"], "error: taugrad.rl.evaluation.Evaluation: every must be at least 1, got 0"),

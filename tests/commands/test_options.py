@@ -15,6 +15,7 @@ from helpers.commands import SMALL
 from helpers.configs import CONF
 from helpers.images import cat_vae, loaders, trainer
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import LightningModule, Trainer
 from omegaconf import OmegaConf
 
@@ -186,9 +187,7 @@ def test_in_a_sweep_over_options_a_key_of_some_of_them_needs_no_plus():
 
 
 def test_a_study_does_not_mind_a_plus():
-    from test_sweeps import override
-
-    assert sweeps.name_of(override("++optimizer.weight_decay=0,1")) == "optimizer.weight_decay"
+    assert sweeps.name_of(OverridesParser.create().parse_override("++optimizer.weight_decay=0,1")) == "optimizer.weight_decay"
 
 
 def test_clipped_gradients_bound_a_step_of_plain_descent(tmp_path):
