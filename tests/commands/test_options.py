@@ -19,11 +19,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import LightningModule, Trainer
 from omegaconf import OmegaConf
 
-from taugrad import cli
+from taugrad import Constant, cli
 from taugrad.commands import train as pipeline
 from taugrad.config import fit_to_signature, read
 from taugrad.errors import ConfigError
-from taugrad import Constant
 from taugrad.files import require_file, require_folder, require_picture
 from taugrad.sweeps import jobs as sweeps
 from taugrad.sweeps.jobs import Job
@@ -187,7 +186,10 @@ def test_in_a_sweep_over_options_a_key_of_some_of_them_needs_no_plus():
 
 
 def test_a_study_does_not_mind_a_plus():
-    assert sweeps.name_of(OverridesParser.create().parse_override("++optimizer.weight_decay=0,1")) == "optimizer.weight_decay"
+    assert (
+        sweeps.name_of(OverridesParser.create().parse_override("++optimizer.weight_decay=0,1"))
+        == "optimizer.weight_decay"
+    )
 
 
 def test_clipped_gradients_bound_a_step_of_plain_descent(tmp_path):

@@ -552,7 +552,9 @@ def test_bad_arguments_of_the_datamodule_get_a_sentence(changes, sentence, sourc
 @pytest.mark.parametrize("source", [{"_target_": "taugrad.data.mnist.mnist"}, "mnist", None])
 def test_a_source_that_is_no_function_gets_a_sentence(source):
     kind = type(source).__name__
-    with pytest.raises(TypeError, match=f"source must be a function, in a config a node with _partial_: true, got {kind}"):
+    with pytest.raises(
+        TypeError, match=f"source must be a function, in a config a node with _partial_: true, got {kind}"
+    ):
         ImageData(source)
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import warnings
+from functools import partial
 from unittest.mock import Mock
 
 import gymnasium
@@ -14,10 +15,15 @@ from helpers.policies import BANDIT, POLICY, PPO, improving, task, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Categorical, Independent, kl_divergence
 
+from taugrad import Constant, Linear, ReinMax
 from taugrad.errors import ConfigError, NonFiniteLossError
 from taugrad.rl import evaluation
 from taugrad.rl.algorithm import Clock
-from taugrad.rl.multilinear import minibatches, multilinear
+from taugrad.rl.environments import make
+from taugrad.rl.evaluation import Evaluation
+from taugrad.rl.multilinear import MultilinearActorCritic, minibatches, multilinear
+from taugrad.rl.rollouts import Collection
+from taugrad.training.policies import PolicyTask
 
 
 class Walk(gymnasium.Env):
@@ -86,6 +92,26 @@ def test_every_estimator_finds_the_better_choices_of_a_bandit(overrides):
         improve()
         rewards.append(rollout.reward[rollout.valid].mean().item())
     assert sum(rewards[-10:]) / 10 > 0.5  # of 1; at random 0; of two seeds of each estimator none was below 0.83
+
+
+def test_a_policy_task_is_built_of_plain_objects_and_fitted_by_a_plain_trainer(tmp_path):
+    collection = Collection(max_env_steps=200, num_envs=4, rollout_steps=8, window=3)
+    model = PolicyTask(
+        env=partial(make, "CartPole-v1"),
+        model=MultilinearActorCritic(estimator=ReinMax(), tau=Linear(1.0, 0.5, steps=200), hidden=(8,), minibatches=2),
+        collection=collection,
+        evaluation=Evaluation(every=100, episodes=2, test_episodes=3),
+        optimizer=partial(torch.optim.Adam, lr=1e-3),
+        lr_factor=Constant(1.0),
+    )
+    before = weights(model.agent.policy.actor)
+    fitted = trainer(tmp_path)
+    fitted.fit(model)
+    assert 200 <= model.collector.env_steps < 232
+    assert not torch.equal(weights(model.agent.policy.actor), before)
+    assert {"train/actor_loss", "policy/tau", "eval/mean_reward"} <= set(fitted.callback_metrics)
+    assert fitted.callback_metrics["policy/tau"].item() == pytest.approx(0.5)
+    assert set(model.metrics) >= {"eval/mean_reward"} <= set(fitted.test(model, verbose=False)[0])
 
 
 # What the updates are made of

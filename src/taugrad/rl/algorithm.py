@@ -1,12 +1,15 @@
-"""What every algorithm of reinforcement learning is to the task, or to the plain loop, that trains it.
+"""The interface of an algorithm of reinforcement learning, for a task or a plain loop to train it by.
 
 An algorithm is a frozen dataclass of its hyperparameters. It builds an agent, a module of networks that acts and that
-improves itself on the rollouts it has made:
+improves itself on the rollouts that it has made:
 
-    agent = algorithm.build(observation_size, factors)
-    optimizer = torch.optim.Adam(agent.parameters())
-    collector.fill(window.oldest(), agent.policy.act)
-    agent.improve(window, optimizer, Clock(collector.env_steps, total))
+    agent = algorithm.build(environments.observation_size, environments.factors)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
+    while collector.env_steps < total:
+        rollout = window.oldest()
+        collector.fill(rollout, agent.policy.act)
+        agent.policy.count(rollout.observation[:-1][rollout.valid])
+        agent.improve(window, optimizer, Clock(collector.env_steps, total))
 """
 
 from abc import ABC, abstractmethod

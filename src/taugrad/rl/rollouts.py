@@ -146,8 +146,9 @@ class Collector:
         self._return = torch.zeros(self.environments.num_envs, dtype=torch.float64)
         self._length = torch.zeros(self.environments.num_envs, dtype=torch.int64)
 
+    @torch.no_grad()
     def fill(self, rollout: Rollout, act: Act) -> None:
-        """Fill the rollout with steps chosen by `act`."""
+        """Fill the rollout with steps chosen by `act`, whose graph would else stay with the rollout."""
         for t in range(len(rollout.reward)):
             rollout.observation[t] = self._observation
             action, log_mu = act(self._observation)
