@@ -495,6 +495,7 @@ def test_a_changed_option_on_resume_is_honoured_or_refused(trained, tmp_path):
     assert content["optimizer_states"][0]["param_groups"][0]["lr"] < 0.01  # by its schedule: 0.01 x what is left
     assert content["optimizer_states"][0]["param_groups"][0]["lr"] > 1e-5
     for change, sentence in (
+        ("seed=7", "seed cannot change on resume: the checkpoint has 0, got 7"),
         ("collection.num_envs=5", "collection.num_envs cannot change on resume: the checkpoint has 4, got 5"),
         ("env=acrobot", "env.make.id cannot change on resume: the checkpoint has CartPole-v1, got Acrobot-v1"),
         ("++optimizer.eps=0.1", "optimizer.eps cannot change on resume: the checkpoint has "),
