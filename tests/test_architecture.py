@@ -39,8 +39,8 @@ def violations(path, source=imported):
             yield f"{own} imports {name}, which is below it"
         if package in ("lightning", "hydra", "omegaconf") and LEVEL[own] <= LEVEL["rl"]:
             yield f"{own} is of the library and imports {name}"
-        if name.startswith("taugrad.ops.native") and path.stem != "_sampling" and path.parent.name != "native":
-            yield f"{path.stem} imports {name}: only ops/_sampling.py knows the kernels"
+        if name.startswith("taugrad.ops.native") and path.stem != "_fused" and path.parent.name != "native":
+            yield f"{path.stem} imports {name}: only ops/_fused.py knows the kernels"
 
 
 def test_the_page_names_every_part_of_the_package_and_no_other():

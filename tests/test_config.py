@@ -1,11 +1,12 @@
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from taugrad.config import fit_to_signature, instantiate, resolve
+from taugrad.config import fit_to_signature, instantiate, read, resolve
 from taugrad.errors import ConfigError, DataError
 from taugrad.schedules import Cyclical, Linear
 
@@ -95,7 +96,103 @@ def test_instantiate_builds_nested_nodes_or_leaves_them_plain():
     node = {"_target_": "taugrad.schedules.Cyclical", "schedule": LINEAR, "period": 5}
     assert instantiate(node) == Cyclical(Linear(1.0, 0.5, 10), period=5)
     with pytest.raises(ConfigError, match=r"taugrad.schedules.Cyclical: schedule must be schedules"):
-        instantiate(node, recursive=False)
+        instantiate(node | {"_recursive_": False})
+
+
+def keep(*args, **kwargs):
+    return args, kwargs
+
+
+KEEP = {"_target_": f"{__name__}.keep"}
+BUILT = Linear(1.0, 0.5, 10)
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        ({"a": LINEAR, "b": None, "c": "text"}, ((), {"a": BUILT, "b": None, "c": "text"})),
+        ({"a": [1, LINEAR, [LINEAR]]}, ((), {"a": [1, BUILT, [BUILT]]})),
+        ({"a": {"b": {"c": LINEAR, "d": 2}}}, ((), {"a": {"b": {"c": BUILT, "d": 2}}})),
+        ({"_args_": [1, LINEAR], "a": 2}, ((1, BUILT), {"a": 2})),
+        ({"a": {**KEEP, "b": LINEAR}}, ((), {"a": ((), {"b": BUILT})})),
+        ({"_recursive_": False, "_args_": [LINEAR], "a": LINEAR}, ((LINEAR,), {"a": LINEAR})),
+        ({"a": {**KEEP, "_recursive_": False, "b": LINEAR}, "c": LINEAR}, ((), {"a": ((), {"b": LINEAR}), "c": BUILT})),
+        ({"_convert_": "all", "a": 1}, ((), {"a": 1})),
+    ],
+)
+def test_instantiate_builds_what_is_in_lists_dicts_and_positional_arguments(node, expected):
+    assert instantiate(KEEP | node) == expected
+
+
+def test_a_partial_node_is_a_call_to_be_made_later_with_what_is_in_it_built():
+    call = instantiate(
+        {"a": KEEP | {"_partial_": True, "_args_": [LINEAR], "b": LINEAR}, "_target_": f"{__name__}.keep"}
+    )
+    later = call[1]["a"]
+    assert later(2, c=3) == ((BUILT, 2), {"b": BUILT, "c": 3})
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda x: x, lambda x: [x], lambda x: {"deep": [x]}, lambda x: KEEP | {"_args_": [x]}]
+)
+def test_an_error_names_the_class_that_refused_however_deep_it_lies(wrap):
+    with pytest.raises(ConfigError, match=r"^taugrad.schedules.Linear: start must be a positive finite number, got 0$"):
+        instantiate(KEEP | {"a": wrap(LINEAR | {"start": 0})})
+
+
+def test_a_node_without_a_target_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"a _target_ is missing, the import path of what is to be built, in \{'a': 1\}"
+    ):
+        instantiate({"a": 1})
+
+
+@dataclass(frozen=True)
+class Schema:
+    tau: dict[str, Any]
+    n: int = 0
+
+
+def test_a_presets_own_values_are_no_fields_and_others_refer_to_them():
+    config = OmegaConf.create(
+        {"_own": {"steps": 10}, "_n": "3", "n": "${_n}", "tau": LINEAR | {"steps": "${_own.steps}"}}
+    )
+    assert read(Schema, config) == Schema(tau=LINEAR, n=3)
+    with pytest.raises(ConfigError, match=r"own is not an argument of .*Schema; it takes tau, n"):
+        read(Schema, OmegaConf.merge(config, {"own": 1}))
+
+
+def test_a_presets_own_values_are_refused_under_the_key_that_holds_them():
+    config = OmegaConf.create({"_own": {"steps": "many"}, "tau": LINEAR | {"steps": "${_own.steps}"}})
+    with pytest.raises(ConfigError, match=r"^_own.steps must be int, got 'many'$"):
+        read(Schema, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": {"steps": "many"}}, "model.steps must be int, got 'many'"),
+        ({"model": {"stepz": 1}}, "model.stepz is not an argument of .*Linear; did you mean model.steps?"),
+        ({"model": {"rate": 1}}, r"model.rate is not an argument of .*Linear; did you mean other.rate\?$"),
+        ({"model": {"seed": 1}}, r"model.seed is not an argument of .*Linear; did you mean seed\?$"),
+        ({"model": {"other_rate": 1}}, r"model.other_rate is not an argument of .*; did you mean other.rate\?$"),
+        ({"model": {"twice": 1}}, "model.twice is not an argument of .*Linear; it takes start, end, steps$"),
+        ({"other": {"n": "x"}}, "other.n must be int, got 'x'"),
+    ],
+)
+def test_an_error_names_the_key_that_a_user_sets_and_not_one_that_refers_to_it(changes, sentence):
+    config = OmegaConf.create(
+        {
+            "task": {"_target_": "taugrad.schedules.Cyclical", "schedule": "${model}", "period": "${length}"},
+            "length": "${other.n}",
+            "model": LINEAR,
+            "other": {"n": 3, "rate": 1.0, "twice": 1},
+            "third": {"twice": 2},
+            "seed": 0,
+        }
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        resolve(OmegaConf.merge(config, changes))
 
 
 def test_a_constructors_refusal_becomes_a_config_error():

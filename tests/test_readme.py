@@ -33,7 +33,8 @@ def test_the_public_names_are_those_that_a_type_checker_and_a_star_import_see():
     homes = {name.name: node.module for node in shown.body for name in node.names}
     assert sorted(homes) == sorted(taugrad.__all__)
     assert all(getattr(taugrad, name).__module__.startswith(home) for name, home in homes.items())
-    assert set(taugrad.__all__) | {"bounds", "probe", "softmax", "subsets"} <= set(dir(taugrad))
+    assert set(taugrad.__all__) | {"bounds", "probe", "ops"} <= set(dir(taugrad))
+    assert {"softmax", "subsets"} <= set(taugrad.ops.__all__)
     scope = {}
     exec("from taugrad import *", scope)
     assert all(scope[name] is getattr(taugrad, name) for name in taugrad.__all__)

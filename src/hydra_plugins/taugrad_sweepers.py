@@ -1,7 +1,7 @@
-"""Sweeps: Hydra's plugins are found here, by every Hydra application; so nothing heavy is imported before a sweep runs.
+"""Sweepers, as plugins of Hydra, which every Hydra application imports: nothing heavy is imported before a sweep runs.
 
-`GridSweeper` runs every combination of the values on the command line, `OptunaSweeper` asks Optuna for them. Both go on
-after a failed job, and leave `sweep.csv`, a table and `sweep.png` (`taugrad.sweeps.report`).
+`GridSweeper` runs every combination of the values on the command line, `OptunaSweeper` asks Optuna for them. Both
+continue after a failed job, and write a table, `sweep.csv` and `sweep.png` (`taugrad.sweeps.report`).
 """
 
 import sys
@@ -23,13 +23,13 @@ _SETTINGS = "multirun.yaml"
 
 
 class _Sweeper(Sweeper):
-    """What both share: the launcher, and the parts of a command line."""
+    """Base of both: the launcher, and the parts of a command line."""
 
     jobs: int | None  # launched at a time
-    going_on: str | None  # the ckpt_path by which a sweep goes on that was stopped; None: by the same command
+    going_on: str | None  # ckpt_path by which a stopped sweep resumes; None: by the same command
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's interface."""
+        """Keep the config and the launcher; Hydra's interface."""
         self.settings, self.config_loader = config, hydra_context.config_loader
         self.jobs_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -61,7 +61,7 @@ class _Sweeper(Sweeper):
 
     @abstractmethod
     def run(self, fixed: list[str], swept: list[Override]) -> list[Any]:
-        """The jobs, after they have run."""
+        """Run the jobs and return them."""
 
     def launch(self, fixed: list[str], points: list[dict[str, Any]], first: int) -> Sequence[JobReturn]:
         """Run a job at each point, numbered from `first`."""
@@ -70,20 +70,20 @@ class _Sweeper(Sweeper):
         return self.jobs_launcher.launch(overrides, first)
 
     def override(self, name: str, value: Any) -> str:
-        """What sets a swept key; null for a group is no option of it, but the group switched off."""
+        """Override that sets a swept key; null switches a group off."""
         if value == "null" and self.config_loader.get_group_options(name):
             return f"~{name}"
         return f"{self.keys[name]}={value}"
 
     def split(self, arguments: list[str]) -> tuple[list[str], list[Override]]:
-        """The overrides that are the same for all jobs, and those to sweep."""
+        """Split the overrides into those that all jobs share, and those to sweep."""
         from taugrad.sweeps.jobs import name_of
 
         parser = OverridesParser.create(config_loader=self.config_loader)
         overrides = parser.parse_overrides(arguments)
         fixed = [o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None]
         swept = [o for o in overrides if o.is_sweep_override()]
-        self.keys = {name_of(o): o.get_key_element() for o in swept}  # as Hydra is to read them
+        self.keys = {name_of(o): o.get_key_element() for o in swept}  # as Hydra reads them
         return fixed, swept
 
 
@@ -91,7 +91,7 @@ class GridSweeper(_Sweeper):
     """Every combination of the swept values.
 
     Args:
-        jobs: how many are launched at a time, where the launcher itself has no limit; None: all.
+        jobs: number of jobs launched at a time, for a launcher without a limit of its own; None: all.
     """
 
     going_on = "last"
@@ -100,7 +100,7 @@ class GridSweeper(_Sweeper):
         self.jobs = jobs
 
     def run(self, fixed: list[str], swept: list[Override]) -> list[Any]:
-        """All jobs, `jobs` at a launch."""
+        """Run all jobs, `jobs` at a launch."""
         from taugrad.errors import ConfigError
         from taugrad.sweeps import jobs
 
@@ -120,11 +120,11 @@ class GridSweeper(_Sweeper):
 
 
 class OptunaSweeper(_Sweeper):
-    """Trials that a study asks for, up to a total that counts those of an earlier run of the same study.
+    """Trials of a study, up to a total that counts those of an earlier run of the same study.
 
     Args:
-        trials: how many in all.
-        jobs: how many are launched at a time.
+        trials: number of trials in all.
+        jobs: number of jobs launched at a time.
         seed: of the sampler.
         sampler: from a seed to a sampler of Optuna; in a config, a partial one.
         pruner: one of Optuna.
@@ -137,7 +137,7 @@ class OptunaSweeper(_Sweeper):
         self.sampler, self.pruner = sampler, pruner
 
     def run(self, fixed: list[str], swept: list[Override]) -> list[Any]:
-        """The trials that are left, `jobs` at a launch; all of the study are returned."""
+        """Run the trials that are left, `jobs` at a launch; return all of the study."""
         from taugrad.sweeps.study import Trials
 
         trials = Trials(self.directory, self.settings, fixed, swept, self.sampler, self.pruner, self.seed)

@@ -1,6 +1,6 @@
 """The commands: `taugrad train model=cat_vae` anywhere, or `python scripts/train.py model=cat_vae` in a checkout.
 
-What a command needs is imported when it runs: torch and Lightning take seconds.
+Each command imports what it needs when it runs: torch and Lightning take seconds.
 """
 
 import argparse
@@ -33,8 +33,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _of_the_user() -> tuple[type[Exception], ...]:
-    """The errors of ours, and Lightning's about how it is configured: importing it for that would take seconds."""
+def _user_errors() -> tuple[type[Exception], ...]:
+    """Error classes of ours, and Lightning's for its arguments once Lightning is imported, which takes seconds."""
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
     return (TaugradError, lightning.MisconfigurationException) if lightning else (TaugradError,)
 
@@ -42,8 +42,8 @@ def _of_the_user() -> tuple[type[Exception], ...]:
 def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
     """Let a script end on a user's error with its sentence and exit code 1; the traceback shows with `debug=true`.
 
-    A job of a sweep prints the sentence, or the traceback of what is no user's error, and raises: its exit would be the
-    sweep's, and Hydra keeps what it catches to itself.
+    A job of a sweep prints the sentence, or the traceback of any other error, and raises: an exit would end the sweep,
+    and Hydra does not print what it catches.
     """
 
     @functools.wraps(main)
@@ -52,7 +52,7 @@ def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
             return main(*args, **kwargs)
         except KeyboardInterrupt:
             sys.exit(130)
-        except _of_the_user() as error:
+        except _user_errors() as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1" or (args and getattr(args[0], "debug", False)):
                 raise
             if in_sweep():
@@ -70,14 +70,14 @@ def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
 
 
 def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
-    """A command of Hydra's, by the config of the function's name; a command line that it refuses gets suggestions."""
+    """Wrap a function as a command of Hydra, with the config of its name; a refused command line gets suggestions."""
     began = False
 
     @functools.wraps(function)
     def task(config: DictConfig) -> Any:
         nonlocal began
         began = True
-        _escape_output()  # of a process that a launcher started
+        _escape_output()  # again, because a launcher may have started this process
         return one_sentence(function)(config)
 
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=function.__name__)(task)
@@ -88,7 +88,7 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
         began = False
         wait_passively()
         _escape_output()
-        sys.argv[1:] = map(expand_override, sys.argv[1:])  # Hydra makes directories before we see them
+        sys.argv[1:] = map(expand_override, sys.argv[1:])  # before Hydra makes directories of them
         sys.argv[1:] = _accepting(sys.argv[1:], function.__name__)
         try:
             return main()
@@ -101,17 +101,17 @@ def _command(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
 
 
 def _escape_output() -> None:
-    """Write a character that the output's encoding lacks as an escape: on Windows a file's holds 256 of them."""
+    """Write a character that the output's encoding lacks as an escape; on Windows a file's encoding has 256."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _accepting(arguments: list[str], config_name: str) -> list[str]:
-    """Let a command line set any argument that a node's `_target_` takes, as if its file had it, and a group to null.
+    """Let a command line set any argument that a node's `_target_` takes, and set a group to null.
 
-    Hydra refuses a key that no file has unless a plus stands before it. So a key in a node with a `_target_` gets one;
-    `taugrad.config` refuses what is not in the signature. Other keys stay for Hydra to refuse. A group that is switched
-    off is `~group` to Hydra.
+    Hydra refuses a key that no file has unless it starts with a plus. A key in a node with a `_target_` gets one, and
+    `taugrad.config` refuses it if it is not in the signature. Hydra refuses all other unknown keys. `group=null`
+    becomes `~group`, which is how Hydra switches a group off.
     """
     arguments = [re.sub(r"^(\w+)=null$", r"~\1", a) if (CONF / a.partition("=")[0]).is_dir() else a for a in arguments]
     keys = {a: a.partition("=")[0] for a in arguments if re.match(r"(?!hydra\.)[A-Za-z_]\w*\.[\w.]+=", a)}
@@ -127,13 +127,13 @@ def _accepting(arguments: list[str], config_name: str) -> list[str]:
             config = compose(options.config_name or config_name, [*search, *lines])
         groups = [name for name in swept if name not in config or OmegaConf.is_dict(config[name])]
         lacking = {a for a, key in keys.items() if _lacks(config, key.split("."), sometimes=bool(groups))}
-    except (HydraException, OmegaConfBaseException):  # which Hydra itself words when it meets the same
+    except (HydraException, OmegaConfBaseException):  # Hydra raises the same error with its own message
         return arguments
     return [f"++{a}" if a in lacking else a for a in arguments]
 
 
 def _first(override: Override) -> str | None:
-    """An override, or the first of those that it sweeps that is not null; None for one without a list of them."""
+    """Return an override, with the first value that is not null if it sweeps a list; None if it sweeps no list."""
     if not override.is_sweep_override():
         return override.input_line
     if not override.is_discrete_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
@@ -143,21 +143,21 @@ def _first(override: Override) -> str | None:
 
 
 def _lacks(config: DictConfig, names: list[str], *, sometimes: bool) -> bool:
-    """Whether a key lies in a node with a `_target_` and is not in it, or may not be in some jobs of a sweep."""
+    """Return whether a key is lacking in a node with a `_target_`, or may be in some jobs of a sweep."""
     node: Any = config
     called = False
     for name in names:
         called = called or (isinstance(node, DictConfig) and "_target_" in node)
-        if isinstance(node, DictConfig) and name not in set(node.keys()):  # which `in` says of a ??? too
+        if isinstance(node, DictConfig) and name not in set(node.keys()):  # `in` would be False for a ??? too
             return called
         if isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name):
-            return False  # a node of another place, where it can be changed
+            return False  # a reference to another node, where the key can be set
         node = OmegaConf.select(node, name) if OmegaConf.is_config(node) else None
     return called and sometimes
 
 
 def _close(overrides: list[str]) -> list[str]:
-    """Of overrides that name no group, option or key: what is spelled almost so."""
+    """Suggest close spellings for the overrides that name no group, option or key."""
     groups = {d.relative_to(CONF).as_posix(): d for d in CONF.rglob("*") if d.is_dir() and any(d.glob("*.yaml"))}
     keys_anywhere = set(
         re.findall(r"^ *(\w+):", "\n".join(f.read_text(encoding="utf-8") for f in CONF.rglob("*.yaml")), re.MULTILINE)
@@ -213,10 +213,10 @@ def export(config: DictConfig) -> None:
 
 
 def bench() -> None:
-    """Time the samplers and the training loops, in an environment that is the user's own."""
+    """Time the samplers and the training loops, with the environment variables as the user set them."""
     from taugrad.commands.bench_arguments import parser
 
-    parser().parse_args()  # which answers --help before torch is imported
+    parser().parse_args()  # answers --help before torch is imported
     from taugrad.commands import bench
 
     one_sentence(bench.main)()
@@ -224,17 +224,17 @@ def bench() -> None:
 
 @one_sentence
 def compare() -> None:
-    """Draw a metric of several runs, with intervals over seeds."""
-    parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description="Draw a metric of several runs.")
+    """Plot a metric of several runs, with intervals over seeds."""
+    parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description="Plot a metric of several runs.")
     parser.add_argument("runs", nargs="+", type=user_path, help="directories of runs, or of sweeps of runs")
     parser.add_argument("--metric", default="rollout/ep_rew_mean", help="a tag of TensorBoard's scalars")
     parser.add_argument("--out", type=user_path, default=Path("curves.png"))
     arguments = parser.parse_args()
     wait_passively()
-    from taugrad.commands.compare import compare as draw
+    from taugrad.commands.compare import compare as plot
 
     _escape_output()
-    for label, count in draw(arguments.runs, arguments.metric, arguments.out).items():
+    for label, count in plot(arguments.runs, arguments.metric, arguments.out).items():
         sys.stdout.write(f"{count} runs of {label}\n")
     sys.stdout.write(f"the curves are in {arguments.out}\n")
 
@@ -243,14 +243,17 @@ _COMMANDS: dict[str, Callable[[], object]] = {f.__name__: f for f in (train, eva
 
 
 def _complete() -> None:
-    """Answer a shell that completes a line, or print what makes it ask: Hydra does, but knows no commands."""
+    """Complete a line for a shell, or print the code that makes it ask; Hydra does both, but knows no commands."""
     program, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
     name, named, line = line.lstrip().partition(" ")
     if not any(argument.startswith("query=") for argument in sys.argv):
         train()
     elif not named:
         sys.stdout.write("\n".join([*_COMMANDS, ""]))
-    elif name in _COMMANDS and _COMMANDS[name] not in (bench, compare):  # which have files to complete, as a shell does
+    elif name in _COMMANDS and _COMMANDS[name] not in (
+        bench,
+        compare,
+    ):  # whose arguments are files, which a shell completes
         os.environ["COMP_LINE"] = f"{program} {line}"
         _COMMANDS[name]()
 
@@ -259,7 +262,9 @@ def main() -> None:
     """Run the command that the first argument names, with the others as its own."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in _COMMANDS and "LOCAL_RANK" in os.environ:
-        sys.argv.insert(1, name := "train")  # Lightning starts the other processes by sys.argv, which lost it
+        sys.argv.insert(
+            1, name := "train"
+        )  # Lightning starts other processes by sys.argv, which no longer names the command
     if name in ("-h", "--help"):
         lines = (f"  taugrad {name:<9} {str(command.__doc__).splitlines()[0]}" for name, command in _COMMANDS.items())
         sys.stdout.write("\n".join(["taugrad trains networks through discrete choices.", "", *lines, ""]))
@@ -270,6 +275,6 @@ def main() -> None:
         return
     if name not in _COMMANDS:
         sys.exit(f"error: the command must be one of {', '.join(_COMMANDS)}, got {name}")
-    program = sys.argv[0] if name == "train" else f"{sys.argv[0]} {name}"  # a usage's first words
+    program = sys.argv[0] if name == "train" else f"{sys.argv[0]} {name}"  # the first words of a usage
     sys.argv = [program, *sys.argv[2:]]
     _COMMANDS[name]()

@@ -1,28 +1,29 @@
-"""Configs: resolving them, checking them against the signatures of what they name, instantiating them.
+"""Configs: resolving them, checking them against signatures, instantiating them.
 
-A config node with a `_target_` is a call. Its schema is the signature of what it calls: an argument that the signature
-lacks, one that it demands, and a value of another type than it annotates are errors that name the key, found before
-anything is built. That holds for a user's own classes as well, which need no schema beside their signature.
+A config node with a `_target_` is a call, and the signature of the called class or function is its schema. An unknown
+argument, a missing one and a value of another type than annotated are errors that name the key, found before anything
+is built. A user's own class needs no schema besides its signature either.
 """
 
 import difflib
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass, make_dataclass
+from dataclasses import dataclass, field, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra.utils
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from taugrad.errors import ConfigError, TaugradError
 
 CONF = Path(__file__).parent / "conf"
-if not CONF.is_dir():  # a symbolic link in a checkout, of which Git makes a file on Windows
+if not CONF.is_dir():  # a symbolic link in a checkout, which is a file on Windows
     CONF = Path(__file__).parents[2] / "conf"
 
 Config = dict[str, Any]
@@ -34,39 +35,71 @@ _SCALARS = (bool, int, float, str)
 T = TypeVar("T")
 
 
-def read(schema: type[T], config: DictConfig) -> T:
-    """The config as a dataclass whose fields are its top-level keys, resolved and checked as by `resolve`.
+@dataclass(frozen=True)
+class Keys:
+    """Dotted keys of a config, for errors that name the key that a user sets.
 
-    A key that starts with an underscore is no field: a preset keeps values there that other keys refer to.
+    Args:
+        own: the keys that hold a value.
+        referring: the keys that refer to another, with that one.
+    """
+
+    own: Sequence[str] = ()
+    referring: Mapping[str, str] = field(default_factory=dict)
+
+    def set_as(self, key: str) -> str:
+        """Return the key that a user sets for `key`, which may lie in a node that refers to another.
+
+        >>> Keys(referring={"task.model": "model", "model.tau": "tau"}).set_as("task.model.tau.start")
+        'tau.start'
+        """
+        place = ""
+        for name in key.split("."):
+            place, seen = _join(place, name), set[str]()
+            while place in self.referring and place not in seen:
+                seen.add(place)
+                place = self.referring[place]
+        return place
+
+    def like(self, name: str, key: str) -> list[str]:
+        """Keys outside of `key` that end in `name` or spell it with dots: `evaluation.every` for `evaluation_every`."""
+        outside = (k for k in self.own if k != _join(key, name) and not k.startswith(f"{key}."))
+        return [k for k in outside if k.rpartition(".")[2] == name or k.replace(".", "_") == name]
+
+
+def read(schema: type[T], config: DictConfig) -> T:
+    """Read a config into a dataclass whose fields are its top-level keys, resolved and checked as by `resolve`.
+
+    A top-level key that starts with an underscore is no field: a preset keeps values there that other keys refer to.
 
     Raises:
         ConfigError: a value is missing, does not resolve, or does not fit its field or its `_target_`.
     """
     fields = {name: value for name, value in _plain(config).items() if not str(name).startswith("_")}
-    plain = fit_to_signature(schema, fields)  # first, as other values may refer to these
+    keys = keys_of(config)
+    plain = fit_to_signature(schema, fields, keys=keys)  # before the nodes, because values in them may refer to these
     _require(schema, plain, "")
-    return schema(**_checked(plain, ""))
+    return schema(**_checked(plain, "", keys))
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The config as plain dicts, lists and scalars: interpolations resolved, and every `_target_`'s arguments checked.
+    """Turn a config into dicts, lists and scalars, with interpolations resolved and the arguments of nodes checked.
 
     Raises:
         ConfigError: a value is missing, does not resolve, or does not fit its `_target_`.
     """
-    return _checked(_plain(config), "")
+    return _checked(_plain(config), "", keys_of(config))
 
 
 def instantiate(config: Mapping[str, Any]) -> Any:
-    """Call what `config` names as `_target_`, with its other keys as arguments; nested nodes are built before it.
+    """Call the `_target_` of a node with its other keys as arguments; nested nodes are built first.
 
     Args:
-        config: a node with a `_target_`. With `_partial_` it gives the call, to be made later; `_args_` come first;
-            `_recursive_: false` passes nested nodes on as they are.
+        config: a node with a `_target_`. `_partial_: true` returns the call without making it; `_args_` are positional
+            arguments; `_recursive_: false` passes nested nodes on without building them.
 
     Raises:
-        ConfigError: there is no `_target_`, or a call failed on the values it got, as a constructor does that refuses
-            them; the message names the class that did.
+        ConfigError: there is no `_target_`, or a class or function refuses its arguments; the message names it.
 
     >>> instantiate({"_target_": "fractions.Fraction", "numerator": 3, "denominator": 6})
     Fraction(1, 2)
@@ -77,7 +110,7 @@ def instantiate(config: Mapping[str, Any]) -> Any:
 
 
 def _built(node: Any) -> Any:
-    """Objects for the nodes with a `_target_`, in a value of a config."""
+    """Build the nodes with a `_target_` in a value of a config."""
     if isinstance(node, list):
         return [_built(child) for child in node]
     if not isinstance(node, Mapping):
@@ -100,26 +133,56 @@ def _built(node: Any) -> Any:
         raise ConfigError(f"{path} needs a package that is missing: {error}") from error
 
 
-def fit_to_signature(call: Callable[..., Any], arguments: Mapping[str, Any], key: str = "") -> dict[str, Any]:
-    """`arguments` converted to the types that `call` annotates, where the two can be told apart.
+def fit_to_signature(
+    call: Callable[..., Any], arguments: Mapping[str, Any], key: str = "", keys: Keys | None = None
+) -> dict[str, Any]:
+    """Convert arguments to the types that `call` annotates, as far as a config can express them.
+
+    Args:
+        call: a class or function.
+        arguments: values by their names.
+        key: of the config's node that holds them.
+        keys: of the whole config.
 
     Raises:
         ConfigError: an argument is unknown to `call` or not of its type; the message starts with `key` and its name.
     """
     parameters = inspect.signature(call).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    annotations = _annotations(call)
+    annotations, keys = _annotations(call), keys or Keys()
     fitted = {}
     for name, value in arguments.items():
-        # A function of any arguments may pass a mistyped one on to where it is ignored.
+        # A function with **kwargs would accept a misspelled argument, and may ignore it.
         close = difflib.get_close_matches(name, parameters, n=1, cutoff=0.85 if takes_any else 0.6)
         if name not in parameters and (close or not takes_any):
+            unknown = f"{_join(key, name)} is not an argument of {_name(call)}"
+            likely = keys.like(name, key)
+            if not close and len(likely) == 1:
+                raise ConfigError(f"{unknown}; did you mean {likely[0]}?")
             meant = f"did you mean {_join(key, close[0])}? It" if close else "it"
-            raise ConfigError(
-                f"{_join(key, name)} is not an argument of {_name(call)}; {meant} takes {', '.join(parameters)}"
-            )
-        fitted[name] = _convert(value, annotations.get(name, Any), _join(key, name))
+            raise ConfigError(f"{unknown}; {meant} takes {', '.join(parameters)}")
+        fitted[name] = _convert(value, annotations.get(name, Any), keys.set_as(_join(key, name)))
     return fitted
+
+
+def keys_of(config: DictConfig) -> Keys:
+    """Collect the keys of a config whose interpolations are not resolved yet."""
+    own: list[str] = []
+    referring: dict[str, str] = {}
+
+    def collect(node: Any, key: str) -> None:
+        if isinstance(node, Node) and node._is_interpolation():
+            if other := re.fullmatch(r"\$\{(\w+(?:\.\w+)*)\}", str(node._value())):
+                referring[key] = other[1]
+            return
+        if key:
+            own.append(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            for name in node:
+                collect(node._get_node(name), _join(key, str(name)))
+
+    collect(config, "")
+    return Keys(own, referring)
 
 
 def _plain(config: DictConfig) -> Any:
@@ -132,17 +195,17 @@ def _plain(config: DictConfig) -> Any:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
-def _checked(node: Any, key: str) -> Any:
+def _checked(node: Any, key: str, keys: Keys) -> Any:
     if isinstance(node, list):
-        return [_checked(child, _join(key, str(i))) for i, child in enumerate(node)]
+        return [_checked(child, _join(key, str(i)), keys) for i, child in enumerate(node)]
     if not isinstance(node, dict):
         return node
-    node = {name: _checked(child, _join(key, str(name))) for name, child in node.items()}
+    node = {name: _checked(child, keys.set_as(_join(key, str(name))), keys) for name, child in node.items()}
     if "_target_" not in node:
         return node
     target = _target(node["_target_"], _join(key, "_target_"))
     arguments = {name: value for name, value in node.items() if name not in _HYDRA_KEYS}
-    fitted = fit_to_signature(target, arguments, key)
+    fitted = fit_to_signature(target, arguments, key, keys)
     if not node.get("_partial_") and "_args_" not in node:
         _require(target, fitted, key)
     return node | fitted
@@ -151,7 +214,7 @@ def _checked(node: Any, key: str) -> Any:
 def _target(path: Any, key: str) -> Callable[..., Any]:
     try:
         target = hydra.utils.get_object(path)
-    except Exception as error:  # an import runs foreign code, which may raise anything
+    except Exception as error:  # the imported code may raise anything
         raise ConfigError(f"{key} must be the import path of a class or function, got {path}: {error}") from error
     if not callable(target):
         raise ConfigError(f"{key} must be the import path of a class or function, got {path}")
@@ -168,7 +231,7 @@ def _require(target: Callable[..., Any], arguments: Mapping[str, Any], key: str)
 def _annotations(call: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
-    except (NameError, TypeError):  # annotations that exist only for a type checker
+    except (NameError, TypeError):  # an annotation may exist only for a type checker
         return {}
 
 
@@ -183,7 +246,7 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
     literals = _literals(annotation)
     if value in literals:
         return value
-    if schema is None:  # what a config cannot express
+    if schema is None:  # a type that a config cannot express
         return value
     try:
         node = OmegaConf.structured(make_dataclass("Schema", [("value", schema)]))
@@ -196,7 +259,7 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
 
 
 def _schema(annotation: Any) -> Any:
-    """The part of a type that a config can express: scalars, lists of them, their unions; None if there is none."""
+    """Return the part of a type that a config can express (scalars, lists of them, their unions), or None."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in _SCALARS:
         return annotation
@@ -211,7 +274,7 @@ def _schema(annotation: Any) -> Any:
 
 
 def _literals(annotation: Any) -> list[Any]:
-    """The values that a type names one by one, by itself or in a union."""
+    """Return the values of a `Literal`, also of one in a union."""
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
         return list(arguments)
@@ -223,12 +286,12 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _is_node(annotation: Any) -> bool:
-    """Whether it takes dicts, and neither None nor anything else."""
+    """Return whether a type takes dicts and nothing else."""
     return (typing.get_origin(annotation) or annotation) in (dict, Mapping)
 
 
 def _may_be_mapping(annotation: Any) -> bool:
-    """Whether a config without a `_target_` may be what a type means; only plain types and classes rule that out."""
+    """Return whether a type may be given as a config without a `_target_`; plain types and most classes may not."""
     if _is_union(annotation):
         return any(map(_may_be_mapping, typing.get_args(annotation)))
     origin = typing.get_origin(annotation) or annotation
@@ -244,7 +307,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """As in a config file."""
+    """Text of a value, as in a config file."""
     return "null" if value is None else repr(value)
 
 
@@ -265,7 +328,7 @@ def _name(call: Callable[..., Any]) -> str:
 
 
 def in_sweep() -> bool:
-    """Whether this is a job of a sweep."""
+    """Return whether this is a job of a sweep."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

@@ -2,7 +2,7 @@
 
 
 class TaugradError(Exception):
-    """The base of them: the message needs no traceback."""
+    """Base of these errors; the message needs no traceback."""
 
 
 class ConfigError(TaugradError, ValueError):

@@ -1,4 +1,4 @@
-"""Packages that only some users need: imported where they are used, with one sentence when they are missing."""
+"""Optional packages: imported where they are used, with one sentence when they are missing."""
 
 import importlib
 from types import ModuleType
@@ -7,7 +7,7 @@ from taugrad.errors import ConfigError
 
 
 def extra(module: str, name: str) -> ModuleType:
-    """The module, which `pip install 'taugrad[name]'` brings.
+    """Import a module that `pip install 'taugrad[name]'` installs.
 
     Raises:
         ConfigError: it is not installed.

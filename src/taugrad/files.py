@@ -1,6 +1,6 @@
-"""Paths as a user writes them, and files that a command leaves.
+"""Paths that a user writes, and files that a command writes.
 
-What cannot be written is refused before the work, and a failure to write is one sentence.
+A path that cannot be written is refused before the work, and a failure to write is one sentence.
 """
 
 import os
@@ -13,12 +13,12 @@ from taugrad.errors import ConfigError, TaugradError
 from taugrad.extras import extra
 
 _SHORT = re.compile(r"((?<=^)|(?<=file://))~[\w.-]*(?=[/\\]|$)|\$[A-Za-z_]\w*")  # a home at the beginning, a variable
-_TEXT = re.compile(r""""[^"]*"|'[^']*'|[^,\[\](){}"'\s]+""")  # of Hydra's values: quoted, or without what separates
-_PLAIN = re.compile(r"[A-Za-z0-9_./:\\-]+")  # what Hydra reads without quotation marks
+_TEXT = re.compile(r""""[^"]*"|'[^']*'|[^,\[\](){}"'\s]+""")  # a value of Hydra: quoted, or without separators
+_PLAIN = re.compile(r"[A-Za-z0-9_./:\\-]+")  # a value that needs no quotation marks
 
 
 def user_path(path: str | Path) -> Path:
-    """`path` with the user's home for `~` and the environment's values for `$NAME`, as a shell has it.
+    """Expand `~` and `$NAME` in a path, as a shell does.
 
     >>> user_path("~/mnist") == Path.home() / "mnist"
     True
@@ -27,7 +27,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def expand_override(override: str) -> str:
-    """A command line's `key=value` with `user_path` applied to its values: a shell leaves them alone behind the sign.
+    """Apply `user_path` to the values of a `key=value`, which a shell does not expand after the equals sign.
 
     >>> os.environ["HERE"] = "/a b"
     >>> expand_override("hydra.run.dir=$HERE/c"), expand_override("run=~/c") == f"run={Path.home()}/c"
@@ -36,7 +36,7 @@ def expand_override(override: str) -> str:
     '~callbacks.pruning'
     """
     key, sign, value = override.partition("=")
-    if key.startswith("-"):  # an option, --config-dir, whose value is no list and has no quotation marks
+    if key.startswith("-"):  # an option such as --config-dir, whose value is one path without quotation marks
         return key + sign + _expand(value)
 
     def full(match: re.Match[str]) -> str:
@@ -51,7 +51,7 @@ def expand_override(override: str) -> str:
 
 
 def require_file(key: str, path: Path) -> None:
-    """Make the folder of a file that a command is to write, before it works for it.
+    """Make the folder of a file that a command is going to write.
 
     Raises:
         ConfigError: it cannot be written; the message names the argument `key`.
@@ -64,7 +64,7 @@ def require_file(key: str, path: Path) -> None:
 
 
 def require_picture(key: str, path: Path) -> None:
-    """As `require_file`, for a picture that matplotlib is to draw.
+    """Make the folder of a plot, as `require_file` does, and check its format.
 
     Raises:
         ConfigError: it cannot be written, its name ends in no format of matplotlib's, or matplotlib is missing.
@@ -76,12 +76,12 @@ def require_picture(key: str, path: Path) -> None:
 
 
 def require_folder(key: str, folder: Path, of: Path | None = None) -> None:
-    """Make a folder that a command is to write into, before it works for it.
+    """Make a folder that a command is going to write into.
 
     Args:
         key: the argument that named it.
-        folder: which to make.
-        of: what the argument was, when that is not the folder itself.
+        folder: the folder to make.
+        of: value of the argument, if that is not the folder itself.
 
     Raises:
         ConfigError: it cannot be made or written; the message names the argument `key`.
@@ -116,4 +116,4 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _expand(text: str) -> str:
-    return os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111  # this one keeps the name of an unknown user
+    return os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111  # pathlib would raise for an unknown user

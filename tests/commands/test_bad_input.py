@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from gymnasium.envs.registration import register
 from gymnasium.spaces import Box, Dict, Discrete
 from helpers.cases import each
@@ -25,7 +26,6 @@ from taugrad.data.idx import read_idx
 from taugrad.errors import DataError
 from taugrad.ops.softmax import softmax
 from taugrad.training import checkpoints
-from taugrad.training.ownership import held
 
 
 class Broken(gymnasium.Env):
@@ -66,22 +66,45 @@ CONFIGS = [
         "error: model.latnts is not an argument of ",
         "; did you mean model.latents? It takes latents",
     ),
+    # arguments of another node
+    (
+        ["model=policy", "model.max_env_steps=9"],
+        "error: model.max_env_steps is not",
+        "; did you mean env.max_env_steps?",
+    ),
+    (
+        ["model=ppo", "model.num_envs=9"],
+        "error: model.num_envs is not an arg",
+        "PPO; did you mean collection.num_envs?",
+    ),
+    (
+        ["model=policy", "model.evaluation_every=9"],
+        "error: model.evaluation_every ",
+        "; did you mean evaluation.every?",
+    ),
+    (["model.lr=1e-3"], "error: model.lr is not an argument of ", "CatVAE; did you mean optimizer.lr?"),
+    (["model.tau.value=1"], "error: model.tau is not an argument of ", "CatVAE; did you mean tau?"),
     (["trainer.max_epoch=3"], "error: trainer.max_epoch is not an argument of ", "did you mean trainer.max_epochs? It"),
     (["callbacks.summary.max_dpth=3"], "did you mean callbacks.summary.max_depth?"),
     (["callbacks.bst.monitor=val/kl"], "Could not override 'callbacks.bst.monitor'", "did you mean callbacks.best?"),
     # groups that are needed
-    (["lr_factor=null"], "error: model.lr_factor refers to lr_factor, which the config lacks"),
-    (["data=null"], "error: data must fit CatVAE, which takes images, got null"),
+    (["lr_factor=null"], "error: task.lr_factor refers to lr_factor, which the config lacks"),
+    (["data=null"], "error: data must fit ImageTask, which takes images, got null"),
     (["model=policy", "env=null"], " refers to env.", ", which the config lacks"),
-    (["model=policy", "data=mnist"], "error: data must fit Policy, which takes no data, but an env, got taugrad.data"),
-    (["model=null"], "error: model is missing: taugrad.commands.train.TrainConfig needs it"),
+    (
+        ["model=policy", "data=mnist"],
+        "error: data must fit PolicyTask, which takes no data, but an env, got taugrad.data",
+    ),
+    (["model=null"], "error: task.model refers to model, which the config lacks"),
+    (["task=null"], "error: task is missing: taugrad.commands.train.TrainConfig needs it"),
     (["+model.foo=3"], "error: model.foo is not an argument of taugrad.models.cat_vae.CatVAE; it takes latents"),
     (["model.latents=many"], "error: model.latents must be int, got 'many'"),
     (["model.encoder=16"], "error: model.encoder must be list[int], got 16"),
-    (["trainer.max_steps=soon"], "error: length must be int, got 'soon'"),
+    (["trainer.max_steps=soon"], "error: trainer.max_steps must be int, got 'soon'"),
     (["seed=1.5"], "error: seed must be int, got 1.5"),
     (["estimator._target_=taugrad.estimators.Nope"], "error: estimator._target_ must be the import path of a class"),
-    (["~model.latents"], "error: model.latents is missing: taugrad.models.cat_vae.CatVAE needs it"),
+    (["tau=join", "~tau.schedules"], "error: tau.schedules is missing: taugrad.schedules.Join needs it"),
+    (["model=semi_supervised", "~model.alpha"], "error: model.alpha is missing: taugrad.models.semi_supervised.Semi"),
     # values out of range
     (
         ["tau=constant", "tau.value=0"],
@@ -128,7 +151,7 @@ CONFIGS = [
     (["objective=train/loss"], "error: objective must be one of train/epoch_loss, "),
     (["callbacks.progress.every=0"], "error: taugrad.training.progress.Progress: every must be at least 1, got 0"),
     (["objective=test/fun"], "error: objective must be one of train/epoch_loss, val/loss, "),
-    (["callbacks=probe", "model=structured"], "error: callbacks.probe is for a categorical VAE, got model Structured"),
+    (["callbacks=probe", "model=structured"], "error: callbacks.probe is for a categorical VAE, got Structured"),
     (["sweep=optuna"], "error: callbacks.pruning is for the jobs of a sweep: add -m, or ~callbacks.pruning"),
     (
         ["logger=wandb"],
@@ -138,7 +161,7 @@ CONFIGS = [
     (["trainer.accelerator=abacus"], "error: trainer: You selected an invalid accelerator name"),
     (["trainer=gpu"], "error: trainer: No supported gpu backend found"),
     (["trainer.devices=0"], "error: trainer: `Trainer(devices=0)` value is not a valid input"),
-    (["trainer=ddp", "model=policy"], "error: trainer.devices must be 1 for Policy, got 2 processes"),
+    (["trainer=ddp", "model=policy"], "error: trainer.devices must be 1 for PolicyTask, got 2 processes"),
     (
         ["trainer=ddp", "trainer.strategy=ddp_spawn"],
         "error: trainer.strategy must be ddp for 2 processes, got ddp_spawn",
@@ -188,9 +211,16 @@ CONFIGS = [
     ),
     (policy("env.make.id=Broken-v0", "+env.make.reward=nan"), "error: the environment returned a reward of nan"),
     (policy("env.make.id=Broken-v0", "+env.make.reward=inf"), "error: the environment returned a reward of inf"),
-    (["model=policy", "env=k_cartpoles", "env.make.poles=0"], "Policy: poles must be at least 1, got 0"),
-    (["model=policy", "env.max_env_steps=0"], "Policy: max_env_steps must be at least 1, got 0"),
-    (["model=policy", "model.gamma=1.5"], "Policy: gamma must be in [0, 1], got 1.5"),
+    (["model=policy", "env=k_cartpoles", "env.make.poles=0"], "PolicyTask: poles must be at least 1, got 0"),
+    (
+        ["model=policy", "env.max_env_steps=0"],
+        "error: ",
+        "must be at least 1, got 0",
+        " set env.max_env_steps or length",
+    ),
+    (["model=policy", "collection.num_envs=0"], "error: taugrad.rl.rollouts.Collection: num_envs must be at least 1"),
+    (["model=ppo", "evaluation.every=0"], "error: taugrad.rl.evaluation.Evaluation: every must be at least 1, got 0"),
+    (["model=policy", "model.gamma=1.5"], "MultilinearActorCritic: gamma must be in [0, 1], got 1.5"),
 ]
 
 
@@ -282,12 +312,12 @@ def damage(run, how):
     else:
         checkpoint = checkpoints.load(path)
         if how == "stranger":
-            checkpoint["config"]["model"]["estimator"]["_target_"] = "os._exit"
+            checkpoint["config"]["task"]["estimator"]["_target_"] = "os._exit"
         elif how == "version":
-            checkpoint["config"]["model"]["novel"] = 1
+            checkpoint["config"]["task"]["model"]["novel"] = 1
             checkpoint["versions"] = {"taugrad": "9.9"}
         elif how == "shape":
-            checkpoint["config"]["model"]["latents"] = 5
+            checkpoint["config"]["task"]["model"]["latents"] = 5
         checkpoints.save(checkpoint, path)
 
 
@@ -304,12 +334,12 @@ RUNS = [
     ("evaluate", "flipped", [], "last.ckpt is whole, of step 60"),
     ("evaluate", "stranger", ["checkpoint=best"], "error: os._exit is not trusted: trust=[os] allows it, if you know"),
     ("evaluate", "version", ["checkpoint=best"], ", written by taugrad 9.9, does not load: "),
-    ("evaluate", "shape", ["checkpoint=best"], "does not load: Error(s) in loading state_dict for CatVAE"),
+    ("evaluate", "shape", ["checkpoint=best"], "does not load: Error(s) in loading state_dict for ImageTask"),
     ("evaluate", "whole", ["checkpoint=middle"], "that holds checkpoints/middle.ckpt, got"),
     ("evaluate", "whole", ["num_samples=0"], "nll_samples must be at least 1, got 0"),
     ("evaluate", "whole", ["num_samples=many"], "error: num_samples must be int or null, got 'many'"),
-    ("evaluate", "whole", ["episodes=3"], "error: test_episodes cannot be set for a run of CatVAE, which has none"),
-    ("evaluate", "whole", ["video=film.gif"], "error: video is for policies, got a run of CatVAE"),
+    ("evaluate", "whole", ["episodes=3"], "error: test_episodes cannot be set for a run of ImageTask, which has none"),
+    ("evaluate", "whole", ["video=film.gif"], "error: video is for policies, got a run of ImageTask"),
     ("evaluate", "whole", ["trust=os"], "error: trust must be list[str], got 'os'"),
     ("export", "whole", ["out=model.txt"], "error: out must end in .onnx or .pt2, got model.txt"),
     ("export", "flipped", ["out=model.pt2"], "best.ckpt is damaged"),
@@ -346,7 +376,7 @@ def test_a_run_that_cannot_be_used_gets_a_sentence(case, command, trained, tmp_p
     [
         (["model=structured"], "error: model."),
         (["model.latents=5"], "error: model.latents cannot change on resume: the checkpoint has 4, got 5"),
-        (["optimizer=radam"], "error: model.optimizer._target_ cannot change on resume"),
+        (["optimizer=radam"], "error: optimizer._target_ cannot change on resume"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_not_resumed(arguments, sentence, command, trained):
@@ -395,10 +425,11 @@ def test_two_sweeps_in_one_directory_get_a_sentence(command, tmp_path):
 
 
 def test_two_sweeps_at_once_in_one_directory_get_a_sentence(command, tmp_path):
-    with held(tmp_path / "sweep", "hydra.sweep.dir"):
+    (tmp_path / "sweep").mkdir()
+    with FileLock(tmp_path / "sweep" / ".lock"):  # of another process, in which nothing is shared
         code, err, _ = command("train", "-m", *SMALL, "seed=0,1", "hydra.sweep.dir=sweep")
     assert code == 1
-    assert "error: hydra.sweep.dir=sweep: another sweep is running there" in err
+    assert "error: hydra.sweep.dir=sweep: another run or sweep is going on there" in err
 
 
 def test_an_unknown_command_and_missing_arguments_get_a_sentence(command):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from taugrad.commands import bench as benchmarks
 from taugrad.commands import bench_processes as benchmark_processes
+from taugrad.errors import ConfigError
 from taugrad.threads import WAITING
 
 
@@ -130,10 +131,10 @@ def test_classes_measures_a_sampled_and_a_marginalized_class_at_every_number_of_
 
 
 def test_bad_arguments_end_in_a_sentence(bench, monkeypatch):
-    with pytest.raises(SystemExit, match="--steps must be at least 60"):
+    with pytest.raises(ConfigError, match="--steps must be at least 60"):
         bench.main(["train", "--steps", "30"])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(SystemExit, match=r"this needs matplotlib: pip install 'taugrad\[plot\]'"):
+    with pytest.raises(ConfigError, match=r"this needs matplotlib: pip install 'taugrad\[plot\]'"):
         bench.main(["backward", "--plot", "a.png"])
 
 

@@ -44,7 +44,7 @@ def run_of(length, level=1.0, first=0):
 
 def drawn(groups, tmp_path, shared=""):
     figure = Figure(figsize=(9, 5), layout="constrained")
-    curves._draw(figure, groups, "score", shared, tmp_path / "curves.png")
+    curves._plot(figure, groups, "score", shared, tmp_path / "curves.png")
     return figure
 
 

@@ -1,6 +1,7 @@
 """Every option of every group composes, fits the signatures that it names, and builds."""
 
 import re
+from dataclasses import MISSING, fields
 from importlib.util import find_spec
 
 import pytest
@@ -11,8 +12,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from taugrad.config import instantiate
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
-from taugrad.training.images import ImageModel
-from taugrad.training.policies import Acting
+from taugrad.rl.evaluation import Evaluation
+from taugrad.rl.multilinear import MultilinearActorCritic
+from taugrad.rl.ppo import PPO
+from taugrad.rl.rollouts import Collection
+from taugrad.training.images import ImageTask
+from taugrad.training.policies import PolicyTask
 
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "sweep")
 
@@ -24,7 +29,8 @@ def options(group):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_composes_and_fits_its_signatures(option):
     group, name = option.split("=")
-    config = composed(option, *(["env.make.id=CartPole-v1"] if option == "env=gymnasium" else []))
+    needed = {"env=gymnasium": ["env.make.id=CartPole-v1"], "task=policy": ["env=cartpole", "model=ppo"]}
+    config = composed(option, *needed.get(option, []))
     if group != "experiment":
         assert config[group]
     assert (CONF / group / f"{name}.yaml").is_file()
@@ -43,24 +49,25 @@ def test_every_estimator_builds(option):
 
 @pytest.mark.parametrize("option", [*options("model"), *options("experiment"), *options("optimizer")])
 def test_every_model_and_experiment_builds_with_its_optimizer(option):
-    model = instantiate(composed(option)["model"], recursive=False)
-    assert isinstance(model, (ImageModel, Acting))
-    assert model.configure_optimizers().defaults["lr"] > 0
+    task = instantiate(composed(option)["task"])
+    assert isinstance(task, (ImageTask, PolicyTask))
+    assert task.configure_optimizers().defaults["lr"] > 0
 
 
 def test_every_model_trains_by_default_through_hard_samples_with_an_annealed_tau():
     for option in options("model"):
         config = composed(option)
-        if "estimator" not in config["model"]:
+        node = config["task"] if "estimator" in config["task"] else config["model"]
+        if "estimator" not in node:
             assert option == "model=ppo"  # the score function, of one action
             continue
-        assert config["model"]["estimator"]["_target_"] == "taugrad.estimators.STGumbelSoftmax", option
-        schedule = instantiate(config["model"]["tau"])
+        assert node["estimator"]["_target_"] == "taugrad.estimators.STGumbelSoftmax", option
+        schedule = instantiate(node["tau"])
         taus = [schedule(step) for step in range(0, config["length"] + 1, config["length"] // 10)]
         assert taus == sorted(taus, reverse=True), option
         assert taus[-1] < taus[0], option
     soft = composed("experiment=soft_cat_vae")
-    assert soft["model"]["estimator"]["_target_"] == "taugrad.estimators.GumbelSoftmax"
+    assert soft["task"]["estimator"]["_target_"] == "taugrad.estimators.GumbelSoftmax"
     assert soft["model"]["_target_"] == composed("model=cat_vae")["model"]["_target_"]
 
 
@@ -71,8 +78,10 @@ def test_trainer_callbacks_and_loggers_build(option, tmp_path):
         with pytest.raises(ConfigError, match=r"Logger needs a package that is missing: .*pip install"):
             instantiate(config["logger"][option.split("=")[1]])
         return
-    parts = [instantiate(node) for group in ("callbacks", "logger") for node in config[group].values()]
-    assert len(parts) == len(config["callbacks"]) + len(config["logger"])
+    nodes = [node for group in ("callbacks", "logger") for node in config[group].values() if node is not None]
+    off = [name for name, node in config["callbacks"].items() if node is None]
+    assert off == (["pictures"] if option in ("callbacks=policy", "callbacks=film") else [])
+    assert all(map(instantiate, nodes))
     if option == "trainer=gpu" and not torch.cuda.is_available():
         with pytest.raises(MisconfigurationException, match="No supported gpu backend found"):
             instantiate(config["trainer"])(logger=False)
@@ -88,25 +97,87 @@ def test_a_data_set_chosen_on_the_command_line_wins_over_the_models():
 def test_every_environment_builds_under_both_policies(option):
     for model in ("policy", "ppo"):
         config = composed(f"model={model}", option)
-        policy = instantiate(config["model"], recursive=False)
-        assert policy.max_env_steps == config["env"]["max_env_steps"]
+        policy = instantiate(config["task"])
+        assert policy.clock() == (0, config["env"]["max_env_steps"])
         policy.collector.environments.close()
 
 
 def test_the_policys_environment_and_schedules_can_be_chosen():
     config = composed("model=policy", "env=gymnasium", "env.make.id=MountainCar-v0", "tau=linear")
-    assert config["model"]["env"]["id"] == "MountainCar-v0"
+    assert config["task"]["env"]["id"] == "MountainCar-v0"
     assert config["tau"]["steps"] == config["lr_factor"]["steps"] == 500_000
     assert "data" not in config
 
 
+WORDS = [
+    (["model=policy", "env=acrobot"], "env.make.id", "Acrobot-v1"),
+    (["model=ppo", "env=acrobot"], "env.make.id", "Acrobot-v1"),
+    (["model=policy", "tau=constant"], "tau._target_", "taugrad.schedules.Constant"),
+    (["model=policy", "estimator=reinmax"], "estimator._target_", "taugrad.estimators.ReinMax"),
+    (["model=policy", "callbacks=film"], "callbacks.film.every", 2),
+    (["model=ppo", "lr_factor=constant"], "lr_factor._target_", "taugrad.schedules.Constant"),
+    (["model=ppo", "evaluation.every=7"], "evaluation.every", 7),
+    (["model=structured", "data=mnist"], "data.source._target_", "taugrad.data.mnist.mnist"),
+    (["experiment=k_cartpoles", "env=cartpole"], "env.make.id", "CartPole-v1"),
+]
+
+
+@pytest.mark.parametrize(("words", "key", "value"), WORDS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_a_choice_on_the_command_line_wins_over_the_models_in_either_order(words, key, value):
+    config = composed(*words)
+    assert config == composed(*reversed(words))
+    for name in key.split("."):
+        config = config[name]
+    assert config == value
+
+
+@pytest.mark.parametrize(("model", "algorithm"), [("policy", MultilinearActorCritic), ("ppo", PPO)])
+def test_a_policy_is_chosen_by_its_model_alone(model, algorithm):
+    config = composed(f"model={model}")
+    task = instantiate(config["task"])
+    assert isinstance(task, PolicyTask)
+    assert isinstance(task.agent.hp, algorithm)
+    assert "data" not in config
+    assert config["env"]["make"]["id"] == "CartPole-v1"
+    assert (config["objective"], config["direction"]) == ("eval/mean_reward", "maximize")
+    assert config["callbacks"]["best"]["monitor"] == "eval/mean_reward"
+    assert config["length"] == config["collection"]["max_env_steps"] == 100_000
+
+
+def defaults(dataclass):
+    """Values of a dataclass's fields that have a default, as a config writes them."""
+    made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(dataclass)}
+    return {name: list(x) if isinstance(x, tuple) else x for name, x in made.items() if x is not MISSING}
+
+
+@pytest.mark.parametrize(
+    ("node", "dataclass", "others"),
+    [
+        ("model", PPO, {}),
+        ("model", MultilinearActorCritic, {"tau": "taugrad.schedules.Linear"}),  # annealed, as every model's
+        ("collection", Collection, {}),
+        ("evaluation", Evaluation, {}),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_the_files_hold_the_defaults_of_the_dataclasses(node, dataclass, others):
+    config = composed("model=policy" if dataclass is MultilinearActorCritic else "model=ppo")[node]
+    assert set(config) == {"_target_", *(field.name for field in fields(dataclass))}
+    for name, value in defaults(dataclass).items():
+        here = config[name]
+        if name in others:
+            assert here["_target_"] == others[name]
+        else:
+            assert (instantiate(here) if isinstance(here, dict) else here) == value, name
+
+
 def test_the_schedules_follow_the_length_of_the_training():
     config = composed("trainer.max_steps=123")
-    assert config["model"]["tau"]["steps"] == config["model"]["lr_factor"]["steps"] == 123
+    assert config["task"]["tau"]["steps"] == config["task"]["lr_factor"]["steps"] == 123
 
 
 def test_jangs_preset_has_the_papers_architecture():
-    model = instantiate(composed("experiment=jang_cat_vae")["model"], recursive=False)
+    model = instantiate(composed("experiment=jang_cat_vae")["model"])
     shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")]
     assert shapes == [(200, 784), (200, 200), (784, 200)]
 
@@ -128,12 +199,12 @@ def test_the_files_name_no_device():
 )
 def test_a_cell_of_the_grid_has_its_published_settings(column, estimator, lr, tau, optimizer, size):
     config = composed(f"experiment=grid_{column}", f"estimator={estimator}")
-    model = instantiate(config["model"], recursive=False)
-    assert (model.latents, model.categories) == size
-    assert model.tau(0) == model.tau(50_000) == tau
-    assert model.lr_factor(50_000) == 1
-    assert type(model.configure_optimizers()).__name__ == optimizer
-    assert model.configure_optimizers().defaults["lr"] == lr
+    task = instantiate(config["task"])
+    assert (task.model.latents, task.model.categories) == size
+    assert task.tau(0) == task.tau(50_000) == tau
+    assert task.lr_factor(50_000) == 1
+    assert type(task.configure_optimizers()).__name__ == optimizer
+    assert task.configure_optimizers().defaults["lr"] == lr
     assert config["data"]["binarize"] == "none"
     assert config["data"]["source"]["validation"] == 0
 

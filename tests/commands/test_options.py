@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from helpers.commands import SMALL
 from helpers.configs import CONF
 from helpers.images import cat_vae, loaders, trainer
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import LightningModule, Trainer
 from omegaconf import OmegaConf
 
-from taugrad import cli
+from taugrad import Constant, cli
 from taugrad.commands import train as pipeline
 from taugrad.config import fit_to_signature, read
 from taugrad.errors import ConfigError
@@ -108,7 +110,7 @@ def run_and_model(request, tmp_path_factory):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"model={request.param}", *small, f"run_dir={directory}"])
     run = read(pipeline.TrainConfig, config)
-    return run, pipeline._model_and_data(run)[0]
+    return run, pipeline._task_and_data(run)[0]
 
 
 def up_to_the_training(run, model, name, value):
@@ -157,7 +159,7 @@ def test_an_argument_of_what_a_node_names_needs_no_plus():
         *(
             "callbacks.nobody.every=3",
             "env.make.id=x",
-            "model.tau.novel=1",
+            "task.tau.novel=1",
             "logger=null",
             "~callbacks.best",
             "seed=1,2",
@@ -170,7 +172,7 @@ def test_an_argument_of_what_a_node_names_needs_no_plus():
             "+callbacks.es._target_=own.Stopping",
             "++callbacks.es.patience=3",
         ),
-        *("callbacks.nobody.every=3", "env.make.id=x", "model.tau.novel=1", "~logger", "~callbacks.best", "seed=1,2"),
+        *("callbacks.nobody.every=3", "env.make.id=x", "task.tau.novel=1", "~logger", "~callbacks.best", "seed=1,2"),
     ]
 
 
@@ -184,16 +186,15 @@ def test_in_a_sweep_over_options_a_key_of_some_of_them_needs_no_plus():
 
 
 def test_a_study_does_not_mind_a_plus():
-    from test_sweeps import override
-
-    assert sweeps.name_of(override("++optimizer.weight_decay=0,1")) == "optimizer.weight_decay"
+    assert (
+        sweeps.name_of(OverridesParser.create().parse_override("++optimizer.weight_decay=0,1"))
+        == "optimizer.weight_decay"
+    )
 
 
 def test_clipped_gradients_bound_a_step_of_plain_descent(tmp_path):
-    sgd = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0}
-    constant = {"_target_": "taugrad.schedules.Constant", "value": 1.0}
     for algorithm, order in (("norm", 2.0), ("value", float("inf"))):
-        model = cat_vae(optimizer=sgd, lr_factor=constant)
+        model = cat_vae(optimizer=partial(torch.optim.SGD, lr=1.0), lr_factor=Constant(1.0))
         before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
         model.gradient_clip_val = 1e-3
         run = trainer(tmp_path, max_steps=1, gradient_clip_algorithm=algorithm)
@@ -346,11 +347,14 @@ def nothing(**_):
     ("arguments", "sentence"),
     [
         (
-            [f"model._target_={__name__}.Plain"],
-            r"model must be a taugrad\S+ImageModel or taugrad\S+Acting, got test_options",
+            [f"task._target_={__name__}.Plain"],
+            r"task must be a taugrad\S+Task, got test_options.Plain, a .*; docs/extending.md shows how a model",
         ),
-        (["model._target_=torch.nn.Identity"], "docs/extending.md shows what a model has"),
-        ([f"model._target_={__name__}.nothing"], "got test_options.nothing, a builtins.NoneType"),
+        (["task._target_=torch.nn.Identity"], r"task must be a taugrad\S+Task, got torch.nn.Identity, a torch"),
+        ([f"task._target_={__name__}.nothing"], "got test_options.nothing, a builtins.NoneType"),
+        ([f"model._target_={__name__}.Plain"], "ImageTask: model must be an nn.Module with loss_terms, got Plain"),
+        (["model._target_=torch.nn.Identity"], "ImageTask: model must be an nn.Module with loss_terms, got Identity"),
+        ([f"model._target_={__name__}.nothing"], "model must be an nn.Module with loss_terms, got NoneType"),
         (
             [f"data._target_={__name__}.Plain"],
             r"data must be a lightning\S+LightningDataModule, got test_options.Plain",

@@ -15,7 +15,7 @@ import torch
 
 from taugrad import cli
 from taugrad.ops.native import kernels
-from taugrad.threads import wait_passively
+from taugrad.threads import WAITING, wait_passively
 
 ROOT = Path(__file__).parents[2]
 # Runs every command up to its first import of torch, in a process where that import fails; prints what was set by then.
@@ -44,7 +44,7 @@ for name, command in taugrad.cli._COMMANDS.items():
 
 
 def start(*command, cwd, **environment) -> subprocess.Popen:
-    full = {name: value for name, value in os.environ.items() if name not in cli.WAITING} | environment
+    full = {name: value for name, value in os.environ.items() if name not in WAITING} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, *command], cwd=cwd, env=full | {"OMP_NUM_THREADS": "1"}, **pipes)
 
@@ -86,10 +86,10 @@ def test_what_the_user_said_of_waiting_threads_holds(monkeypatch, given, expecte
 
 
 def test_where_torch_is_loaded_already_nothing_is_set(monkeypatch):
-    for name in cli.WAITING:
+    for name in WAITING:
         monkeypatch.delenv(name, raising=False)
     wait_passively()
-    assert not any(name in os.environ for name in cli.WAITING)
+    assert not any(name in os.environ for name in WAITING)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernels use one thread")

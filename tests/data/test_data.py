@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,7 +92,7 @@ def test_the_embedded_set_is_packed_from_the_idx_files_bit_for_bit():
         pytest.skip("set TAUGRAD_MNIST to the directory of MNIST's gzipped IDX files")
     script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "pack_binarized_mnist.py"))
     assert hashlib.sha256(script["payload"](Path(directory))).hexdigest() == embedded.SHA256
-    from_files = ImageData({"_target_": "taugrad.data.mnist.mnist", "root": directory})
+    from_files = ImageData(partial(mnist, directory))
     labels = [from_files.train_dataloader().split.labels, embedded.binarized_mnist().train.labels]
     assert torch.equal(*labels)
 
@@ -490,7 +491,7 @@ def test_a_batch_size_outside_the_split_gets_a_sentence(size):
 @pytest.fixture
 def source(tmp_path):
     write_set(tmp_path / "set")
-    return {"_target_": "taugrad.data.mnist.mnist", "root": str(tmp_path / "set"), "validation": 10}
+    return partial(mnist, str(tmp_path / "set"), validation=10)
 
 
 @pytest.mark.parametrize(("choice", "train_is_binary"), [("none", False), ("static", True), ("dynamic", True)])
@@ -512,7 +513,7 @@ def test_the_datamodule_raises_before_training_for_a_batch_larger_than_the_set(s
 
 
 def test_the_datamodule_keeps_as_many_labels_as_asked_for():
-    source = {"_target_": "taugrad.data.binarized_mnist.binarized_mnist"}
+    source = embedded.binarized_mnist
     data = ImageData(source, batch_size=100, stack=5, labels=100, labelled_batch_size=100, seed=1)
     data.setup("fit")
     x, y = next(iter(data.train_dataloader()))
@@ -529,8 +530,7 @@ def test_the_datamodule_keeps_as_many_labels_as_asked_for():
 
 
 def test_too_few_labels_for_the_classes_stop_a_run_before_it_starts():
-    source = {"_target_": "taugrad.data.binarized_mnist.binarized_mnist"}
-    data = ImageData(source, labels=5)
+    data = ImageData(embedded.binarized_mnist, labels=5)
     with pytest.raises(ConfigError, match=r"data.labels must be a positive multiple of the number of classes, 10"):
         data.setup("fit")
 
@@ -549,10 +549,29 @@ def test_bad_arguments_of_the_datamodule_get_a_sentence(changes, sentence, sourc
         ImageData(source, **changes)
 
 
+@pytest.mark.parametrize("source", [{"_target_": "taugrad.data.mnist.mnist"}, "mnist", None])
+def test_a_source_that_is_no_function_gets_a_sentence(source):
+    kind = type(source).__name__
+    with pytest.raises(
+        TypeError, match=f"source must be a function, in a config a node with _partial_: true, got {kind}"
+    ):
+        ImageData(source)
+
+
+def test_a_refusal_of_the_source_names_it(tmp_path):
+    write_set(tmp_path / "set")
+    with pytest.raises(ConfigError, match=r"data.source: validation must be in \[0, 29\], got 30"):
+        ImageData(partial(mnist, str(tmp_path / "set"), validation=30)).setup("fit")
+    with pytest.raises(ConfigError, match=r"data.source: .*unexpected keyword argument 'roof'"):
+        ImageData(partial(mnist, roof="set")).setup("fit")
+    with pytest.raises(DataError, match="holds none of"):  # an error of our own keeps its kind and its words
+        ImageData(partial(idx_files, str(tmp_path))).setup("fit")
+
+
 @pytest.mark.parametrize(("limit", "items"), [(2, 2), (0.5, 2), (1, 1), (1.0, 5)])
 def test_a_limited_epoch_that_is_over_is_followed_by_the_next_also_after_a_resume(limit, items):
     def batches(trainer):
-        data = ImageData({"_target_": "taugrad.data.binarized_mnist.binarized_mnist"}, batch_size=5000, stack=2)
+        data = ImageData(embedded.binarized_mnist, batch_size=5000, stack=2)
         data.trainer = trainer
         return data.train_dataloader()
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taugrad.errors import ConfigError, DataError
-from taugrad.rl import joint, minatar
 from taugrad.rl.environments import Environments, build, make
+from taugrad.rl.envs import joint, minatar
 from taugrad.rl.envs.bandit import FactoredBandit
 from taugrad.rl.envs.cartpoles import KCartPoles
 from taugrad.rl.rollouts import Collector, Window

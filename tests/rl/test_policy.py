@@ -1,6 +1,7 @@
 import json
 import math
 import warnings
+from functools import partial
 from unittest.mock import Mock
 
 import gymnasium
@@ -14,10 +15,15 @@ from helpers.policies import BANDIT, POLICY, PPO, improving, task, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Categorical, Independent, kl_divergence
 
+from taugrad import Constant, Linear, ReinMax
 from taugrad.errors import ConfigError, NonFiniteLossError
 from taugrad.rl import evaluation
-from taugrad.rl.actor import multilinear
-from taugrad.rl.multilinear import minibatches
+from taugrad.rl.algorithm import Clock
+from taugrad.rl.environments import make
+from taugrad.rl.evaluation import Evaluation
+from taugrad.rl.multilinear import MultilinearActorCritic, minibatches, multilinear
+from taugrad.rl.rollouts import Collection
+from taugrad.training.policies import PolicyTask
 
 
 class Walk(gymnasium.Env):
@@ -79,21 +85,41 @@ def test_cart_poles_stand_longer_after_some_training(model, steps, tmp_path):
     ids=lambda overrides: overrides[0].split("=")[1],
 )
 def test_every_estimator_finds_the_better_choices_of_a_bandit(overrides):
-    model = improving(task(*BANDIT, "env.max_env_steps=100_000", *overrides))
+    model, improve = improving(task(*BANDIT, "env.max_env_steps=100_000", *overrides))
     rewards = []
     for _ in range(25):
         rollout = model.collect()
-        model.improve()
+        improve()
         rewards.append(rollout.reward[rollout.valid].mean().item())
     assert sum(rewards[-10:]) / 10 > 0.5  # of 1; at random 0; of two seeds of each estimator none was below 0.83
+
+
+def test_a_policy_task_is_built_of_plain_objects_and_fitted_by_a_plain_trainer(tmp_path):
+    collection = Collection(max_env_steps=200, num_envs=4, rollout_steps=8, window=3)
+    model = PolicyTask(
+        env=partial(make, "CartPole-v1"),
+        model=MultilinearActorCritic(estimator=ReinMax(), tau=Linear(1.0, 0.5, steps=200), hidden=(8,), minibatches=2),
+        collection=collection,
+        evaluation=Evaluation(every=100, episodes=2, test_episodes=3),
+        optimizer=partial(torch.optim.Adam, lr=1e-3),
+        lr_factor=Constant(1.0),
+    )
+    before = weights(model.agent.policy.actor)
+    fitted = trainer(tmp_path)
+    fitted.fit(model)
+    assert 200 <= model.collector.env_steps < 232
+    assert not torch.equal(weights(model.agent.policy.actor), before)
+    assert {"train/actor_loss", "policy/tau", "eval/mean_reward"} <= set(fitted.callback_metrics)
+    assert fitted.callback_metrics["policy/tau"].item() == pytest.approx(0.5)
+    assert set(model.metrics) >= {"eval/mean_reward"} <= set(fitted.test(model, verbose=False)[0])
 
 
 # What the updates are made of
 
 
 def test_the_critic_predicts_advantages_centred_by_the_policy():
-    model = task(*POLICY, "env=k_cartpoles", "env.make.poles=3", "model.pairwise=true")
-    h, w = model.advantage(torch.randn(6, 12))
+    agent = task(*POLICY, "env=k_cartpoles", "env.make.poles=3", "model.pairwise=true").agent
+    h, w = agent.advantage(torch.randn(6, 12))
     old = torch.randn(6, 3, 2)
     action, g, value, target = torch.randint(2, (6, 3)), torch.randn(6), torch.randn(6), torch.randn(6)
     z = torch.nn.functional.one_hot(action, 2).float()
@@ -103,56 +129,58 @@ def test_the_critic_predicts_advantages_centred_by_the_policy():
         p = torch.stack([old[:, f].softmax(-1)[:, corner[f]] for f in range(3)]).prod(0)
         baseline += p * multilinear(torch.nn.functional.one_hot(corner, 2).float().expand(6, 3, 2), h, w)
     expected = ((multilinear(z, h, w) - baseline - g) ** 2).mean() / 2 + ((value - target) ** 2).mean() / 2
-    torch.testing.assert_close(model.critic_loss(h, w, value, old.softmax(-1), z, g, target), expected)
+    torch.testing.assert_close(agent.critic_loss(h, w, value, old.softmax(-1), z, g, target), expected)
 
 
 def test_entropy_and_kl_are_those_of_independent_factors():
-    model = task(*POLICY, "env=k_cartpoles", "env.make.poles=3")
+    agent = task(*POLICY, "env=k_cartpoles", "env.make.poles=3").agent
     x = torch.randn(6, 12)
-    h, w = model.advantage(x)
+    h, w = agent.advantage(x)
     old = torch.randn(6, 3, 2)
-    _, uncertainty, divergence = model.actor_terms(x, h, w, old, tau=1.0)
-    p, q = Independent(Categorical(logits=old), 1), Independent(Categorical(logits=model.actor(x)), 1)
+    _, uncertainty, divergence = agent.actor_terms(x, h, w, old, tau=1.0)
+    p, q = Independent(Categorical(logits=old), 1), Independent(Categorical(logits=agent.policy.actor(x)), 1)
     torch.testing.assert_close(uncertainty, q.entropy().mean())
     torch.testing.assert_close(divergence, kl_divergence(p, q).mean())
 
 
 def test_the_actors_gradient_leaves_the_critic_alone():
-    model = improving(task(*POLICY))
-    x, old, *_ = model._targets()
-    h, w = model.advantage(x)
-    gain, *_ = model.actor_terms(x, h.detach(), w.detach(), old, tau=1.0)
+    model, _ = improving(task(*POLICY))
+    agent = model.agent
+    x, old, *_ = agent._targets(model.window)
+    h, w = agent.advantage(x)
+    gain, *_ = agent.actor_terms(x, h.detach(), w.detach(), old, tau=1.0)
     gain.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.actor.parameters())
-    assert all(p.grad is None for p in model.advantage.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in agent.policy.actor.parameters())
+    assert all(p.grad is None for p in agent.advantage.parameters())
 
 
 def test_the_actor_rests_when_it_has_moved_too_far():
-    model = improving(task(*POLICY, "model.kl_target=1e-12"))
-    counted = Mock(wraps=model.estimator.expectation)
-    object.__setattr__(model.estimator, "expectation", counted)
-    before = weights(model.actor)
-    terms = model.improve()
+    model, improve = improving(task(*POLICY, "model.kl_target=1e-12"))
+    agent = model.agent
+    counted = Mock(wraps=agent.hp.estimator.expectation)
+    object.__setattr__(agent.hp.estimator, "expectation", counted)
+    before = weights(agent.policy.actor)
+    terms = improve()
     assert counted.call_count == 2  # the first step moves it, the second looks and rests
-    assert not torch.equal(weights(model.actor), before)
+    assert not torch.equal(weights(agent.policy.actor), before)
     assert terms["train/approx_kl"] > 0
 
 
 def test_the_penalty_follows_the_divergence():
-    model = task(*POLICY)
+    agent = task(*POLICY).agent
     for divergence, expected in ((1.0, 1.5), (0.0, 1.0), (0.0, 1 / 1.5)):
-        model._adapt_beta(torch.tensor(divergence))
-        torch.testing.assert_close(model.beta, torch.tensor(expected))
+        agent._adapt_beta(torch.tensor(divergence))
+        torch.testing.assert_close(agent.beta, torch.tensor(expected))
     for _ in range(50):
-        model._adapt_beta(torch.tensor(1.0))
-    assert model.beta == 30
+        agent._adapt_beta(torch.tensor(1.0))
+    assert agent.beta == 30
 
 
 def test_resets_are_in_no_target():
-    model = improving(task(*POLICY))
-    window = task.window.sample(newest=4, others=12)
+    model, _ = improving(task(*POLICY))
+    window = model.window.sample(newest=4, others=12)
     assert not window.valid.all()  # there are some
-    assert {len(part) for part in model._targets()} == {int(window.valid.sum())}
+    assert {len(part) for part in model.agent._targets(model.window)} == {int(window.valid.sum())}
     assert model.collector.env_steps == int(window.valid.sum())
 
 
@@ -168,8 +196,13 @@ def test_a_rollout_of_nothing_but_resets_teaches_nothing_and_harms_nothing(overr
     ]  # every second rollout
     model = task(*overrides, *one_step)
     seen = []
-    improve = model.improve
-    model.improve = lambda: seen.append((model.collector.env_steps, terms := improve())) or terms
+    improve = model.agent.improve
+
+    def watched(*arguments):
+        seen.append((model.collector.env_steps, improve(*arguments)))
+        return seen[-1][1]
+
+    model.agent.improve = watched
     trainer(tmp_path, limit_val_batches=0, log_every_n_steps=1).fit(model)
     assert [steps for steps, _ in seen] == [n for step in range(4, 41, 4) for n in (step, step)][:-1]
     assert all(terms for _, terms in seen[::2])
@@ -186,9 +219,9 @@ def test_observations_far_from_zero_are_told_apart():
         model = task(*POLICY, *WALK, "+env.make.steps=5", f"+env.make.start={start}")
         for _ in range(3):
             model.collect()
-        parts.append(model.normalized(task.window.sample(newest=3, others=0).observation))
+        parts.append(model.agent.policy.normalized(model.window.sample(newest=3, others=0).observation))
     torch.testing.assert_close(parts[0], parts[1], rtol=0, atol=1e-4)
-    assert model.act(torch.full((4, 2), 1e9, dtype=torch.float64))[0].shape == (4, 1)
+    assert model.agent.policy.act(torch.full((4, 2), 1e9, dtype=torch.float64))[0].shape == (4, 1)
     assert task(*PPO, *WALK).greedy(torch.zeros(4, 2, dtype=torch.float64)).shape == (4, 1)  # without normalization
 
 
@@ -225,58 +258,60 @@ def test_minibatches_take_each_index_once_before_any_twice():
 
 
 def test_ppos_first_step_has_the_policy_gradients_gradient():
-    model = improving(task(*PPO))
-    x, action, old, g, target = model._targets()
-    loss, terms = model.loss(x, action, old, g, target, eps=0.2)
+    model, _ = improving(task(*PPO))
+    agent, actor = model.agent, model.agent.policy.actor
+    x, action, old, g, target = agent._targets(model.window)
+    loss, terms = agent.loss(x, action, old, g, target, eps=0.2)
     normalized = (g - g.mean()) / (g.std() + 1e-8)
     torch.testing.assert_close(terms["train/actor_loss"], -normalized.mean(), rtol=0, atol=1e-6)  # every ratio is 1
     torch.testing.assert_close(terms["train/approx_kl"], torch.tensor(0.0), rtol=0, atol=1e-6)
-    by_loss = torch.autograd.grad(loss, list(model.actor.parameters()))
-    log_pi = Categorical(logits=model.actor(x)[:, 0]).log_prob(action[:, 0])
-    by_hand = torch.autograd.grad(-(normalized * log_pi).mean(), list(model.actor.parameters()))
+    by_loss = torch.autograd.grad(loss, list(actor.parameters()))
+    log_pi = Categorical(logits=actor(x)[:, 0]).log_prob(action[:, 0])
+    by_hand = torch.autograd.grad(-(normalized * log_pi).mean(), list(actor.parameters()))
     torch.testing.assert_close(by_loss, by_hand)
 
 
 def test_ppos_ratio_has_no_gradient_beyond_its_range():
-    model = improving(task(*PPO))
-    x, action, old, _, target = model._targets()
+    model, _ = improving(task(*PPO))
+    x, action, old, _, target = model.agent._targets(model.window)
     for sign, shift in ((1.0, -1.0), (-1.0, 1.0)):  # a ratio of e with a good action, of 1/e with a bad one
         g = torch.full_like(old, sign)[:1]
-        _, terms = model.loss(x[:1], action[:1], old[:1] + shift, g, target[:1], eps=0.2)
+        _, terms = model.agent.loss(x[:1], action[:1], old[:1] + shift, g, target[:1], eps=0.2)
         assert terms["train/actor_loss"].item() == pytest.approx(-sign * (1.2 if sign > 0 else 0.8))
 
 
 def test_a_loss_that_is_not_finite_stops_and_is_named():
-    model = improving(task(*POLICY))
+    model, improve = improving(task(*POLICY))
     with torch.no_grad():
-        next(model.value.parameters()).fill_(math.nan)
+        next(model.agent.value.parameters()).fill_(math.nan)
     with pytest.raises(
         NonFiniteLossError, match=r"the actor and critic term of the loss is nan at step \d+ \(tau = 0\.\d+\)"
     ):
-        model.improve()
+        improve()
 
 
 def test_the_entropy_falls_out_and_tau_follows_environment_steps():
-    model = task(*POLICY, "tau=linear")
-    assert (model.current_ent_coef(), model.current_tau()) == (0.01, 1.0)
-    model.collector.env_steps = 200
-    assert (model.current_ent_coef(), model.current_tau()) == (0.005, 0.75)
-    model.collector.env_steps = 500
-    assert (model.current_ent_coef(), model.current_tau()) == (0.0, 0.5)
+    model, improve = improving(task(*POLICY, "tau=linear"))
+    for steps, ent_coef, tau in ((0, 0.01, 1.0), (200, 0.005, 0.75), (500, 0.0, 0.5)):
+        model.collector.env_steps = steps  # of 400
+        terms = improve()
+        assert terms["train/ent_coef"].item() == pytest.approx(ent_coef)
+        assert terms["policy/tau"].item() == pytest.approx(tau)
+        assert model.agent.ent_coef(Clock(steps, 400)) == pytest.approx(ent_coef)
 
 
 def test_the_entropys_coefficient_follows_its_target_which_falls():
     uniform = 3 * math.log(2)
-    model = task(*POLICY, "env=k_cartpoles", "env.make.poles=3", "model.ent_coef=0.1", "model.ent_target=0.5")
-    assert model.current_ent_coef() == pytest.approx(0.1)
+    parts = ["env=k_cartpoles", "env.make.poles=3", "model.ent_coef=0.1", "model.ent_target=0.5"]
+    agent = task(*POLICY, *parts).agent
+    assert agent.ent_coef(Clock(0, 400)) == pytest.approx(0.1)
     for steps, share, expected in ((0, 0.49, 0.105), (0, 0.51, 0.1), (200, 0.26, 0.1 / 1.05), (200, 0.24, 0.1)):
-        model.collector.env_steps = steps  # of 400
-        model._adapt_entropy(torch.tensor(share * uniform))
-        assert model.current_ent_coef() == pytest.approx(expected)
+        agent._adapt_entropy(torch.tensor(share * uniform), Clock(steps, 400))
+        assert agent.ent_coef(Clock(steps, 400)) == pytest.approx(expected)
     for entropy, expected in ((0.0, 3.0), (uniform, 1e-4)):
         for _ in range(250):
-            model._adapt_entropy(torch.tensor(entropy))
-        assert model.current_ent_coef() == pytest.approx(expected)
+            agent._adapt_entropy(torch.tensor(entropy), Clock(200, 400))
+        assert agent.ent_coef(Clock(200, 400)) == pytest.approx(expected)
 
 
 def test_a_policy_with_an_entropy_target_stays_near_it():
@@ -284,11 +319,11 @@ def test_a_policy_with_an_entropy_target_stays_near_it():
     means = []
     for target in ("null", "0.5"):
         changes = ["env.max_env_steps=1_000_000", "model.ent_coef=0.1", f"model.ent_target={target}"]
-        model = improving(task(*BANDIT, *changes))
+        model, improve = improving(task(*BANDIT, *changes))
         entropies = []
         for _ in range(100):
             model.collect()
-            entropies.append(model.improve()["policy/entropy"].item() / (2 * math.log(3)))
+            entropies.append(improve()["policy/entropy"].item() / (2 * math.log(3)))
         means.append(sum(entropies[-20:]) / 20)
     assert means[0] < 0.2
     assert 0.45 < means[1] < 0.55
@@ -429,14 +464,14 @@ def test_a_resumed_run_goes_on_where_it_was(overrides, tmp_path):
     saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
     model = task(*overrides, "env.max_env_steps=800")
     seen = []
-    improve = model.improve
+    improve = model.agent.improve
 
-    def watched():
-        steps = model.optimizers().state_dict()["state"][0]["step"]
-        seen.append((model.collector.env_steps, task.window.added, len(model.collector.returns), steps.item()))
-        return improve()
+    def watched(window, optimizer, clock):
+        steps = optimizer.state_dict()["state"][0]["step"]
+        seen.append((model.collector.env_steps, window.added, len(model.collector.returns), steps.item()))
+        return improve(window, optimizer, clock)
 
-    model.improve = watched
+    model.agent.improve = watched
     trainer(tmp_path, limit_val_batches=0).fit(model, ckpt_path=tmp_path / "c.ckpt", weights_only=True)
     env_steps, added, episodes, steps = seen[0]
     state = saved["acting"]
@@ -460,9 +495,10 @@ def test_a_changed_option_on_resume_is_honoured_or_refused(trained, tmp_path):
     assert content["optimizer_states"][0]["param_groups"][0]["lr"] < 0.01  # by its schedule: 0.01 x what is left
     assert content["optimizer_states"][0]["param_groups"][0]["lr"] > 1e-5
     for change, sentence in (
+        ("seed=7", "seed cannot change on resume: the checkpoint has 0, got 7"),
         ("collection.num_envs=5", "collection.num_envs cannot change on resume: the checkpoint has 4, got 5"),
-        ("env=acrobot", "model.env.id cannot change on resume: the checkpoint has CartPole-v1, got Acrobot-v1"),
-        ("++optimizer.eps=0.1", "model.optimizer.eps cannot change on resume: the checkpoint has "),
+        ("env=acrobot", "env.make.id cannot change on resume: the checkpoint has CartPole-v1, got Acrobot-v1"),
+        ("++optimizer.eps=0.1", "optimizer.eps cannot change on resume: the checkpoint has "),
     ):
         result = run("train.py", *overrides, *resumed, change, cwd=tmp_path)
         assert result.returncode == 1

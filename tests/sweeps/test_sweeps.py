@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from taugrad.errors import ConfigError
 from taugrad.sweeps.jobs import Job, job, values
-from taugrad.sweeps.report import _axis, draw
+from taugrad.sweeps.report import _axis, plot
 from taugrad.sweeps.study import NAME, Trials, distribution, storage
 
 OPTUNA = [*SMALL, "sweep=optuna", "optimizer.lr=tag(log,interval(1e-4,1e-2))"]
@@ -206,7 +206,7 @@ def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_swept(text, found, sc
 def test_a_key_that_no_file_has_is_drawn_on_its_scale_too(tmp_path):
     swept = override("++a=tag(log,interval(1e-3,2e-3))")  # as `cli` gives Hydra one that needs a plus
     jobs = [Job(i, {"a": x}, [float(i)], "complete") for i, x in enumerate((0.0011, 0.0015, 0.0019))]
-    figure = draw(jobs, ["a"], ["val/loss"], tmp_path / "sweep.png", [swept])
+    figure = plot(jobs, ["a"], ["val/loss"], tmp_path / "sweep.png", [swept])
     assert figure.axes[0].get_xscale() == "log"
 
 
@@ -214,7 +214,7 @@ def test_a_key_that_no_file_has_is_drawn_on_its_scale_too(tmp_path):
 def test_the_axes_of_a_sweeps_picture_keep_their_size_under_long_labels(params, tmp_path):
     names = [f"model.augment.a_long_name_of_a_parameter_{i}" for i in range(params)]
     jobs = [Job(i, dict.fromkeys(names, f"{'x' * 30}{i}"), [1.0, i], "complete") for i in range(5)]
-    figure = draw(jobs, names, ["val/loss", "val/kl"], tmp_path / "sweep.png")
+    figure = plot(jobs, names, ["val/loss", "val/kl"], tmp_path / "sweep.png")
     for axes in figure.axes:
         box = axes.get_window_extent()
         assert box.width / figure.dpi > 1.7

@@ -1,4 +1,4 @@
-"""Benchmarks: what `taugrad bench` measures, by the command line of `benchmark_arguments`, which explains it."""
+"""The benchmarks of `taugrad bench`; `bench_arguments` explains them and parses their command line."""
 
 import argparse
 import gc
@@ -43,7 +43,7 @@ from taugrad.ops.softmax import softmax_backward, softmax_backward_by_jacobian
 Record = dict[str, Any]  # what was measured of one contestant at one shape and number of threads
 
 _SLICE = 0.04  # seconds that a contestant runs at a time
-_GRAPHS, _GRAPHS_BYTES = 64, 1e8  # at most so many are built before their backwards are timed, and so large
+_GRAPHS, _GRAPHS_BYTES = 64, 1e8  # at most so many, and so large, are built before their backwards are timed
 _TRAIN = ("experiment=deep_cat_vae", "estimator=st_gumbel_softmax", "model.latents=30")  # 784-512-256-(30x10)
 
 COMPILED, COPY = "F.gumbel_softmax, compiled", "copy of the logits"
@@ -51,7 +51,7 @@ OURS, OWN, BY_JACOBIAN = "taugrad.softmax_backward", "torch._softmax_backward_da
 
 
 def bench_op(arguments: argparse.Namespace) -> list[Record]:
-    """The samplers at every shape; what Gumbel-Rao saves only where its Jacobians are smallest: it is slow."""
+    """Measure the samplers at every shape; Gumbel-Rao only where its Jacobians are smallest, because it is slow."""
     smallest = min(arguments.shapes, key=lambda shape: math.prod(shape) * shape[-1])
     records = []
     for shape in arguments.shapes:
@@ -64,7 +64,7 @@ def bench_op(arguments: argparse.Namespace) -> list[Record]:
 
 
 def op_at(shape: Sequence[int], arguments: argparse.Namespace) -> list[Record]:
-    """Nanoseconds an element, and bytes saved for the backward over bytes of the logits, of every sampler.
+    """Measure nanoseconds an element, and saved bytes over the bytes of the logits, of every sampler.
 
     The backward alone runs on graphs that were built before, so that less of its memory is in the cache than when it
     follows its forward.
@@ -100,7 +100,7 @@ def op_at(shape: Sequence[int], arguments: argparse.Namespace) -> list[Record]:
 
 
 def samplers(x: Tensor, *, compiled: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """From logits to a hard sample at tau = 1: by everything that there is on this machine."""
+    """Functions from logits to a hard sample at `tau` = 1, by each library that is installed."""
     found: dict[str, Callable[[Tensor], Tensor]] = {TORCH: lambda x: F.gumbel_softmax(x, 1.0, hard=True)}
     if compiled:
         torch.compiler.reset()
@@ -126,11 +126,11 @@ def samplers(x: Tensor, *, compiled: bool) -> dict[str, Callable[[Tensor], Tenso
 
 
 def saved_bytes(f: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """Bytes that autograd keeps for f's backward, the logits too where they are kept: each storage once."""
+    """Bytes that autograd keeps for the backward of `f`, each storage once; the logits count where they are kept."""
     kept: dict[int, Tensor] = {}
 
     def keep(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t  # which also keeps another from taking its place
+        kept[t.untyped_storage().data_ptr()] = t  # a reference, so that no other storage gets this address
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
@@ -139,7 +139,7 @@ def saved_bytes(f: Callable[[Tensor], Tensor], x: Tensor) -> int:
 
 
 def bench_backward(arguments: argparse.Namespace) -> list[Record]:
-    """Microseconds of the three backwards of a softmax over the last dimension, and bytes of what it works on."""
+    """Measure microseconds of three backwards of a softmax over the last dimension, and the bytes that each reads."""
     records = []
     for shape in arguments.shapes:
         y = torch.randn(shape, dtype=getattr(torch, arguments.dtype)).softmax(-1)
@@ -163,7 +163,7 @@ def bench_backward(arguments: argparse.Namespace) -> list[Record]:
 
 
 def bench_train(arguments: argparse.Namespace) -> list[Record]:
-    """Steps a second of the three loops, and of two commands by how their threads wait."""
+    """Measure steps a second of three loops, and of two commands by how their threads wait."""
     if arguments.steps < 3 * WARM_UP:
         raise ConfigError(f"--steps must be at least {3 * WARM_UP}, {WARM_UP} are not counted; got {arguments.steps}")
     steps = f"trainer.max_steps={arguments.steps}"
@@ -177,9 +177,7 @@ def bench_train(arguments: argparse.Namespace) -> list[Record]:
     records = [{"shape": "deep VAE", **r} for r in over_previous(sides, arguments.rounds)]
     vae = partial(on_threads, torch.get_num_threads(), lightning, ["model=cat_vae", steps, *arguments.overrides])
     env_steps = f"collection.max_env_steps={32 * arguments.steps}"
-    policy = partial(
-        on_threads, 1, policy_in_lightning, ["model=policy", env_steps]
-    )  # on one thread, as its config says
+    policy = partial(on_threads, 1, policy_in_lightning, ["model=policy", env_steps])  # one thread, as in its config
     with process({"OMP_WAIT_POLICY": "passive"}) as asleep, process({}) as spinning:
         ways = {"threads wait asleep": asleep, "threads wait spinning": spinning}
         for where, neighbour in (("alone", nullcontext()), ("busy machine", busy_process())):
@@ -192,7 +190,7 @@ def bench_train(arguments: argparse.Namespace) -> list[Record]:
 
 
 def bench_classes(arguments: argparse.Namespace) -> list[Record]:
-    """Milliseconds a step for every number of classes, the class marginalized and sampled."""
+    """Measure milliseconds a step for every number of classes, the class marginalized and sampled."""
     keys = ["model=semi_supervised", f"trainer.max_steps={arguments.steps}", *arguments.overrides]
     ways = {"sampled": "st_gumbel_softmax", "marginalized": "enumeration"}
     records: list[Record] = []
@@ -204,7 +202,7 @@ def bench_classes(arguments: argparse.Namespace) -> list[Record]:
 
 
 def bench_policy(arguments: argparse.Namespace) -> list[Record]:
-    """Environment steps a second of the two loops."""
+    """Measure environment steps a second of two loops."""
     keys = ["model=policy", f"collection.max_env_steps={arguments.steps}", *arguments.overrides]
     loops = {"taugrad, hand-written loop": policy_by_hand, "taugrad, Lightning": policy_in_lightning}
     return over_previous({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
@@ -224,7 +222,7 @@ def over_previous(loops: dict[str, Callable[[], float]], rounds: int) -> list[Re
 
 
 def time_call(call: Callable[[Any], Any], prepare: Callable[[], list[Any]]) -> float:
-    """Seconds a call, over a slice of calls, each on an item of what `prepare` returns, whose time is not counted."""
+    """Seconds a call, each on an item of a list that `prepare` returns; the time of `prepare` is not counted."""
     elapsed, calls = 0.0, 0
     gc.disable()
     while elapsed < _SLICE:
@@ -239,7 +237,7 @@ def time_call(call: Callable[[Any], Any], prepare: Callable[[], list[Any]]) -> f
 
 
 def interleave(sides: dict[Any, Callable[[], float]], rounds: int) -> dict[Any, list[float]]:
-    """Measure each side once a round, in turn."""
+    """Measure each side once in every round, in turn."""
     measured: dict[Any, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
@@ -255,8 +253,8 @@ def ratio(name: str, above: list[float], below: list[float]) -> Record:
 
 
 def machine() -> Record:
-    """What every number depends on."""
-    info = Path("/proc/cpuinfo")  # on Linux; elsewhere platform knows better
+    """Facts about this machine and its software that every number depends on."""
+    info = Path("/proc/cpuinfo")  # on Linux; platform names the processor elsewhere
     models = re.findall(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.is_file() else []
     return {
         "torch": torch.__version__,
@@ -268,7 +266,7 @@ def machine() -> Record:
 
 
 def show(records: list[Record], title: str, caption: str) -> None:
-    """Print a table: a column for each key, a ratio's spread beside it."""
+    """Print a table: a column for each key, a ratio with its spread."""
     keys = list(dict.fromkeys(key for r in records for key in r if not key.endswith(("_min", "_max"))))
     table = Table(*(key.replace("_", " ") for key in keys), title=title, caption=caption)
     for record in records:
@@ -286,12 +284,12 @@ def cell(record: Record, key: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or all of a large number's."""
+    """Text of a number: three digits, or all digits of a large one."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def draw(records: list[Record], path: Path, key: str, label: str) -> None:
-    """Bars of `key`: a panel for each number of threads, a group for each shape, the copy as a line across it."""
+def plot(records: list[Record], path: Path, key: str, label: str) -> None:
+    """Plot bars of `key`: a panel for each number of threads, a group for each shape, the copy as a line across it."""
     from matplotlib.figure import Figure
 
     threads, shapes = (list(dict.fromkeys(r.get(k, "") for r in records)) for k in ("threads", "shape"))
@@ -303,8 +301,8 @@ def draw(records: list[Record], path: Path, key: str, label: str) -> None:
         for i, name in enumerate(names):
             bars = {group: r[key] for group, r in panel if r["contestant"] == name}
             places = [group + (i - (len(names) - 1) / 2) * width for group in bars]
-            drawn = axes.bar(places, list(bars.values()), width, label=name)
-            axes.bar_label(drawn, list(map(number, bars.values())), rotation=90, padding=3, fontsize=9)
+            container = axes.bar(places, list(bars.values()), width, label=name)
+            axes.bar_label(container, list(map(number, bars.values())), rotation=90, padding=3, fontsize=9)
         copies = {group: r["forward_ns"] for group, r in panel if r["contestant"] == COPY}
         if copies:
             ends = [[group + end for group in copies] for end in (-0.45, 0.45)]
@@ -317,7 +315,7 @@ def draw(records: list[Record], path: Path, key: str, label: str) -> None:
 
 
 def written(shape: Sequence[int]) -> str:
-    """As on the command line."""
+    """Text of a shape, as a command line has it."""
     return "x".join(map(str, shape))
 
 
@@ -331,7 +329,7 @@ def main(command: Sequence[str] | None = None) -> None:
         "classes": bench_classes,
         "policy": bench_policy,
     }[given.bench]
-    if given.json:  # before anything is measured
+    if given.json:  # a path that cannot be written is found before the measuring
         require_file("--json", given.json)
     if given.plot:
         require_picture("--plot", given.plot)
@@ -349,7 +347,7 @@ def main(command: Sequence[str] | None = None) -> None:
             given.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     if given.plot:
         with writing(given.plot):
-            draw(records, given.plot, *given.drawn)
+            plot(records, given.plot, *given.plotted)
 
 
 if __name__ == "__main__":

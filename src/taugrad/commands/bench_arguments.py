@@ -1,14 +1,14 @@
-"""Benchmarks. All sides run in turn, once a round; a ratio is that of medians, beside the least and most of any round.
+"""Benchmarks. All sides run in turn, once a round; a ratio is that of medians, with the least and most of any round.
 
-python scripts/bench.py op: a hard Gumbel-Softmax sample and its gradient beside torch's, torch.compile's and Pyro's,
-ReinMax beside its authors', and a copy of the logits, which is the memory's limit.
+python scripts/bench.py op: a hard Gumbel-Softmax sample and its gradient next to torch's, torch.compile's and Pyro's,
+ReinMax next to its authors', and a copy of the logits, which is the memory's limit.
 
 python scripts/bench.py backward: the softmax's backward without the Jacobian, with it, and torch's own.
 
-python scripts/bench.py train: a step of the categorical VAE in Lightning, with bar and TensorBoard on, beside the same
-model, data and optimizer in a hand-written loop, and beside the loop that one would write with torch alone. Then the
+python scripts/bench.py train: a step of the categorical VAE in Lightning, with bar and TensorBoard on, next to the
+same model, data and optimizer in a hand-written loop, and to the loop that one would write with torch alone. Then the
 default VAE and the policy as commands run them, their threads asleep while they wait, and as OpenMP's own default has
-them, spinning; each alone on the machine and beside one process that computes.
+them, spinning; each alone on the machine and next to one process that computes.
 
 python scripts/bench.py classes: a step of the semi-supervised classifier with its class marginalized and sampled, at
 several numbers of classes.
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--threads", type=count, nargs="+", help="default: torch's")
     common.add_argument("--rounds", type=count, default=7)
     common.add_argument("--json", type=user_path, help="write a list of what was measured here")
-    common.add_argument("--plot", type=user_path, help="draw it here, a PNG")
+    common.add_argument("--plot", type=user_path, help="plot it here, a PNG")
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benches = found.add_subparsers(dest="bench", required=True)
 
@@ -39,33 +39,33 @@ def parser() -> argparse.ArgumentParser:
     op.add_argument("--shapes", type=shape_of, nargs="+", default=shapes, help="such as 2000x10")
     op.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     caption = f"ns an element; speedup: {TORCH}'s both over this; saved: bytes for the backward over the logits'"
-    op.set_defaults(caption=caption, drawn=("both_ns", "forward + backward, ns an element"))
+    op.set_defaults(caption=caption, plotted=("both_ns", "forward + backward, ns an element"))
 
     backward = benches.add_parser("backward", parents=[common], help="the softmax's backward")
     shapes = [(32, 512), (2000, 10), (16384, 64)]
     backward.add_argument("--shapes", type=shape_of, nargs="+", default=shapes, help="such as 2000x10")
     backward.add_argument("--dtype", choices=["float32", "float64"], default="float64")
     caption = f"bytes: of y or of the Jacobian, which is left out above {JACOBIAN_BYTES:.0e}"
-    backward.set_defaults(caption=caption, drawn=("microseconds", "microseconds"))
+    backward.set_defaults(caption=caption, plotted=("microseconds", "microseconds"))
 
     train = benches.add_parser(
-        "train", parents=[common], help="Lightning beside hand-written loops, and a busy machine"
+        "train", parents=[common], help="Lightning next to hand-written loops, and a busy machine"
     )
     train.add_argument("--steps", type=count, default=300, help="of each loop in each round")
     train.add_argument("overrides", nargs="*", help="of the config, such as model.encoder=[] data.batch_size=20")
     caption = "over previous: a step's time over that of the row above; the policy's steps are its environments'"
-    train.set_defaults(caption=caption, drawn=("steps_per_second", "steps a second"))
+    train.set_defaults(caption=caption, plotted=("steps_per_second", "steps a second"))
 
     classes = benches.add_parser("classes", parents=[common], help="a class marginalized and sampled")
     classes.add_argument("--classes", type=count, nargs="+", default=[10, 100])
     classes.add_argument("--steps", type=count, default=6, help="of each loop in each round, half of them not counted")
     classes.add_argument("overrides", nargs="*", help="of the config, such as model.latent_size=10")
-    classes.set_defaults(caption=caption, drawn=("milliseconds", "milliseconds a step"))
+    classes.set_defaults(caption=caption, plotted=("milliseconds", "milliseconds a step"))
 
-    policy = benches.add_parser("policy", parents=[common], help="the policy in Lightning beside a hand-written loop")
+    policy = benches.add_parser("policy", parents=[common], help="the policy in Lightning next to a hand-written loop")
     policy.add_argument("--steps", type=count, default=20_000, help="environment steps of each loop in each round")
     policy.add_argument("overrides", nargs="*", help="of the config, such as env=acrobot")
-    policy.set_defaults(caption=caption, drawn=("steps_per_second", "environment steps a second"))
+    policy.set_defaults(caption=caption, plotted=("steps_per_second", "environment steps a second"))
     return found
 
 

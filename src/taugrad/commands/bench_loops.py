@@ -1,4 +1,4 @@
-"""The training loops that `taugrad bench` compares: each returns the seconds that a step takes."""
+"""Training loops that `taugrad bench` compares: each returns the seconds that a step takes."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ WARM_UP = 20  # optimizer steps not counted
 
 
 class StepTimes(Callback):
-    """Takes the time at the end of every training step."""
+    """Records the time at the end of every training step."""
 
     def __init__(self) -> None:
         self.times: list[tuple[int, float]] = []
@@ -34,14 +34,14 @@ class StepTimes(Callback):
 
 
 def seconds_per_step(times: list[tuple[int, float]]) -> float:
-    """The mean from the first counted step on, of (step, time) pairs."""
+    """Mean seconds a step of (step, time) pairs, from the first counted step on."""
     counted = [(step, time) for step, time in times if step >= min(WARM_UP, len(times) // 2)]
     (first, start), (last, end) = counted[0], counted[-1]
     return (end - start) / (last - first)
 
 
 def lightning(keys: Sequence[str]) -> float:
-    """Seconds a step of `scripts/train.py`'s own trainer, everything that it shows and logs switched on."""
+    """Seconds a step of `scripts/train.py`'s own trainer, with all that it shows and logs."""
     return seconds_per_step(_times_in_lightning(keys))
 
 
@@ -113,8 +113,8 @@ def loop(step: Callable[[int, Tensor, Tensor], None], data: Any, steps: int) -> 
 
 
 def policy_in_lightning(keys: Sequence[str]) -> float:
-    """Seconds an environment step of `scripts/train.py`'s own trainer, all that it shows and logs switched on."""
-    return _seconds_after_start(_times_in_lightning(["~callbacks.best", *keys]))  # which needs evaluations
+    """Seconds an environment step of `scripts/train.py`'s own trainer, with all that it shows and logs."""
+    return _seconds_after_start(_times_in_lightning(["~callbacks.best", *keys]))  # `best` needs evaluations
 
 
 def policy_by_hand(keys: Sequence[str]) -> float:
@@ -131,7 +131,7 @@ def policy_by_hand(keys: Sequence[str]) -> float:
 
 
 def on_threads(threads: int, loop: Callable[[Sequence[str]], float], keys: Sequence[str]) -> float:
-    """Seconds a step of a loop on so many threads."""
+    """Seconds a step of a loop on a number of threads."""
     torch.set_num_threads(threads)
     return loop(keys)
 
@@ -148,13 +148,13 @@ def _times_in_lightning(keys: Sequence[str]) -> list[tuple[int, float]]:
 
 
 def _seconds_after_start(times: list[tuple[int, float]]) -> float:
-    """The mean after the first tenth, of (step, time) pairs."""
+    """Mean seconds a step of (step, time) pairs, after the first tenth."""
     (first, start), (last, end) = times[len(times) // 10], times[-1]
     return (end - start) / (last - first)
 
 
 def parts(keys: Sequence[str]) -> tuple[dict[str, Any], Any, Any]:
-    """The config, conf/train.yaml with these overrides, its task and its datamodule."""
+    """Config of conf/train.yaml with these overrides, its task and its data module."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolve(compose("train", list(keys)))
     data = config.get("data") and instantiate(config["data"])

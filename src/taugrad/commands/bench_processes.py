@@ -1,4 +1,4 @@
-"""The processes in which, and beside which, `taugrad bench` measures: nothing here loads torch before they start."""
+"""Processes that `taugrad bench` measures in, and next to; nothing here loads torch before they start."""
 
 import os
 import subprocess
@@ -23,8 +23,8 @@ while os.getppid() == parent:
 
 @contextmanager
 def process(waiting: dict[str, str]) -> Iterator[Callable[[Callable[[], Any]], Any]]:
-    """What calls a function in another process, where OpenMP's threads wait as these variables say, and not as here."""
-    context = get_context("spawn")  # which loads torch anew
+    """Start a process where OpenMP's threads wait as these variables say; yield a function that calls others there."""
+    context = get_context("spawn")  # a spawned process loads torch anew
     ours, theirs = context.Pipe()
     child = context.Process(target=_serve, args=(theirs,), daemon=True)
     here = dict(os.environ)
@@ -63,10 +63,10 @@ def _serve(calls: Connection) -> None:
 
 @contextmanager
 def busy_process() -> Iterator[None]:
-    """Another process computes on one thread, as a run of somebody else's would."""
+    """Let another process compute on one thread meanwhile, as somebody else's run would."""
     command = [sys.executable, "-c", _COMPUTE]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as computing:  # noqa: S603
-        if computing.stdout is None or not computing.stdout.readline():  # which it writes when it begins
+        if computing.stdout is None or not computing.stdout.readline():  # it writes a line when it begins
             raise RuntimeError("the busy process did not start")
         try:
             yield

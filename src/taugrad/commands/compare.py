@@ -1,8 +1,9 @@
-"""Learning curves of several runs in one picture: interquartile means over seeds, with intervals.
+"""Learning curves of several runs in one plot: interquartile means over seeds, with intervals.
 
 Runs whose overrides differ in nothing but the seed count as one curve. Between two values a run's metric is taken to
-be linear; a curve goes as far as its shortest run. Of fewer than five runs every run is drawn, and no interval: it
-would lie within their range, which holds the median of two with a probability of a half only, that of four with 0.88.
+be linear; a curve ends where its shortest run ends. Fewer than five runs are plotted one by one, without an
+interval: it would lie within their range, which holds the median of two with a probability of a half only, that of four
+with 0.88.
 """
 
 import textwrap
@@ -25,20 +26,20 @@ Series = tuple[np.ndarray, np.ndarray]  # steps and values
 _POINTS = 100
 _ENOUGH = 5  # runs for an interval; from here on the bootstrap covers nine in ten or more
 _NO_DIFFERENCE = ("seed", "run_dir", "ckpt_path", "debug", "hydra")
-_WIDTH = 9.0  # inches, of the picture
+_WIDTH = 9.0  # inches, of the plot
 _CHARACTERS = 120  # of a line below or above the axes
 
 
 def compare(runs: Sequence[Path], metric: str, out: Path) -> dict[str, int]:
-    """Draw the metric of runs to a PNG.
+    """Plot the metric of runs to a file.
 
     Args:
         runs: directories of runs, or of sweeps, which hold runs.
         metric: the tag of a scalar in TensorBoard.
-        out: where the picture goes.
+        out: file of the plot.
 
     Returns:
-        How many runs each curve has, by its label: the overrides that the others do not share.
+        Number of runs of each curve, by its label: the overrides that the others do not share.
 
     Raises:
         ConfigError: there is no run, one has no such metric, `out` cannot be written, or matplotlib is missing.
@@ -52,7 +53,7 @@ def compare(runs: Sequence[Path], metric: str, out: Path) -> dict[str, int]:
     curves = {
         label: [_series(run, metric) for run in members] for label, members in zip(labels, groups.values(), strict=True)
     }
-    _draw(figure(figsize=(_WIDTH, 5.0), layout="constrained"), curves, metric, shared, out)
+    _plot(figure(figsize=(_WIDTH, 5.0), layout="constrained"), curves, metric, shared, out)
     return {label: len(members) for label, members in curves.items()}
 
 
@@ -64,12 +65,12 @@ def _found(runs: Sequence[Path]) -> list[Path]:
 
 
 def _by_numbers(path: Path) -> list[tuple[int, str]]:
-    """A key that sorts job 10 behind job 9."""
+    """Sorting key that puts job 10 after job 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in path.parts]
 
 
 def _settings(run: Path) -> tuple[str, ...]:
-    """What a run was told, the last word on each key; the same for the same settings in whatever order."""
+    """Overrides of a run, the last one of each key, sorted: equal settings are equal in whatever order."""
     overrides = run / ".hydra" / "overrides.yaml"
     told = (yaml.safe_load(overrides.read_text(encoding="utf-8")) if overrides.exists() else None) or []
     last = {x.partition("=")[0].lstrip("+"): x.lstrip("+") for x in told}
@@ -77,7 +78,7 @@ def _settings(run: Path) -> tuple[str, ...]:
 
 
 def _labels(settings: Sequence[tuple[str, ...]]) -> tuple[list[str], str]:
-    """What tells each of several settings from the others, and what all share.
+    """Overrides that only some of several settings have, as a label for each, and those that all share.
 
     >>> _labels([("a=1", "b=2"), ("a=1", "b=3"), ("a=1",)])
     (['b=2', 'b=3', 'default'], 'a=1')
@@ -91,7 +92,7 @@ def _labels(settings: Sequence[tuple[str, ...]]) -> tuple[list[str], str]:
 
 
 def _series(run: Path, metric: str) -> Series:
-    """Steps and values."""
+    """Steps and values of a metric."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
@@ -104,7 +105,7 @@ def _series(run: Path, metric: str) -> Series:
 
 
 def _interquartile(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps (n,), and at each the interquartile mean with the ends of its interval, (n, 3); None if none is in all."""
+    """Steps (n,), and the interquartile mean with the ends of its interval, (n, 3); None if no step is in all runs."""
     first, last = max(x[0] for x, _ in series), min(x[-1] for x, _ in series)
     if first > last:
         return None
@@ -113,11 +114,11 @@ def _interquartile(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray] | 
     return steps, np.array([interquartile_mean(torch.from_numpy(column)) for column in values.T])
 
 
-def _draw(figure: Any, curves: Mapping[str, Sequence[Series]], metric: str, shared: str, out: Path) -> None:
+def _plot(figure: Any, curves: Mapping[str, Sequence[Series]], metric: str, shared: str, out: Path) -> None:
     axes = figure.subplots()
     for i, (label, series) in enumerate(curves.items()):
         style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":", "-.")[i // 10 % 4]}
-        _draw_curve(axes, series, textwrap.fill(f"{label} ({_told(series)})", _CHARACTERS), style)
+        _plot_curve(axes, series, textwrap.fill(f"{label} ({_told(series)})", _CHARACTERS), style)
     axes.set(xlabel="steps", ylabel=metric)
     axes.grid(alpha=0.3)
     counts = [len(series) for series in curves.values()]
@@ -132,12 +133,12 @@ def _draw(figure: Any, curves: Mapping[str, Sequence[Series]], metric: str, shar
     below.remove()
     below = figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=columns)
     texts = sum(artist.get_window_extent().height for artist in (above, below_title, below)) / figure.dpi
-    figure.set_size_inches(_WIDTH, 4.5 + texts)  # the axes keep their size, however much is written
+    figure.set_size_inches(_WIDTH, 4.5 + texts)  # the axes keep their size, however long the texts are
     with writing(out):
         figure.savefig(out, dpi=120)
 
 
-def _draw_curve(axes: Any, series: Sequence[Series], label: str, style: Mapping[str, str]) -> None:
+def _plot_curve(axes: Any, series: Sequence[Series], label: str, style: Mapping[str, str]) -> None:
     found = _interquartile(series) if len(series) > 1 else None
     if found is None or len(series) < _ENOUGH:
         for i, (x, y) in enumerate(series):
@@ -153,7 +154,7 @@ def _draw_curve(axes: Any, series: Sequence[Series], label: str, style: Mapping[
 
 
 def _told(series: Sequence[Series]) -> str:
-    """How many runs a curve has, and where it ends before the longest of them."""
+    """Number of runs of a curve, and the step where it ends if that is before the longest of them."""
     if len(series) == 1:
         return "a single run"
     ends = [x[-1] for x, _ in series]

@@ -1,4 +1,4 @@
-"""A run's test metrics, pictures and film, from its checkpoint alone."""
+"""The command `taugrad evaluate`: test metrics, pictures and film of a run, from its checkpoint alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from taugrad.training.runs import load_run
 from taugrad.training.task import Task
 from taugrad.training.trainer import build_trainer, check_limits, print_metrics, write_json
 
-_PICTURED = 1000  # test images, which a model draws from
+_PICTURED = 1000  # test images that the pictures are made from
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     progress = [Progress()] if arguments.trainer.get("enable_progress_bar", True) else []
     trainer = build_trainer(arguments.trainer, str(run), [*progress], [])
     metrics = dict(trainer.test(task, data, verbose=False)[0])
-    print_metrics(Console(), metrics)  # before anything is written, which may fail
+    print_metrics(Console(), metrics)  # first, because writing may fail
     if video is not None and film is not None:
         with writing(video):
             film()
@@ -75,7 +75,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
 
 
 def _film(task: Task, path: Path) -> Callable[[], None]:
-    """Play the policy's first episode; what then writes its film."""
+    """Play the policy's first episode; return a function that writes its film."""
     if not isinstance(task, PolicyTask):
         raise ConfigError(f"video is for policies, got a run of {type(task).__name__}")
     if path.suffix not in (".gif", ".mp4"):
@@ -88,7 +88,7 @@ def _film(task: Task, path: Path) -> Callable[[], None]:
 
 
 def _pictures(task: Task, data: LightningDataModule | None, directory: Path) -> dict[str, Tensor]:
-    """The model's pictures of the first test images, by name; the directory is where they will go."""
+    """The model's pictures of the first test images, by name; `directory` is checked to be writable."""
     if not isinstance(task, ImageTask) or data is None:
         raise ConfigError(f"images is for models of images, got a run of {type(task).__name__}")
     require_folder("run", directory)

@@ -1,6 +1,6 @@
-"""A trained policy, encoder or classifier without taugrad: an ONNX file, or a program of `torch.export`.
+"""The command `taugrad export`: a trained model as an ONNX file, or as a program of `torch.export`.
 
-What is exported is the model's `greedy`: every sample is replaced by the most probable choice.
+The exported function is the task's `greedy`: every sample is replaced by the most probable choice.
 """
 
 import io
@@ -37,7 +37,7 @@ class ExportConfig:
 
 
 class Greedy(nn.Module):
-    """A task's `greedy` as a module of its own."""
+    """Module whose `forward` is the `greedy` of a task."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def export(config: DictConfig) -> None:
         if out.suffix == ".onnx":
             torch.onnx.export(program, (), out, input_names=["x"], output_names=["choices"], verbose=False)
         else:
-            buffer = io.BytesIO()  # torch's own writer loses why a file cannot be written
+            buffer = io.BytesIO()  # torch's own writer hides why a file cannot be written
             torch.export.save(program, buffer)
             out.write_bytes(buffer.getvalue())
     expected, found = module(x).numpy(), _run(out, x)
@@ -84,7 +84,7 @@ def export(config: DictConfig) -> None:
 
 
 def _inputs(task: Task, data: LightningDataModule | None) -> Tensor:
-    """Test images, or for a policy random observations."""
+    """Test images, or random observations for a policy."""
     if data is None:
         random = torch.Generator().manual_seed(0)
         return 2 * torch.randn(_CHECKED, *task.input_size, generator=random, dtype=task.input_dtype)

@@ -1,4 +1,4 @@
-"""From a config to a probe's table, `probe.json` and `probe.png`: what scripts/probe.py calls."""
+"""The command `taugrad probe`: from a config to a table, `probe.json` and `probe.png`."""
 
 import difflib
 import json
@@ -50,13 +50,13 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
     """Probe every estimator at every tau; print a table, write `probe.json` and `probe.png`.
 
     Args:
-        config: as conf/probe.yaml.
+        config: one like conf/probe.yaml.
         estimators: the directory of the estimators' configs.
 
     Raises:
         ConfigError: something in the config does not fit.
     """
-    extra("matplotlib.figure", "plot")  # before anything is computed, not when the picture is due
+    extra("matplotlib.figure", "plot")  # a missing package is found before the computing, not after it
     arguments = read(ProbeConfig, config)
     try:
         for tau in arguments.taus:
@@ -82,7 +82,7 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
     with writing(out / "probe.json"):
         (out / "probe.json").write_text(content, encoding="utf-8")
     with writing(out / "probe.png"):
-        draw(qualities, out / "probe.png")
+        plot(qualities, out / "probe.png")
     Console().print(f"{out}/probe.json, {out}/probe.png", soft_wrap=True)
     return qualities
 
@@ -96,7 +96,7 @@ def toy() -> tuple[Function, Tensor]:
 
 
 def problem(arguments: ProbeConfig) -> tuple[Function, Tensor]:
-    """A run's decoder as log p(x|z), and its encoder's logits, for the first test images."""
+    """Log p(x|z) by a run's decoder, and the logits of its encoder, for the first test images."""
     task, data, _ = load_run(user_path(arguments.run or ""), arguments.checkpoint, arguments.trust)
     task.requires_grad_(False)
     model = task.model if isinstance(task, ImageTask) else None
@@ -107,8 +107,8 @@ def problem(arguments: ProbeConfig) -> tuple[Function, Tensor]:
     return lambda z: model.log_likelihood(x, z), model.encode(x)
 
 
-def draw(qualities: list[Quality], path: Path) -> None:
-    """Bias and variance against tau, a line for each estimator, with standard errors."""
+def plot(qualities: list[Quality], path: Path) -> None:
+    """Plot bias and variance against `tau`, a line for each estimator, with standard errors."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 

@@ -1,4 +1,4 @@
-"""From a config to a trained and evaluated run.
+"""The command `taugrad train`: from a config to a trained and evaluated run.
 
 A run's directory holds `.hydra/` (the config and its overrides), `checkpoints/best.ckpt` and `last.ckpt`,
 `tensorboard/`, and `metrics.json`.
@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from taugrad.config import Config, instantiate, read
+from taugrad.config import Config, instantiate, keys_of, read
 from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError, TaugradError
 from taugrad.files import writing
@@ -46,7 +46,7 @@ from taugrad.training.trainer import (
 
 T = TypeVar("T")
 
-_CHECKPOINTED = ("task", "data", "seed")  # the part of the config that a checkpoint needs to be evaluated
+_CHECKPOINTED = ("task", "data", "seed")  # keys that the evaluation of a checkpoint needs
 _LENGTH = "set trainer.max_steps, trainer.max_epochs or length, optimizer steps"
 
 
@@ -60,8 +60,8 @@ class TrainConfig:
     objective: str | list[str]
     direction: str | list[str]  # of a sweep
     run_dir: str
-    length: int  # of the training, which schedules refer to
-    model: Config | None = None  # as the six below: what the task refers to
+    length: int  # of the training; schedules refer to it
+    model: Config | None = None  # the task refers to this and to the six below
     estimator: Config | None = None
     tau: Config | None = None
     optimizer: Config | None = None
@@ -100,11 +100,11 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
         torch.set_num_threads(run.threads)
         os.environ["OMP_NUM_THREADS"] = str(run.threads)  # else Lightning sets the threads of several processes
     drawn_by = backend()  # the first call decides and logs it, before all else
-    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # of the processes of a run the first speaks
+    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # only rank 0 prints
     task, data = _task_and_data(run)
     checkpoint = resuming.checkpoint(Path(run.run_dir), run.ckpt_path, partial(console.print, soft_wrap=True))
     if checkpoint is not None:
-        resuming.check_resume(checkpoint, run.task, task)
+        resuming.check_resume(checkpoint, run.task, task, lambda key: keys_of(config).set_as(f"task.{key}"))
     callbacks, loggers = _parts("callbacks", run.callbacks, Callback), _parts("logger", run.logger, Logger)
     check_monitors(callbacks, task)
     callbacks = [c for c in callbacks if run.trainer.get("enable_progress_bar", True) or not isinstance(c, ProgressBar)]
@@ -115,7 +115,7 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
     parts = [show, *callbacks, RandomStates(), SaveConfig(saved), along, stop]
     trainer = build_trainer(run.trainer, run.run_dir, parts, loggers)
     if trainer.checkpoint_callbacks:
-        trainer.callbacks.append(LastStep(last))  # pyright: ignore  # behind Lightning's own, which it puts last
+        trainer.callbacks.append(LastStep(last))  # pyright: ignore  # after Lightning's own, which it puts last
     evaluator = build_trainer(run.trainer, run.run_dir, [c for c in callbacks if isinstance(c, ProgressBar)], [])
     check_processes(trainer, run.trainer, task)
     check_optimization(trainer, run.trainer, task)
@@ -138,10 +138,10 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
     except (TypeError, ValueError) as error:
         if show.shown or isinstance(error, TaugradError):
             raise
-        first = " ".join(str(error).split()).split(". ")[0]  # others give advice for Lightning's own steps
+        first = " ".join(str(error).split()).split(". ")[0]  # later sentences are advice for Lightning's own steps
         raise ConfigError(first) from error
 
-    before = {} if show.shown else _finished(run)  # there was nothing left to train: what it logged is there already
+    before = {} if show.shown else _finished(run)  # with nothing left to train, its metrics are in the file already
     results = {name: before[name] for name in task.metrics if name in before} | results
     facts |= {
         "wall_seconds": time.perf_counter() - start,
@@ -151,7 +151,7 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
         "backend": drawn_by,
     }
     facts |= {name: before[name] for name in facts if name in before}
-    print_metrics(console, results)  # before anything is written, which may fail
+    print_metrics(console, results)  # first, because writing may fail
     console.print(f"{facts['wall_seconds']:.0f} s; the run is in {run.run_dir}", soft_wrap=True)
     if trainer.is_global_zero:
         write_json(Path(run.run_dir) / "metrics.json", results | facts | versions())
@@ -161,7 +161,7 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
 
 
 def _finished(run: TrainConfig) -> dict[str, Any]:
-    """What this run reported when it ended before, if it did."""
+    """Metrics that this run reported when it ended before; none if it did not end."""
     path = Path(run.run_dir) / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8")) if run.ckpt_path is not None and path.is_file() else {}
 
@@ -171,7 +171,7 @@ def _objectives(run: TrainConfig) -> list[str]:
 
 
 def _objective(run: TrainConfig, results: dict[str, Any], console: Console) -> float | list[float]:
-    """What the run returns to a sweep; nan for a metric that is logged only now and then, and was not."""
+    """Value or values that the run returns to a sweep; nan for a metric that was never logged."""
     names = _objectives(run)
     missing = [name for name in names if name not in results]
     if missing:
@@ -191,9 +191,9 @@ def _check_amounts(run: TrainConfig) -> None:
 
 
 def _with_steps(config: DictConfig, run: TrainConfig) -> DictConfig:
-    """The config with `trainer.max_epochs` as `trainer.max_steps` too, to which the schedules' length refers.
+    """Set `trainer.max_steps` from `trainer.max_epochs`, because the schedules' length refers to the former.
 
-    Where that is known: of our own data. A policy's length is its environment steps.
+    Only `ImageData` has a known number of steps in an epoch. The length of a policy is in environment steps.
     """
     epochs, steps = run.trainer.get("max_epochs"), run.trainer.get("max_steps", -1)
     if not run.data or epochs is None or epochs < 1:
@@ -206,7 +206,7 @@ def _with_steps(config: DictConfig, run: TrainConfig) -> DictConfig:
 
 
 def _build(key: str, node: Any, kind: type[T], hint: str = "") -> T:
-    """Build a node, and check what it is."""
+    """Build a node, and check its type."""
     if not isinstance(node, dict) or "_target_" not in node:
         raise ConfigError(f"{key} must have a _target_, the import path of a {_name(kind)}, got {node}")
     built = instantiate(node)
@@ -220,13 +220,13 @@ def _name(kind: type) -> str:
 
 
 def _parts(group: str, nodes: Config | None, kind: type[T]) -> list[T]:
-    """What the nodes of a group build; a group or a node that is null is switched off."""
+    """Objects of the nodes of a group; a group or a node that is null is switched off."""
     there = {name: node for name, node in (nodes or {}).items() if node is not None}
     return [_build(f"{group}.{name}", node, kind) for name, node in there.items()]
 
 
 def _task_and_data(run: TrainConfig) -> tuple[Task, LightningDataModule | None]:
-    """Build them from the seed, and check what can only be checked with them."""
+    """Build task and data from the seed, and check what needs both."""
     if not 0 <= run.seed < 2**32:
         raise ConfigError(f"seed must be in [0, {2**32 - 1}], got {run.seed}")
     seed_everything(run.seed, workers=True, verbose=False)
@@ -235,11 +235,12 @@ def _task_and_data(run: TrainConfig) -> tuple[Task, LightningDataModule | None]:
     except ConfigError as error:
         if run.length >= 1:
             raise
-        raise ConfigError(f"{error}; schedules go over length, which is {run.length}: {_LENGTH}") from error
+        where = _LENGTH if run.data else "set env.max_env_steps or length, environment steps"
+        raise ConfigError(f"{error}; schedules go over length, which is {run.length}: {where}") from error
     for name in _objectives(run):
         if name not in task.metrics:
             raise ConfigError(f"objective must be one of {', '.join(task.metrics)}, got {name}")
-    task.configure_optimizers()  # which may refuse its arguments
+    task.configure_optimizers()  # an optimizer may refuse its arguments
     if bool(run.data) != isinstance(task, ImageTask):
         takes, got = "images" if isinstance(task, ImageTask) else "no data, but an env", run.data or {}
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Random changes of images that leave what they show the same."""
+"""Random changes of images that keep their class."""
 
 import math
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from taugrad.checks import check_share
 
 @dataclass(frozen=True)
 class RandomAffine:
-    """Each image rotated, scaled, sheared and shifted by itself, uniformly up to the given amounts.
+    """Rotates, scales, shears and shifts each image by itself, uniformly up to the given amounts.
 
     Args:
-        degrees: most rotation, either way.
-        scale: most change of the size, as a share of it.
-        shear: most horizontal shear, in heights.
-        shift: most shift along both axes, as a share of the size.
+        degrees: largest rotation, either way.
+        scale: largest change of the size, as a share of it.
+        shear: largest horizontal shear, in heights.
+        shift: largest shift along both axes, as a share of the size.
 
     Raises:
         ValueError: an amount is out of range.
@@ -38,7 +38,7 @@ class RandomAffine:
         check_share("degrees / 180", self.degrees / 180)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Images (batch, height, width) in [0, 1]; what comes in from outside is 0, pixels are drawn from {0, 1}."""
+        """Change images (batch, height, width) in [0, 1]; outside of them is 0, and pixels are sampled from {0, 1}."""
         angle, scale, shear, *shift = (
             amount * (2 * torch.rand(len(x), device=x.device) - 1) for amount in self._most()
         )
@@ -49,5 +49,5 @@ class RandomAffine:
         return torch.bernoulli(grid_sample(x.unsqueeze(1), places, align_corners=False).squeeze(1).clamp(0, 1))
 
     def _most(self) -> tuple[float, ...]:
-        # In units of half an image, those of the grid, a shift of a share s is 2 s.
+        # A shift by a share s of an image is 2 s in the units of the grid, which are half an image.
         return math.radians(self.degrees), self.scale, self.shear, 2 * self.shift, 2 * self.shift

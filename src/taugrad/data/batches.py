@@ -1,4 +1,4 @@
-"""Batches as index slices of tensors in memory."""
+"""Batches of images, as index slices of tensors in memory."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,7 +10,7 @@ from taugrad.data.images import Split
 
 
 class Batches:
-    """The batches of an evaluation: (x, labels) in order, x (batch, height, width) float32 in [0, 1].
+    """Batches of an evaluation: (x, labels) in order, x (batch, height, width) float32 in [0, 1].
 
     Args:
         split: the images and labels.
@@ -30,30 +30,30 @@ class Batches:
 
 
 class ShuffledBatches:
-    """The batches of a training, in an order that seed and epoch determine, several at a time.
+    """Batches of a training, in an order that seed and epoch determine, several at a time.
 
     An item is a stack of up to `stack` batches, (x, labels) with x (stack, batch, height, width) float32 in [0, 1], one
-    optimizer step each: what a trainer does around a training step it then does once for the stack.
+    optimizer step each: the work of a trainer around a training step is then done once for the stack.
 
-    The state is the epoch and the number of its batches already handed out, so that a resumed run goes on in the middle
+    The state is the epoch and the number of its batches that were taken, so that a resumed run continues in the middle
     of an epoch with the batches that were left. Without a loaded state each `iter` starts the next epoch. An epoch
     drops its incomplete last batch.
 
     For semi-supervised learning, `labelled` names the only images whose labels may be used: the labels of a batch are
-    then -1, and behind it come `labelled_batch_size` of these images with theirs.
+    then -1, and `labelled_batch_size` of these images follow with their labels.
 
-    Of several processes that train together each takes its `share` of every batch.
+    Each of several processes that train together takes its `share` of every batch.
 
     Args:
         split: the images and labels.
         batch_size: images a batch, all shares together.
         seed: of the order.
         stack: batches an item.
-        sample_pixels: draw each pixel from its intensity anew at every visit (dynamic binarization).
-        labelled: indices of the images that keep their labels; None: all do, and batches are as they are.
-        labelled_batch_size: of them, in every batch, all shares together.
-        share: which rows of every batch are handed out.
-        items: of an epoch at most, as a trainer's `limit_train_batches`: a position behind the last is an epoch's end.
+        sample_pixels: whether each pixel is sampled by its intensity anew at every visit (dynamic binarization).
+        labelled: indices of the images that keep their labels; None: all do, and no images are added.
+        labelled_batch_size: labelled images in every batch, all shares together.
+        share: rows of every batch that this process takes.
+        items: largest number of items of an epoch, from a trainer's `limit_train_batches`; the epoch ends there.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ShuffledBatches:
         self._loaded = False
 
     def __len__(self) -> int:
-        return -(-self._whole // self.stack)  # of a whole epoch: a trainer limits it itself
+        return -(-self._whole // self.stack)  # of a whole epoch, because a trainer applies its limit itself
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not (self._loaded and self._batch < self._batches):
@@ -98,17 +98,17 @@ class ShuffledBatches:
             yield (torch.bernoulli(x) if self.sample_pixels else x), labels
 
     def state_dict(self) -> dict[str, int]:
-        """The position: the epoch in progress and the batches of it handed out."""
+        """Position: the epoch in progress, and the number of its batches that were taken."""
         return {"epoch": self._epoch, "batch": self._batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next `iter` go on from a position."""
+        """Let the next `iter` continue from a position."""
         self._epoch, self._batch = state["epoch"], state["batch"]
         self._loaded = self._epoch >= 0
 
     def _known(self, batch: int) -> Tensor:
-        """Indices of the labelled images of a batch of the epoch, without repetition."""
-        assert self.labelled is not None  # asked for only then
+        """Draw indices of the labelled images for a batch of the epoch, without replacement."""
+        assert self.labelled is not None  # this is called only with labelled images
         rng = np.random.default_rng([self.seed, self._epoch, batch])
         return torch.from_numpy(rng.choice(self.labelled.numpy(), self.labelled_batch_size, replace=False))[self.share]
 
@@ -118,12 +118,12 @@ class ShuffledBatches:
 
     @property
     def _whole(self) -> int:
-        """The batches of a whole epoch."""
+        """Number of batches of a whole epoch."""
         return len(self.split.labels) // self.batch_size
 
 
 def first_images(batches: Iterable[tuple[Tensor, Tensor]], n: int) -> tuple[Tensor, Tensor]:
-    """The first `n` images and labels of an evaluation's batches, or all if there are fewer."""
+    """Join the first `n` images and labels of an evaluation's batches, or all if there are fewer."""
     xs, labels = [], []
     for x, y in batches:
         xs.append(x)

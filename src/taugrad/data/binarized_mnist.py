@@ -1,9 +1,9 @@
 """MNIST under one fixed binarization, 50,000 / 10,000 / 10,000 images with labels, embedded in the package.
 
-The images are bytes as those of every data set here, 0 for off and 255 for on: `images / 255` is 0.0 and 1.0.
+The images are bytes, as in every data set here, 0 for off and 255 for on: `images / 255` is 0.0 and 1.0.
 
 The file is xz over 70,000 x 98 bytes of packed pixels (row-major, the highest bit first), then 70,000 bytes of labels;
-`scripts/pack_binarized_mnist.py` makes it from the IDX files. Its licence stands beside it.
+`scripts/pack_binarized_mnist.py` makes it from the IDX files. Its licence is next to it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from taugrad.data.images import Split, Splits, split
 from taugrad.errors import DataError
 
 PATH = Path(__file__).with_name("binarized_mnist.xz")
-SHA256 = "792f8383fcdbd31bacc9351c41f402a12b15baaca45dcda1b7c17b22fe9d908b"  # of what the file unpacks to
+SHA256 = "792f8383fcdbd31bacc9351c41f402a12b15baaca45dcda1b7c17b22fe9d908b"  # of the unpacked content
 
 _TRAIN, _TEST, _SIZE = 60_000, 10_000, 28
 _PIXEL_BYTES = (_TRAIN + _TEST) * _SIZE * _SIZE // 8
@@ -50,12 +50,12 @@ def binarized_mnist(path: Path = PATH) -> Splits:
 
 
 def pack(images: Tensor, labels: Tensor) -> bytes:
-    """The payload of 70,000 binary images (28, 28), 0 or 255, and their labels."""
+    """Pack 70,000 binary images (28, 28), 0 or 255, and their labels into a payload."""
     return np.packbits(images.numpy() > 0).tobytes() + labels.to(torch.uint8).numpy().tobytes()
 
 
 def unpack(payload: bytes) -> tuple[Tensor, Tensor]:
-    """Images (70,000, 28, 28), uint8, 0 or 255, and labels (70,000,), int64: the inverse of `pack`."""
+    """Return images (70,000, 28, 28), uint8, 0 or 255, and labels (70,000,), int64: the inverse of `pack`."""
     pixels = np.unpackbits(np.frombuffer(payload, np.uint8, _PIXEL_BYTES)) * np.uint8(255)
     labels = np.frombuffer(payload, np.uint8, offset=_PIXEL_BYTES).astype(np.int64)
     return torch.from_numpy(pixels).view(-1, _SIZE, _SIZE), torch.from_numpy(labels)

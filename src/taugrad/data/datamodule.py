@@ -1,4 +1,4 @@
-"""Any of the image data sets as a Lightning datamodule."""
+"""Data module of Lightning for any data set of images."""
 
 from collections.abc import Callable
 
@@ -17,20 +17,20 @@ _BINARIZE = ("none", "static", "dynamic")
 class ImageData(LightningDataModule):
     """Training, validation and test batches (x, labels) of one source, x (batch, height, width) in [0, 1].
 
-    Training batches come in stacks, x (stack, batch, height, width): one optimizer step for each. Of several processes
-    each gets its share of every training batch, and of the other splits.
+    Training batches come in stacks, x (stack, batch, height, width), with one optimizer step for each batch. Each of
+    several processes gets its share of every training batch, and of the other splits.
 
     Args:
         source: a function that returns the three splits, such as `binarized_mnist`.
-        batch_size: images a training batch, of all processes together.
-        eval_batch_size: images a batch of validation and test.
-        stack: batches that training takes at a time.
-        binarize: `none` keeps intensities; `static` draws each pixel once, by a fixed seed; `dynamic` draws the
+        batch_size: images of a training batch, all processes together.
+        eval_batch_size: images of a batch of validation and test.
+        stack: batches of a training step.
+        binarize: `none` keeps intensities; `static` samples each pixel once, by a fixed seed; `dynamic` samples the
             training pixels anew at every visit and keeps validation and test static.
-        seed: of the order of the training images, and of which of them keep their labels.
-        labels: how many training labels are kept, as many of each class, for semi-supervised learning (see
+        seed: of the order of the training images, and of the choice of those that keep their labels.
+        labels: number of training labels that are kept, as many of each class, for semi-supervised learning (see
             `ShuffledBatches`); None keeps all.
-        labelled_batch_size: labelled images behind every training batch, when `labels` is given; at most all of them.
+        labelled_batch_size: labelled images after every training batch, if `labels` is given; at most all of them.
 
     Raises:
         TypeError: `source` is no function.
@@ -74,7 +74,7 @@ class ImageData(LightningDataModule):
         if self.batch_size > len(train.labels):
             raise ConfigError(
                 f"data.batch_size must be at most {len(train.labels)}, the size of the training split, "
-                f"got {self.hparams['batch_size']}"
+                f"got {self.batch_size}"
             )
         processes = self.trainer.world_size if self.trainer else 1
         for name, size in (
@@ -95,17 +95,17 @@ class ImageData(LightningDataModule):
         return tuple(self._load().train.images.shape[-2:])
 
     def epoch_steps(self, limit: int | float | None = None) -> int:
-        """Optimizer steps of an epoch, under a trainer's `limit_train_batches`: of stacks a number, or a share."""
+        """Optimizer steps of an epoch, under a trainer's `limit_train_batches`, a number or a share of stacks."""
         batches, stack = len(self._load().train.labels) // self.batch_size, self.stack
         stacks = -(-batches // stack)
         return min(batches, _limited(stacks, 1.0 if limit is None else limit) * stack)
 
     def labels(self) -> Tensor:
-        """All labels of all splits, those that a training without them does not see too."""
+        """Join the labels of all splits, also those that a semi-supervised training does not see."""
         return torch.cat([part.labels for part in self._load()])
 
     def train_dataloader(self) -> ShuffledBatches:
-        """Stacks of shuffled batches of the training split."""
+        """Make the stacks of shuffled batches of the training split."""
         split, binarize = self._load().train, self.binarize
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
         batches = ShuffledBatches(
@@ -122,15 +122,15 @@ class ImageData(LightningDataModule):
         return batches
 
     def val_dataloader(self) -> Batches:
-        """The validation split in order."""
+        """Make the batches of the validation split, in order."""
         return self._evaluation(self._load().val)
 
     def test_dataloader(self) -> Batches:
-        """The test split in order."""
+        """Make the batches of the test split, in order."""
         return self._evaluation(self._load().test)
 
     def _share(self) -> slice:
-        """The rows of this process."""
+        """Rows of this process."""
         return slice(self.trainer.global_rank, None, self.trainer.world_size) if self.trainer else slice(None)
 
     def _load(self) -> Splits:
@@ -150,7 +150,7 @@ class ImageData(LightningDataModule):
 
 
 def _limited(stacks: int, limit: int | float) -> int:
-    """Of an epoch's stacks those that a trainer's `limit_train_batches` leaves: 1 is one of them, 1.0 all."""
+    """Number of stacks that a trainer's `limit_train_batches` leaves: 1 is one of them, 1.0 all."""
     return limit if isinstance(limit, int) else int(limit * stacks)
 
 

@@ -1,4 +1,4 @@
-"""Reading IDX, the format of MNIST's four files: magic, sizes, then bytes, gzipped or not.
+"""Reader of IDX, the format of MNIST's four files: magic, sizes, then bytes, gzipped or not.
 
 The magic is two zero bytes, 0x08 for unsigned bytes, and the number of dimensions; the sizes are big-endian uint32.
 """
@@ -21,7 +21,7 @@ def read_idx(path: Path) -> Tensor:
     """Read an IDX file of unsigned bytes, gzipped or not.
 
     Args:
-        path: the file; gzip is told by its first bytes, not by its name.
+        path: the file; gzip is detected by its first bytes, not by its name.
 
     Returns:
         uint8, in the shape that the file declares.

@@ -1,4 +1,4 @@
-"""What a data set of images is here: three splits of uint8 images with labels, whole in memory."""
+"""Data set of images: three splits of uint8 images with labels, whole in memory."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ BINARIZATION_SEED = 0  # of the one fixed binarization, in the package's own dat
 
 
 class Split(NamedTuple):
-    """Images (n, height, width) as uint8 intensities, 0 to 255, binary ones 0 or 255, and labels (n,) as int64."""
+    """Images (n, height, width) as uint8 intensities 0 to 255, binary ones 0 or 255, and labels (n,) as int64."""
 
     images: Tensor
     labels: Tensor
 
 
 class Splits(NamedTuple):
-    """The training, validation and test split of one data set."""
+    """Training, validation and test split of one data set."""
 
     train: Split
     val: Split
@@ -25,7 +25,7 @@ class Splits(NamedTuple):
 
 
 def split(train: Split, test: Split, validation: int) -> Splits:
-    """Set the last `validation` training images aside; with 0 the test split serves as validation split too.
+    """Set the last `validation` training images aside; with 0 the test split is the validation split too.
 
     Raises:
         ValueError: `validation` is negative, or leaves nothing to train on.
@@ -38,7 +38,7 @@ def split(train: Split, test: Split, validation: int) -> Splits:
 
 
 def balanced(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Indices of `count` labels, as many of each class, drawn by `seed`.
+    """Draw indices of `count` labels, as many of each class, by `seed`.
 
     Raises:
         ValueError: `count` is no positive multiple of the number of classes, or a class has too few.
@@ -59,10 +59,10 @@ def balanced(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def binarize(images: Tensor) -> Tensor:
-    """One fixed binarization: a pixel is on (255) with the probability of its intensity, else off (0).
+    """Binarize images in one fixed way: a pixel is on (255) with the probability of its intensity, else off (0).
 
     The random numbers are the raw output of PCG64, whose stream numpy guarantees, so that the result is the same on
-    every machine and version. Each image depends on its position in `images`.
+    every machine and version. The result for an image depends on its position in `images`.
 
     Args:
         images: (n, ...), uint8.

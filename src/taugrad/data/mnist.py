@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and sets of one's own by four IDX files in a directory; the first two can be downloaded."""
+"""MNIST, Fashion-MNIST and a user's own sets from four IDX files in a directory; the first two can be downloaded."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ from taugrad.errors import DataError
 from taugrad.files import user_path
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-_PATTERNS = [  # and other names that they have: train-images.idx3-ubyte, test-labels.idx.gz
+_PATTERNS = [  # other names of these files: train-images.idx3-ubyte, test-labels.idx.gz
     re.compile(rf"(?:{part})(?:[-_.]idx\d?)?(?:[-_.]ubyte)?(?:\.idx)?(?:\.gz)?", re.IGNORECASE)
     for part in ("train[-_.]images", "train[-_.]labels", "(?:t10k|test)[-_.]images", "(?:t10k|test)[-_.]labels")
 ]
@@ -25,16 +25,16 @@ _SIZES = 60_000, 60_000, 10_000, 10_000
 
 @dataclass(frozen=True)
 class _Published:
-    """A set that can be downloaded."""
+    """Data set that can be downloaded."""
 
     name: str
     folder: str  # torchvision's, in its root
     url: str
     archives: tuple[str, ...]  # SHA-256 of the gzipped files
-    contents: tuple[str, ...] = ()  # SHA-256 of the images and labels themselves; of Fashion-MNIST none are published
+    contents: tuple[str, ...] = ()  # SHA-256 of the unpacked images and labels; none are published for Fashion-MNIST
 
     def holds(self, part: int, path: Path) -> bool:
-        """Whether a file is the set's own."""
+        """Return whether a file is one of the set."""
         if self.contents and _digest(read_idx(path)) == self.contents[part]:
             return True
         return hashlib.sha256(_bytes(path)).hexdigest() == self.archives[part]
@@ -71,13 +71,13 @@ _FASHION_MNIST = _Published(
 
 
 def mnist(root: str | Path, validation: int = 10_000) -> Splits:
-    """MNIST, 28 x 28 handwritten digits.
+    """Load MNIST, 28 x 28 handwritten digits.
 
     Args:
-        root: the directory of the four IDX files, gzipped or not, or torchvision's root; missing ones are downloaded
-            into it, where those that are there are MNIST's. Files of another number of images, as of a part of MNIST,
-            are taken as they are; of MNIST's own number they must hold MNIST.
-        validation: how many of the 60,000 training images to set aside; 0 validates on the test split.
+        root: the directory of the four IDX files, gzipped or not, or torchvision's root; missing files are downloaded
+            into it if the others are MNIST's. Files with another number of images, such as a part of MNIST, are read
+            as they are; files with MNIST's number of images must hold MNIST.
+        validation: number of the 60,000 training images to set aside; 0 validates on the test split.
 
     Returns:
         The three splits.
@@ -98,16 +98,16 @@ def mnist(root: str | Path, validation: int = 10_000) -> Splits:
 
 
 def fashion_mnist(root: str | Path, validation: int = 10_000) -> Splits:
-    """Fashion-MNIST (1708.07747), 28 x 28 pictures of clothes; arguments, result and errors as for `mnist`."""
+    """Load Fashion-MNIST (1708.07747), 28 x 28 pictures of clothes; arguments, result and errors as for `mnist`."""
     return split(*_splits(_downloaded(user_path(root), _FASHION_MNIST)), validation)
 
 
 def idx(root: str | Path, validation: int = 10_000) -> Splits:
-    """Any set of 28 x 28 images and labels 0 to 9 in four IDX files, of one's own or KMNIST; nothing is downloaded.
+    """Load any set of 28 x 28 images and labels 0 to 9 from four IDX files, such as KMNIST; nothing is downloaded.
 
     Args:
         root: the directory of the files, named as MNIST's, gzipped or not.
-        validation: how many of the training images to set aside; 0 validates on the test split.
+        validation: number of training images to set aside; 0 validates on the test split.
 
     Returns:
         The three splits.
@@ -145,7 +145,7 @@ def _splits(files: list[Path]) -> tuple[Split, Split]:
 
 
 def _downloaded(root: Path, published: _Published) -> list[Path]:
-    """The four files; missing ones are downloaded, unless that would complete another set than the published one."""
+    """Return the four files; download missing ones, unless that would complete another set than the published one."""
     directory, found = _found(root, published.folder)
     if None in found:
         for part, path in enumerate(found):
@@ -158,10 +158,10 @@ def _downloaded(root: Path, published: _Published) -> list[Path]:
 
 
 def _found(root: Path, folder: str = "") -> tuple[Path, list[Path | None]]:
-    """The directory of the four files, `root` or as torchvision has it below, and which of them are there.
+    """Find the directory of the four files, `root` or torchvision's below it, and those files that are there.
 
     Raises:
-        DataError: `root` is no directory, cannot be read, or has the files in another folder of its own.
+        DataError: `root` is no directory, cannot be read, or has the files in another folder below it.
     """
     try:
         if root.exists() and not root.is_dir():
@@ -181,7 +181,7 @@ def _found(root: Path, folder: str = "") -> tuple[Path, list[Path | None]]:
 
 
 def _files(directory: Path) -> list[Path | None]:
-    """The four files of a directory, the published names before others."""
+    """Find the four files of a directory, those with the published names first."""
     if not directory.is_dir():
         return [None] * len(_FILES)
     paths = sorted(directory.iterdir(), key=lambda path: (not path.name.startswith(_FILES), path.name))

@@ -1,1 +1,1 @@
-"""Policies over factored discrete actions: environments, rollouts, returns. Nothing here knows of Lightning."""
+"""Policies over factored discrete actions: environments, rollouts, algorithms; nothing here imports Lightning."""

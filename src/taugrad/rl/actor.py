@@ -15,7 +15,7 @@ from taugrad.rl.normalization import RunningNorm
 
 
 class Policy(nn.Module):
-    """An actor that sees normalized observations, and acts.
+    """Actor on normalized observations.
 
     Args:
         actor: logits (..., F, K) of observations (..., D).
@@ -29,31 +29,31 @@ class Policy(nn.Module):
         self.actor = actor
 
     def act(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Choices (E, F) drawn by the actor and their log-probability (E,), for observations (E, D)."""
+        """Sample choices (E, F) for observations (E, D); return them and their log-probability (E,)."""
         logits = self.actor(self.normalized(observation))
         action = gumbel_argmax(logits)
         return action, log_prob_of(logits, action)
 
     def greedy(self, observation: Tensor) -> Tensor:
-        """The most probable choices (E, F)."""
+        """Return the most probable choices (E, F) for observations (E, D)."""
         return self.actor(self.normalized(observation)).argmax(-1)
 
     def normalized(self, observation: Tensor) -> Tensor:
-        """Observations (..., D) as the networks take them, float32."""
+        """Normalize observations (..., D), and convert them to float32 on the networks' device."""
         return self.norm(observation.to(self.actor.allowed.device)).float()
 
     def count(self, observation: Tensor) -> None:
-        """Let observations (n, D) count for the normalization."""
+        """Update the normalization by observations (n, D)."""
         if isinstance(self.norm, RunningNorm):
             self.norm.update(observation.to(self.actor.allowed.device))
 
 
 class Actor(nn.Module):
-    """Logits of every factor; a factor with fewer choices than K has -inf for the rest.
+    """Network of the logits of every factor; a factor with fewer than K choices has -inf for the rest.
 
     Args:
         observation_size: D.
-        factors: choices of each factor, of which the largest is K.
+        factors: choices of each factor; the largest is K.
         hidden: sizes of the hidden layers.
     """
 
@@ -73,7 +73,7 @@ class Actor(nn.Module):
 
 
 def orthogonal(net: nn.Module, last_gain: float) -> None:
-    """Set the linear layers to orthogonal matrices of gain sqrt 2, the last one of `last_gain`; biases to zero."""
+    """Set linear layers to orthogonal matrices of gain sqrt 2, the last one of gain `last_gain`, and biases to zero."""
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
     for layer in layers:
         nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else 2**0.5)
@@ -81,7 +81,7 @@ def orthogonal(net: nn.Module, last_gain: float) -> None:
 
 
 def log_prob_of(logits: Tensor, action: Tensor) -> Tensor:
-    """Log pi(a), (...), of choices (..., F) for logits (..., F, K).
+    """Return log pi(a), (...), of choices (..., F) for logits (..., F, K).
 
     >>> log_prob_of(torch.zeros(2, 4), torch.tensor([0, 3])).exp()
     tensor(0.0625)

@@ -1,12 +1,15 @@
-"""What every algorithm of reinforcement learning is to the task, or to the plain loop, that trains it.
+"""The interface of an algorithm of reinforcement learning, for a task or a plain loop to train it by.
 
 An algorithm is a frozen dataclass of its hyperparameters. It builds an agent, a module of networks that acts and that
-improves itself on the rollouts it has made:
+improves itself on the rollouts that it has made:
 
-    agent = algorithm.build(observation_size, factors)
-    optimizer = torch.optim.Adam(agent.parameters())
-    collector.fill(window.oldest(), agent.policy.act)
-    agent.improve(window, optimizer, Clock(collector.env_steps, total))
+    agent = algorithm.build(environments.observation_size, environments.factors)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
+    while collector.env_steps < total:
+        rollout = window.oldest()
+        collector.fill(rollout, agent.policy.act)
+        agent.policy.count(rollout.observation[:-1][rollout.valid])
+        agent.improve(window, optimizer, Clock(collector.env_steps, total))
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +24,7 @@ from taugrad.rl.rollouts import Window
 
 
 class Clock(NamedTuple):
-    """How far a training is.
+    """Progress of a training.
 
     >>> Clock(25_000, 100_000).remaining
     0.75
@@ -32,12 +35,12 @@ class Clock(NamedTuple):
 
     @property
     def remaining(self) -> float:
-        """The share of the training that is to come."""
+        """Share of the training that is left."""
         return max(0.0, 1 - self.steps / self.total)
 
 
 class Agent(nn.Module, ABC):
-    """A policy, and whatever else it learns by."""
+    """Module of a policy and the networks that it learns by."""
 
     policy: Policy
 
@@ -47,19 +50,19 @@ class Agent(nn.Module, ABC):
 
         Args:
             window: the rollouts; its newest one was made by the policy as it stands.
-            optimizer: over the agent's parameters, with the learning rate of now.
-            clock: of environment steps, which schedules refer to.
+            optimizer: over the agent's parameters, with the current learning rate.
+            clock: environment steps, the axis of schedules.
 
         Returns:
-            Scalars to log by their names; none where the rollouts hold no transition.
+            Scalars to log by their names; none if the rollouts hold no transition.
         """
 
 
 class Algorithm(ABC):
-    """The hyperparameters of an algorithm; `changeable` names those that a resumed run may change."""
+    """Hyperparameters of an algorithm; `changeable` names those that a resumed run may change."""
 
     changeable: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def build(self, observation_size: int, factors: Sequence[int]) -> Agent:
-        """The agent for observations of so many numbers, and for actions of factors with so many choices each."""
+        """Build the agent for observations of a size, and for actions of factors with a number of choices each."""

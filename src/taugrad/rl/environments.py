@@ -1,10 +1,10 @@
 """Vector environments of gymnasium as tensors, with the reset transitions marked.
 
 The contract: an environment that finished an episode resets on the *next* step, as gymnasium's vector environments do
-by default. What that step returns, whatever the action, is the first observation of a new episode, and no transition of
-the task: `valid` is False for it. The observation before it is the last one of the old episode, which a time-out
-bootstraps from. An environment must say in its metadata that it resets so; where what it returns contradicts that, or
-is not a finite number for each environment, the step raises.
+by default. That step returns the first observation of a new episode, whatever the action, and is no transition of the
+task: `valid` is False for it. The observation before it is the last one of the old episode, and a time-out bootstraps
+from it. An environment must declare this in its metadata; a step raises if the environment contradicts that, or returns
+anything but a finite number for each environment.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from taugrad.rl.spaces import factors_of, observation_dtype, observation_size, t
 
 
 class Step(NamedTuple):
-    """What a step of E environments returns; `valid` is False where it only reset."""
+    """Result of a step of E environments; `valid` is False for a reset."""
 
     observation: Tensor  # (E, D), float32 or float64: the environment's numbers, exactly
     reward: Tensor  # (E,)
@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 
 def make(id: str, num_envs: int, **kwargs: Any) -> VectorEnv:  # gymnasium's own name
-    """`num_envs` copies of the environment registered as `id`, by its own vectorized class where it has one.
+    """Make `num_envs` copies of the environment registered as `id`, by its own vectorized class if it has one.
 
     Raises:
         ConfigError: there is no such environment, or it lacks a package.
@@ -48,18 +48,18 @@ def make(id: str, num_envs: int, **kwargs: Any) -> VectorEnv:  # gymnasium's own
 
 
 def build(make: Callable[..., VectorEnv], num_envs: int, **options: Any) -> "Environments":
-    """The environments that `make(num_envs=num_envs, **options)` returns.
+    """Wrap the environments that `make(num_envs=num_envs, **options)` returns.
 
     Raises:
-        ConfigError: it failed, or what it returned is not supported.
-        TypeError: it does not take these arguments.
-        ValueError: it refuses their values.
+        ConfigError: `make` failed, or what it returned is not supported.
+        TypeError: `make` does not take these arguments.
+        ValueError: `make` refuses their values.
     """
     try:
         env = make(num_envs=num_envs, **options)
-    except (TaugradError, TypeError, ValueError):  # sentences already, of an argument
+    except (TaugradError, TypeError, ValueError):  # their messages are sentences about an argument
         raise
-    except Exception as error:  # foreign code, which may raise anything
+    except Exception as error:  # foreign code may raise anything
         raise ConfigError(f"env.make raised {type(error).__name__}: {error}") from error
     environments = Environments(env)
     if environments.num_envs != num_envs:
@@ -91,12 +91,12 @@ class Environments:
 
     @property
     def reward_threshold(self) -> float | None:
-        """The mean return from which on the environment counts as solved, if it has one."""
+        """Mean return from which the environment counts as solved, if it has one."""
         own = getattr(self.env.unwrapped, "reward_threshold", None)
         return own if own is not None else getattr(self.env.spec, "reward_threshold", None)
 
     def reset(self, seed: int | None = None) -> Tensor:
-        """The first observations, (E, D), of new episodes in all environments.
+        """Begin new episodes in all environments, and return their first observations (E, D).
 
         Raises:
             DataError: the environment raised, or an observation cannot be used.
@@ -106,12 +106,12 @@ class Environments:
             observation = self.env.reset(seed=seed)[0]
         except TaugradError:
             raise
-        except Exception as error:  # foreign code, which may raise anything
+        except Exception as error:  # foreign code may raise anything
             raise _raised("reset", error) from error
         return self._observation(observation)
 
     def step(self, action: Tensor) -> Step:
-        """One step with choices (E, F).
+        """Make one step with choices (E, F).
 
         Raises:
             DataError: the environment raised, or resets in another way than it says, or an observation or reward is
@@ -122,7 +122,7 @@ class Environments:
             observation, reward, terminated, truncated, info = self.env.step(given)
         except TaugradError:
             raise
-        except Exception as error:  # foreign code, which may raise anything
+        except Exception as error:  # foreign code may raise anything
             raise _raised("step", error) from error
         rewards = self._each("a reward", _finite("a reward", reward))
         ends = [
@@ -138,10 +138,10 @@ class Environments:
         return Step(self._observation(observation), *map(torch.from_numpy, (rewards, *ends, ~reset)))
 
     def picture(self) -> np.ndarray:
-        """The first environment, (height, width, 3), uint8.
+        """Render the first environment, (height, width, 3), uint8.
 
         Raises:
-            ConfigError: it cannot be drawn, or lacks a package to do so.
+            ConfigError: it cannot be rendered, or lacks a package for that.
         """
         try:
             drawn = self.env.render()
@@ -167,7 +167,7 @@ class Environments:
         return torch.from_numpy(values).view(E, D)
 
     def _each(self, name: str, values: np.ndarray) -> np.ndarray:
-        """One value for each environment, (E,), as which a column will do."""
+        """Reshape values, one for each environment, to (E,); a column is accepted."""
         if values.size != self.num_envs:
             raise DataError(
                 f"the environment must return {name} for each of its {self.num_envs}, got shape {values.shape}"
@@ -175,11 +175,14 @@ class Environments:
         return values.reshape(self.num_envs)
 
 
-_SAME_STEP = {"final_obs", "final_observation"}  # in the info of environments that reset in the step of the end
+_SAME_STEP = {
+    "final_obs",
+    "final_observation",
+}  # keys in the info of environments that reset in the last step of an episode
 
 
 def _check_resets(metadata: Mapping[str, Any]) -> None:
-    """Raise unless the mode, gymnasium's enum or its text, says that the reset comes on the next step."""
+    """Require that the mode, gymnasium's enum or its text, is to reset on the next step."""
     mode = metadata.get("autoreset_mode")
     text = str(getattr(mode, "value", mode)).rpartition(".")[-1]
     if mode is None:
@@ -196,10 +199,10 @@ def _raised(method: str, error: Exception) -> DataError:
 
 
 def _copy(name: str, values: Any, dtype: Any) -> np.ndarray:
-    """A copy, as many environments write each step over the last.
+    """Copy values, because many environments write each step over the last.
 
     Raises:
-        DataError: they are no numbers.
+        DataError: the values are no numbers.
     """
     try:
         with np.errstate(over="ignore"):
@@ -209,10 +212,10 @@ def _copy(name: str, values: Any, dtype: Any) -> np.ndarray:
 
 
 def _finite(name: str, values: Any, dtype: Any = np.float32) -> np.ndarray:
-    """A copy whose numbers are finite in float32, in which networks compute.
+    """Copy values, and require that they are finite in float32, in which networks compute.
 
     Raises:
-        DataError: one is not.
+        DataError: a value is not finite.
     """
     numbers = _copy(name, values, np.float32)
     finite = np.isfinite(numbers)

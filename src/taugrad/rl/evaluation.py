@@ -1,4 +1,4 @@
-"""Whole episodes of a fixed policy, apart from training."""
+"""Evaluation of a fixed policy on whole episodes, apart from training."""
 
 import warnings
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from torch import Tensor
 from taugrad.checks import check_count
 from taugrad.rl.environments import Environments
 
-_MOST_STEPS = 20_000  # of an episode: the evaluation of an environment without a time limit stops here
+_MOST_STEPS = 20_000  # of an episode; an evaluation of an environment without a time limit stops here
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When a policy is evaluated, and on how many episodes.
+    """Settings of the evaluation of a policy: how often, and on how many episodes.
 
     Raises:
         ValueError: a count is below 1.
@@ -35,7 +35,7 @@ class Evaluation:
 
 
 class Episodes(NamedTuple):
-    """An episode of each of E environments."""
+    """Results of an episode of each of E environments."""
 
     returns: Tensor  # (E,), float64
     lengths: Tensor  # (E,), int64
@@ -44,10 +44,10 @@ class Episodes(NamedTuple):
 
 @torch.no_grad()
 def evaluate(environments: Environments, choose: Callable[[Tensor], Tensor], seed: int) -> Episodes:
-    """The first episode of each environment.
+    """Play the first episode of each environment.
 
-    One episode each, so that short episodes are not counted more often than long ones. One that goes on for more than
-    20,000 steps counts with its return so far, is marked as not whole, and is warned of.
+    One episode each, so that short episodes do not count more often than long ones. An episode of more than 20,000
+    steps counts with its return so far, is marked as not whole, and leads to a warning.
 
     Args:
         environments: E of them; they are reset.
@@ -76,12 +76,12 @@ def evaluate(environments: Environments, choose: Callable[[Tensor], Tensor], see
 
 
 def interquartile_mean(values: Tensor) -> tuple[float, float, float]:
-    """The mean of the middle half of `values` (n,), and a bootstrap interval of 95 % around it (2108.13264).
+    """Return the mean of the middle half of `values` (n,), and a bootstrap interval of 95 % around it (2108.13264).
 
     >>> interquartile_mean(torch.tensor([0.0, 1.0, 3.0, 100.0]))[0]
     2.0
     """
-    from scipy import stats  # a second to import, which only these users wait for
+    from scipy import stats  # imported here because it takes a second
 
     x = values.double().numpy()
     middle = float(stats.trim_mean(x, 0.25))
@@ -94,9 +94,9 @@ def interquartile_mean(values: Tensor) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def record(environments: Environments, choose: Callable[[Tensor], Tensor], seed: int, most: int = 1000) -> np.ndarray:
-    """Pictures (n, height, width, 3) of the first environment's first episode.
+    """Record pictures (n, height, width, 3) of the first environment's first episode.
 
-    At most `most` of them; it warns when the episode goes on.
+    There are at most `most` of them; a warning says so if the episode is longer.
 
     Raises:
         ConfigError: the environment draws none.

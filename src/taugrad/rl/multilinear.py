@@ -1,25 +1,25 @@
 r"""A policy over factored discrete actions that learns through its own hard samples.
 
-The critic is an advantage that is multilinear in the one-hot action, A(s, a), beside a state value V(s). Each training
-step takes the newest rollouts and some of the window, and for all of them, with pi the policy as it stands,
+The critic is an advantage A(s, a) that is multilinear in the one-hot action, next to a state value V(s). Each training
+step takes the newest rollouts and some of the window, and for all of them, with pi the current policy,
 
     g_t   = advantages by Retrace's truncated ratios pi / mu                                  (1606.02647, 1802.01561)
     critic: (A(s, a) - A(s, pi) - clip(g / S, +-4))^2 / 2 + (V(s) - (V_old + min(1, pi/mu) g))^2 / 2
     actor:  -E_z A(s, z) - ent_coef H(pi_theta) + beta KL(pi || pi_theta)
 
 over minibatches. E_z A(s, z) and its gradient come from any estimator of the library: through a hard sample, by
-enumeration, or by the score function. S is a running scale of g. Entropy and KL are exact, sums over factors. beta is
-adapted to a KL of `kl_target`; past twice of it the actor rests until the next rollout. ent_coef falls linearly to 0,
-or is adapted to an entropy that does (1812.05905, where the target is fixed). On A(s, .) the expectation is A(s, pi)
-itself, which centres the prediction.
+enumeration, or by the score function. S is a running scale of g. Entropy and KL are exact, sums over factors. `beta`
+is adapted to a KL of `kl_target`; beyond twice that the actor pauses until the next rollout. `ent_coef` falls linearly
+to 0, or is adapted to an entropy target that falls to 0 (1812.05905 has a fixed target). The expectation of A(s, .)
+under pi is A(s, pi), which centres the prediction.
 
     A(s, a) = sum_f h_f(s) . a_f + sum_{f < g} a_f^T W_fg(s) a_g,      a one-hot, (..., F, K)
 
 On a function that is linear in each factor a straight-through gradient is exact in expectation (2304.08612, section 3),
 and the expectation over independent factors is the function at their probabilities, A(s, pi).
 
-A critic that takes concat(s, onehot) does not work here: its derivative at a corner of the simplex is not the
-difference between two actions.
+A critic on concat(s, onehot) does not work here: its derivative at a corner of the simplex is not the difference
+between two actions.
 """
 
 import math
@@ -95,7 +95,7 @@ class MultilinearActorCritic(Algorithm):
             check_positive("ent_coef", self.ent_coef)  # 0 adapts to nothing
 
     def build(self, observation_size: int, factors: Sequence[int]) -> "MultilinearAgent":
-        """The agent.
+        """Build the agent.
 
         Raises:
             ValueError: enumeration has too much to enumerate.
@@ -104,7 +104,7 @@ class MultilinearActorCritic(Algorithm):
 
 
 class MultilinearAgent(Agent):
-    """The actor, the advantage and the value, and what is adapted while they learn.
+    """Actor, advantage and value, and the coefficients that are adapted while they learn.
 
     Args:
         hp: the hyperparameters.
@@ -166,7 +166,7 @@ class MultilinearAgent(Agent):
     def critic_loss(
         self, h: Tensor, w: Tensor, value: Tensor, pi: Tensor, a: Tensor, g: Tensor, target: Tensor
     ) -> Tensor:
-        """The advantage's and the value's squared errors, halved, for one-hot actions a of pi, each (B, ...)."""
+        """Half the squared errors of the advantage and of the value, for one-hot actions `a` of pi, each (B, ...)."""
         predicted = multilinear(a, h, w) - multilinear(pi, h, w)
         return 0.5 * ((predicted - g).square().mean() + (value - target).square().mean())
 
@@ -177,12 +177,12 @@ class MultilinearAgent(Agent):
         return gain, entropy(logits).sum(-1).mean(), kl(old, logits).sum(-1).mean()
 
     def ent_coef(self, clock: Clock) -> float:
-        """What it was adapted to, or without a target linear in the clock, down to 0."""
+        """Coefficient of the entropy: adapted if there is a target, else falling to 0 linearly in the clock."""
         return self.hp.ent_coef * (clock.remaining if self.hp.ent_target is None else self.ent_factor.item())
 
     @torch.no_grad()
     def _targets(self, window: Window) -> tuple[Tensor, ...]:
-        """Of the transitions: x (n, D), logits of pi and one-hot actions (n, F, K), clip(g / S, +-4), V_old + rho g."""
+        """Transitions: x (n, D), logits of pi and one-hot actions (n, F, K), clip(g / S, +-4), V_old + rho g."""
         steps = window.sample(self.hp.newest, self.hp.replayed).map(lambda x: x.to(self.scale.device))
         x = self.policy.normalized(steps.observation)
         old, value = self.policy.actor(x[:-1]), self.value(x)[..., 0]
@@ -197,12 +197,12 @@ class MultilinearAgent(Agent):
         return tuple(part[steps.valid] for part in (x[:-1], old, one_hot(steps.action, old), clipped, target))
 
     def _adapt_beta(self, divergence: Tensor) -> None:
-        """More penalty where the policy moved further than `kl_target`, less where it did not."""
+        """Raise `beta` if the policy moved further than `kl_target`, else lower it."""
         factor = _BETA_FACTOR if divergence > self.hp.kl_target else 1 / _BETA_FACTOR
         self.beta.mul_(factor).clamp_(*_BETA[1:])
 
     def _adapt_entropy(self, uncertainty: Tensor, clock: Clock) -> None:
-        """More of it where the policy's entropy lies below the target, less where above."""
+        """Raise the coefficient if the policy's entropy is below the target, else lower it."""
         if self.hp.ent_target is None:
             return
         target = self.hp.ent_target * clock.remaining * sum(map(math.log, self.factors))
@@ -211,7 +211,7 @@ class MultilinearAgent(Agent):
 
 
 def minibatches(n: int, count: int, size: int) -> Iterator[Tensor]:
-    """`count` sets of `size` indices below n; none comes twice before all have come once.
+    """Yield `count` sets of `size` indices below `n`; no index comes twice before all have come once.
 
     >>> [len(i) for i in minibatches(5, count=3, size=4)]
     [4, 4, 4]
@@ -222,13 +222,13 @@ def minibatches(n: int, count: int, size: int) -> Iterator[Tensor]:
 
 
 class Advantage(nn.Module):
-    """The coefficients h and W of A(s, .), for `multilinear`.
+    """Network of the coefficients h and W of A(s, .), for `multilinear`.
 
     Args:
         observation_size: D.
         factors: choices of each factor.
         hidden: sizes of the hidden layers.
-        pairwise: with W; else the factors' contributions add up.
+        pairwise: whether there is W; without it the factors' contributions add up.
     """
 
     def __init__(
@@ -242,13 +242,13 @@ class Advantage(nn.Module):
         self.net = mlp(observation_size, hidden, sum(self.sizes), "ReLU", layer_norm=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """H (..., F, K) and W (..., pairs, K, K) of observations (..., D)."""
+        """Return h (..., F, K) and W (..., pairs, K, K) for observations (..., D)."""
         h, w = self.net(x).split(self.sizes, -1)
         return h.unflatten(-1, self.shapes[0]), w.unflatten(-1, self.shapes[1])
 
 
 def multilinear(a: Tensor, h: Tensor, w: Tensor) -> Tensor:
-    """sum_f h_f . a_f + sum_{f < g} a_f^T W_fg a_g.
+    """Compute sum_f h_f . a_f + sum_{f < g} a_f^T W_fg a_g.
 
     Args:
         a: one-hot or probabilities, (*more, ..., F, K).

@@ -1,6 +1,6 @@
-"""Observations shifted and scaled to mean 0 and variance 1 of all that were seen.
+"""Normalization of observations to mean 0 and variance 1, by the statistics of all observations so far.
 
-All of it in float64: of observations near 1e9 float32 would keep no digit below 64.
+The statistics are float64: float32 would keep no digit below 64 of observations near 1e9.
 """
 
 import torch
@@ -10,7 +10,7 @@ _CLIP = 10.0
 
 
 class RunningNorm(nn.Module):
-    """(x - mean) / std by the running mean and variance of all observations so far, clipped at 10.
+    """Computes (x - mean) / std by the running mean and variance of all observations so far, clipped at 10.
 
     Args:
         size: D, numbers of an observation.
@@ -33,7 +33,7 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Count x, (n, D), in (Chan et al. 1979); n may be 0."""
+        """Update mean and variance by x, (n, D) (Chan et al. 1979); n may be 0."""
         n = len(x)
         if n == 0:
             return
@@ -46,5 +46,5 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalized x, (..., D), float32."""
+        """Normalize x, (..., D), to float32."""
         return ((x - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-_CLIP, _CLIP).float()

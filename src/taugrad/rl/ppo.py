@@ -1,10 +1,10 @@
-r"""Proximal policy optimization (1707.06347): the baseline, over the same factored actors and environments.
+r"""Proximal policy optimization (1707.06347), the baseline, over the same factored actors and environments.
 
     L = -E min(rho A, clip(rho, 1 - eps, 1 + eps) A) + vf_coef (V(s) - G)^2 - ent_coef H(pi)
     rho = pi(a|s) / pi_old(a|s),   A by generalized advantage estimation, normalized over a minibatch
 
-The joint probability of an action is the product over its factors. Every training step goes `epochs` times through the
-rollout at hand. Entropy is exact.
+The joint probability of an action is the product over its factors. Every training step passes `epochs` times over the
+newest rollout. Entropy is exact.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class PPO(Algorithm):
     batch_size: int = 256  # transitions of an optimizer step
     gamma: float = 0.98  # discount
     lam: float = 0.8  # lambda of the advantages
-    clip_range: float = 0.2  # eps, which falls as the learning rate does
+    clip_range: float = 0.2  # eps, scaled as the learning rate is
     ent_coef: float = 0.0  # coefficient of the entropy
     vf_coef: float = 0.5  # coefficient of the value's loss
     max_grad_norm: float = 0.5  # largest norm of the gradient
@@ -58,12 +58,12 @@ class PPO(Algorithm):
         check_share("lam", self.lam)
 
     def build(self, observation_size: int, factors: Sequence[int]) -> "PPOAgent":
-        """The agent."""
+        """Build the agent."""
         return PPOAgent(self, observation_size, factors)
 
 
 class PPOAgent(Agent):
-    """The actor and the value.
+    """Actor and value.
 
     Args:
         hp: the hyperparameters.
@@ -79,7 +79,7 @@ class PPOAgent(Agent):
         orthogonal(self.value, last_gain=1.0)
 
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
-        """Go through the newest rollout in minibatches, `epochs` times."""
+        """Make `epochs` passes over the newest rollout in minibatches."""
         hp = self.hp
         x, action, old, g, target = self._targets(window)
         if len(x) == 0:  # a rollout of nothing but resets
@@ -99,7 +99,7 @@ class PPOAgent(Agent):
     def loss(
         self, x: Tensor, action: Tensor, old: Tensor, g: Tensor, target: Tensor, eps: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of transitions (B, ...), and its terms; `old` is log pi_old(a|s)."""
+        """Compute the loss of transitions (B, ...), and its terms; `old` is log pi_old(a|s)."""
         logits = self.policy.actor(x)
         log_ratio = log_prob_of(logits, action) - old
         rho = log_ratio.exp()
@@ -119,11 +119,13 @@ class PPOAgent(Agent):
 
     @torch.no_grad()
     def _targets(self, window: Window) -> tuple[Tensor, ...]:
-        """Of the transitions: x (n, D), action (n, F), log pi_old (n,), advantage (n,), lambda-return (n,)."""
+        """Transitions: x (n, D), action (n, F), log pi_old (n,), advantage (n,), lambda-return (n,)."""
         rollout = window.sample(newest=1, others=0).map(lambda x: x.to(self.policy.actor.allowed.device))
         x = self.policy.normalized(rollout.observation)
         value = self.value(x)[..., 0]
         g = advantages(rollout.reward, value, rollout.terminated, rollout.truncated, self.hp.gamma, self.hp.lam)
-        old = log_prob_of(self.policy.actor(x[:-1]), rollout.action)  # not log_mu: the normalization has moved since
+        old = log_prob_of(
+            self.policy.actor(x[:-1]), rollout.action
+        )  # not log_mu, because the normalization has changed since
         parts = x[:-1], rollout.action, old, g, g + value[:-1]
         return tuple(part[rollout.valid] for part in parts)

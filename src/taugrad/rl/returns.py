@@ -5,8 +5,8 @@ r"""Advantages and returns of rollouts whose rows are time.
     G_t     = V(s_t) + A_t
 
 Without ratios, c = 1, this is generalized advantage estimation (1506.02438) and G the lambda-return; with them it has
-Retrace's trace (1606.02647) on a state value, as in V-trace (1802.01561). A time-out bootstraps: it is done, so nothing
-follows it, but not terminated, so V(s_{t+1}), of its last observation, counts.
+Retrace's trace (1606.02647) on a state value, as in V-trace (1802.01561). A time-out bootstraps: the episode is
+done, so nothing follows, but not terminated, so V(s_{t+1}) of its last observation counts.
 """
 
 import torch
@@ -22,16 +22,16 @@ def advantages(
     lam: float,
     ratio: Tensor | None = None,
 ) -> Tensor:
-    """A_t of every step.
+    """Compute A_t of every step.
 
     Args:
         reward: r, (T, ...).
-        value: V of the T + 1 observations, (T + 1, ...), the last one of an episode included.
+        value: V of the T + 1 observations, (T + 1, ...), with the last one of an episode.
         terminated: whether the step ended its episode, (T, ...), bool.
         truncated: whether a time-out did, (T, ...), bool.
         gamma: discount, in [0, 1].
         lam: lambda, in [0, 1].
-        ratio: pi(a|s) / mu(a|s), (T, ...), for actions of another policy mu; without it all are 1.
+        ratio: pi(a|s) / mu(a|s), (T, ...), for actions of another policy mu; None: all are 1.
 
     Returns:
         A, (T, ...).

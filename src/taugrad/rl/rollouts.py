@@ -1,4 +1,4 @@
-"""Rollouts of a policy, and the window of the last ones: tensors allocated once; rows are time."""
+"""Rollouts of a policy, and a window of the last ones, in tensors allocated once; rows are time."""
 
 from collections import deque
 from collections.abc import Callable
@@ -16,18 +16,18 @@ Act = Callable[[Tensor], tuple[Tensor, Tensor]]  # observations (E, D) to choice
 
 @dataclass(frozen=True)
 class Rollout:
-    """T steps of E environments; row t of `observation` is what action t was chosen from, row T what came last."""
+    """T steps of E environments; action t was chosen from row t of `observation`, and row T came last."""
 
     observation: Tensor  # (T + 1, E, D)
     action: Tensor  # (T, E, F), int64: the choices
-    log_mu: Tensor  # (T, E), of the policy that chose
+    log_mu: Tensor  # (T, E), by the policy that chose
     reward: Tensor  # (T, E)
     terminated: Tensor  # (T, E), bool
     truncated: Tensor  # (T, E), bool
     valid: Tensor  # (T, E), bool: False for a reset, which is no transition
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Rollout":
-        """The rollout of f of every tensor."""
+        """Return a rollout with `f` applied to every tensor."""
         return Rollout(*(f(getattr(self, field.name)) for field in fields(self)))
 
 
@@ -35,12 +35,12 @@ class Window:
     """The last rollouts, in memory allocated once.
 
     Args:
-        capacity: the rollouts kept.
-        steps: T, the steps of each.
+        capacity: number of rollouts kept.
+        steps: T, steps of each.
         num_envs: E, environments.
         observation_size: D, numbers of an observation.
         factors: F, factors of an action.
-        dtype: of the observations, kept as they came, because their normalization changes.
+        dtype: of the observations, which are kept unnormalized because the normalization changes.
     """
 
     def __init__(
@@ -67,27 +67,27 @@ class Window:
         return min(self.added, self.capacity)
 
     def oldest(self) -> Rollout:
-        """The place of the next rollout, to be filled; it counts from now on as the newest."""
+        """Return the memory of the oldest rollout, to be filled; from now on it counts as the newest."""
         place = self.added % self.capacity
         self.added += 1
         return self._all.map(lambda x: x[place])
 
     def sample(self, newest: int, others: int) -> Rollout:
-        """The `newest` rollouts and at most `others` drawn from the rest without replacement: (T, n E, ...)."""
+        """Join the `newest` rollouts and at most `others` drawn from the rest without replacement: (T, n E, ...)."""
         order = (self.added - 1 - torch.arange(len(self))) % self.capacity
         rest = order[newest:]
         places = torch.cat([order[:newest], rest[torch.randperm(len(rest))[:others]]])
         return self._all.map(lambda x: x[places].transpose(0, 1).flatten(1, 2))
 
     def state_dict(self) -> dict[str, Any]:
-        """What is in it, for a checkpoint."""
+        """Contents for a checkpoint."""
         return {"added": self.added, **{field.name: getattr(self._all, field.name) for field in fields(Rollout)}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` gave.
+        """Restore the contents from a `state_dict`.
 
         Raises:
-            ValueError: it is of a window of other sizes.
+            ValueError: the state is of a window of other sizes.
         """
         for field in fields(Rollout):
             here, there = getattr(self._all, field.name), state[field.name]
@@ -101,14 +101,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Collection:
-    """How rollouts are collected.
+    """Settings of the collecting of rollouts.
 
     Raises:
         ValueError: a count is below 1.
     """
 
-    max_env_steps: int  # the training's length
-    num_envs: int = 8  # E, environments that are stepped at once
+    max_env_steps: int  # length of the training
+    num_envs: int = 8  # E, environments stepped at once
     rollout_steps: int = 32  # T, steps of each in a rollout
     window: int = 1  # rollouts kept
     seed: int = 0  # of the environments
@@ -121,10 +121,10 @@ class Collection:
 
 
 class Collector:
-    """Steps environments with a policy and keeps count.
+    """Steps environments with a policy, and counts steps and episodes.
 
     Args:
-        environments: those to step.
+        environments: E of them.
         seed: of their first reset.
     """
 
@@ -137,17 +137,18 @@ class Collector:
 
     @property
     def mean_return(self) -> float | None:
-        """Of the last episodes that ended, or None before the first."""
+        """Mean return of the last episodes that ended; None before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else None
 
     def restart(self, seed: int) -> None:
-        """Begin new episodes in all environments; those in flight are dropped, steps and past episodes counted on."""
+        """Begin new episodes in all environments and drop those in flight; the counts stay."""
         self._observation = self.environments.reset(seed)
         self._return = torch.zeros(self.environments.num_envs, dtype=torch.float64)
         self._length = torch.zeros(self.environments.num_envs, dtype=torch.int64)
 
+    @torch.no_grad()
     def fill(self, rollout: Rollout, act: Act) -> None:
-        """Fill the rollout with steps chosen by `act`."""
+        """Fill the rollout with steps chosen by `act`; no graph of autograd is kept."""
         for t in range(len(rollout.reward)):
             rollout.observation[t] = self._observation
             action, log_mu = act(self._observation)

@@ -1,4 +1,4 @@
-"""Spaces that a policy takes: box-like observations, and actions of one or several discrete factors."""
+"""Spaces of a policy: box-like observations, and actions of one or several discrete factors."""
 
 import math
 from typing import Any
@@ -13,9 +13,9 @@ from taugrad.errors import ConfigError
 
 
 def factors_of(space: Space) -> tuple[int, ...]:
-    """The number of choices of each factor of an action.
+    """Return the number of choices of each factor of an action.
 
-    Discrete is one factor, MultiDiscrete and MultiBinary one for each entry, a Tuple all of its parts'.
+    Discrete is one factor, MultiDiscrete and MultiBinary have one for each entry, a Tuple has those of all its parts.
 
     Raises:
         ConfigError: the space is another, or has no factor.
@@ -41,7 +41,7 @@ def factors_of(space: Space) -> tuple[int, ...]:
 
 
 def to_environment(action: Tensor, space: Space) -> Any:
-    """Choices (E, F), each counted from 0, as an action of E environments whose single action is of `space`.
+    """Convert choices (E, F), counted from 0, to an action of E environments whose single action is of `space`.
 
     >>> to_environment(torch.tensor([[0], [2]]), Discrete(3, start=-1))
     array([-1,  1])
@@ -53,12 +53,14 @@ def _actions(choices: np.ndarray, space: Space) -> Any:
     if isinstance(space, Tuple):
         ends = np.cumsum([len(factors_of(part)) for part in space])
         return tuple(_actions(c, part) for c, part in zip(np.split(choices, ends[:-1], 1), space, strict=True))
-    one = choices.reshape(len(choices), *(space.shape or ())).astype(space.dtype)  # some environments insist on it
+    one = choices.reshape(len(choices), *(space.shape or ())).astype(
+        space.dtype
+    )  # some environments require their dtype
     return one + getattr(space, "start", 0)
 
 
 def observation_size(space: Space) -> int:
-    """The length of an observation, flattened.
+    """Return the length of a flattened observation.
 
     Raises:
         ConfigError: the space is not a Box or MultiBinary, or empty.
@@ -72,7 +74,7 @@ def observation_size(space: Space) -> int:
 
 
 def observation_dtype(space: Space) -> torch.dtype:
-    """The type that holds every observation of `space` exactly: float32, or float64 where that has too few digits.
+    """Return the dtype that holds every observation of `space` exactly: float32, or float64 if needed.
 
     >>> observation_dtype(Box(0, 255, (84, 84), np.uint8)), observation_dtype(Box(0, 1, (2,), np.float64))
     (torch.float32, torch.float64)

@@ -1,1 +1,1 @@
-"""What a sweep of several runs needs beside Hydra: its space, a study of Optuna, and a report of its jobs."""
+"""Sweeps of several runs, on top of Hydra: their jobs, a study of Optuna, and a report."""

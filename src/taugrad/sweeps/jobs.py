@@ -1,4 +1,4 @@
-"""The jobs of a sweep: where they run, what they try, and what became of them.
+"""Jobs of a sweep: their folders, their values, and their results.
 
 A sweep's directory holds a folder for each job, named by its number, `multirun.yaml`, `sweep.csv`, `sweep.png`, and
 with Optuna `study.db`, from which a sweep that was killed goes on.
@@ -31,12 +31,12 @@ class Job:
 
 
 def name_of(override: Override) -> str:
-    """The key that a swept override sets, without the plus with which Hydra adds one."""
+    """Key that a swept override sets, without the plus of a key that Hydra adds."""
     return override.get_key_element().lstrip("+")
 
 
 def require_same(directory: Path, points: Sequence[dict[str, Any]]) -> None:
-    """Refuse to go on with the jobs in a sweep's directory at other points than theirs.
+    """Refuse to resume the jobs in a sweep's directory with other values than theirs.
 
     Raises:
         ConfigError: a job there has another value.
@@ -54,10 +54,10 @@ def require_same(directory: Path, points: Sequence[dict[str, Any]]) -> None:
 
 
 def values(override: Override) -> list[Any]:
-    """All values of a swept override, as texts that Hydra reads again.
+    """List the values of a swept override, as texts that Hydra can parse.
 
     Raises:
-        ConfigError: it has no end of them.
+        ConfigError: it is no list.
     """
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.get_key_element()} must be a list of values in a grid, got {override.input_line}")
@@ -65,7 +65,7 @@ def values(override: Override) -> list[Any]:
 
 
 def job(number: int, point: dict[str, Any], result: JobReturn) -> Job:
-    """What became of a job that a launcher returned."""
+    """Make a `Job` of what a launcher returned."""
     if result.status == JobStatus.COMPLETED:
         returned = result.return_value
         found = [float(x) for x in (returned if isinstance(returned, Sequence) else [returned])]
@@ -78,7 +78,7 @@ def job(number: int, point: dict[str, Any], result: JobReturn) -> Job:
 
 
 def directions(config: DictConfig) -> list[str]:
-    """`minimize` or `maximize` for each objective.
+    """Return `minimize` or `maximize` for each objective.
 
     Raises:
         ConfigError: it is neither, or not as many as there are objectives.
@@ -93,11 +93,11 @@ def directions(config: DictConfig) -> list[str]:
 
 
 def objectives(config: DictConfig) -> list[str]:
-    """The metrics that a sweep is after, one or several."""
+    """Names of the metrics that a sweep optimizes, one or several."""
     return [config.objective] if isinstance(config.objective, str) else list(config.objective)
 
 
 def _seconds(result: JobReturn) -> float | None:
-    """What the run itself put down."""
+    """Wall time that the run itself wrote, if it ended."""
     path = Path(str(result.hydra_cfg and result.hydra_cfg.hydra.runtime.output_dir)) / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8"))["wall_seconds"] if path.is_file() else None

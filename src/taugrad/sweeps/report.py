@@ -1,4 +1,4 @@
-"""A sweep's report: a table with the best first, `sweep.csv`, and a picture of what was swept."""
+"""The report of a sweep: a table with the best first, `sweep.csv`, and a plot of what was swept."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ from taugrad.files import writing
 from taugrad.sweeps.jobs import Job, directions, name_of, objectives
 from taugrad.training.checkpoints import write_whole
 
-_CHARACTERS = 30  # of marks side by side below an axis of the picture
+_CHARACTERS = 30  # of marks side by side below an axis of the plot
 _LONGEST = 28  # of a mark
 _MOST_TICKS = 6  # marks at the values themselves
 
@@ -30,7 +30,7 @@ _MOST_TICKS = 6  # marks at the values themselves
 def report(jobs: Sequence[Job], directory: Path, config: DictConfig, swept: Sequence[Override]) -> None:
     """Print a table with the best first, write `sweep.csv` and `sweep.png`, and end with an error if a job failed.
 
-    What an earlier report says of a job that failed now, or that is not one of these, stays.
+    A job that failed now, or that is not one of these, keeps what an earlier report says of it.
 
     Raises:
         ConfigError: jobs failed; all others have been reported.
@@ -57,7 +57,7 @@ def report(jobs: Sequence[Job], directory: Path, config: DictConfig, swept: Sequ
     if complete and params:
         try:
             with writing(directory / "sweep.png"):
-                draw(complete, params, names, directory / "sweep.png", swept)
+                plot(complete, params, names, directory / "sweep.png", swept)
         except ConfigError as error:  # matplotlib is an extra
             console.print(f"no sweep.png: {error}", soft_wrap=True)
     console.print(f"{directory}/sweep.csv", soft_wrap=True)
@@ -67,18 +67,18 @@ def report(jobs: Sequence[Job], directory: Path, config: DictConfig, swept: Sequ
         )
 
 
-def draw(
+def plot(
     jobs: Sequence[Job], params: Sequence[str], names: Sequence[str], path: Path, swept: Sequence[Override] = ()
 ) -> Any:
-    """Each objective (a row) against each swept parameter (a column), on the scale of its override among `swept`.
+    """Plot each objective (a row) against each swept parameter (a column), on the scale of its override in `swept`.
 
     Returns:
         The figure.
     """
     figure = extra("matplotlib.figure", "plot").Figure
     ticker = extra("matplotlib.ticker", "plot")
-    drawn = figure(figsize=(1.5 + 3.5 * len(params), 0.5 + 3 * len(names)), layout="constrained")
-    grid = drawn.subplots(len(names), len(params), squeeze=False, sharey="row", sharex="col")
+    plotted = figure(figsize=(1.5 + 3.5 * len(params), 0.5 + 3 * len(names)), layout="constrained")
+    grid = plotted.subplots(len(names), len(params), squeeze=False, sharey="row", sharex="col")
     overrides = {name_of(o): o for o in swept}
     slanted = 0.0  # inches that slanted labels take
     for column, param in enumerate(params):
@@ -102,9 +102,9 @@ def draw(
             bottom.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     for axes, name in zip(grid[:, 0], names, strict=True):
         axes.set_ylabel(name)
-    drawn.set_size_inches(drawn.get_figwidth(), drawn.get_figheight() + slanted)
-    drawn.savefig(path, dpi=130)
-    return drawn
+    plotted.set_size_inches(plotted.get_figwidth(), plotted.get_figheight() + slanted)
+    plotted.savefig(path, dpi=130)
+    return plotted
 
 
 def _with_earlier(jobs: Sequence[Job], path: Path, names: Sequence[str]) -> list[Job]:
@@ -133,7 +133,7 @@ def _table(jobs: Sequence[Job], params: Sequence[str], names: Sequence[str], max
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where the values of a swept parameter stand, on which scale, and the marks below; None: matplotlib's own."""
+    """Places of the values of a swept parameter, their scale, and the marks below; None: matplotlib's own."""
 
     places: list[float]
     scale: str = "linear"
@@ -187,7 +187,7 @@ def _numeric(places: list[float], *, log: bool) -> _Axis:
 
 
 def _number(value: Any) -> float | None:
-    """None for what is no finite number, as a truth value."""
+    """Return a finite number; None for anything else, such as a truth value."""
     try:
         number = float(str(value))
     except ValueError:
@@ -196,7 +196,7 @@ def _number(value: Any) -> float | None:
 
 
 def even_in_log(distinct: Sequence[float]) -> bool:
-    """Whether the logarithms of increasing numbers are spaced more evenly than they are.
+    """Return whether the logarithms of increasing numbers are spaced more evenly than the numbers.
 
     >>> even_in_log([0.1, 0.2, 0.5, 1.0]), even_in_log([0.1, 0.2, 0.3])
     (True, False)

@@ -1,4 +1,4 @@
-"""A study of Optuna: the distributions that it draws from, its trials, and the end of those without hope."""
+"""Study of Optuna: distributions, trials, and the pruning of those without hope."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ NAME = "sweep"  # of the one study in a sweep's study.db
 
 
 def storage(directory: str | Path) -> str:
-    """The address of the study in a sweep's directory."""
+    """Address of the study in a sweep's directory."""
     return f"sqlite:///{Path(directory) / 'study.db'}"
 
 
 def distribution(override: Override) -> Any:
-    """The distribution of Optuna that a swept override stands for.
+    """Return the distribution of Optuna that a swept override stands for.
 
     Choices are categorical; `range(a, b, step)` is a whole or fractional number; `interval(a, b)` any number between,
     `int(interval(a, b))` a whole one; `tag(log, interval(a, b))` is uniform in its logarithm.
@@ -44,7 +44,7 @@ def distribution(override: Override) -> Any:
 
 
 class Trials:
-    """The trials of a study in `study.db`, asked for and told of; a trial's number is its job's folder.
+    """Trials of a study in `study.db`, by Optuna's ask and tell; the number of a trial is the folder of its job.
 
     Args:
         directory: of the sweep.
@@ -85,9 +85,9 @@ class Trials:
             pruner=pruner,
             load_if_exists=True,
         )
-        # Another seed for every beginning, or a resumed sweep would ask for its first points again.
+        # A resumed sweep gets another seed, or it would ask for its first points again.
         self.study.sampler = sampler(seed=seed + len(self.study.trials))
-        same = sorted(set(fixed) - {"ckpt_path=last"})  # by which a grid goes on, and which changes no trial
+        same = sorted(set(fixed) - {"ckpt_path=last"})  # a grid resumes by it, and it changes no trial
         about = {"swept": [str(o.input_line) for o in swept], "fixed": same, "objective": objectives(config)}
         for name, here in about.items():
             there = self.study.user_attrs.get(name, here)
@@ -98,16 +98,16 @@ class Trials:
         self._drop_interrupted()
 
     def __len__(self) -> int:
-        """How many have ended by themselves."""
+        """Number of trials that finished."""
         ended = sum(trial.state.is_finished() for trial in self.study.trials)
         return ended - len(self.study.user_attrs.get("interrupted", []))
 
     def ask(self, n: int) -> list[Any]:
-        """New trials, numbered one after the other."""
+        """Ask for `n` new trials, numbered one after the other."""
         return [self.study.ask(self._space) for _ in range(n)]
 
     def tell(self, trials: Sequence[Any], results: Sequence[JobReturn]) -> None:
-        """Put down what became of them."""
+        """Record the results of trials."""
         from optuna.trial import TrialState
 
         states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -117,7 +117,7 @@ class Trials:
             self.study.tell(trial, ended.values, states[ended.state])
 
     def jobs(self) -> list[Job]:
-        """Every trial that has ended, as a job."""
+        """List every trial that has ended, as a job."""
         states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
         return [
             Job(t.number, t.params, t.values, states[t.state.name], **t.user_attrs.get("job", {"error": "interrupted"}))
@@ -126,7 +126,7 @@ class Trials:
         ]
 
     def _drop_interrupted(self) -> None:
-        """Ask again for the points of trials that were running when an earlier sweep was killed; they count once."""
+        """Enqueue the points of trials that were running when an earlier sweep was killed; they count once."""
         from optuna.trial import TrialState
 
         for trial in self.study.get_trials(states=[TrialState.RUNNING]):
@@ -136,16 +136,16 @@ class Trials:
 
 
 class Pruning(Callback):
-    """Reports each evaluation's objective to the trial of a study, and ends the run when the study's pruner says so.
+    """Reports each evaluation's objective to the trial of a study, and stops the run when the study's pruner says so.
 
     Args:
         directory: of the sweep, which holds the study.
         trial: the trial's number.
         monitor: the metric.
-        pruner: of the study, which its storage does not keep.
+        pruner: of the study; its storage does not keep it.
 
     Raises:
-        ConfigError: there is no trial, as the run is no job of a sweep; no evaluation gives the metric.
+        ConfigError: the run is no job of a sweep, or no evaluation gives the metric.
     """
 
     def __init__(self, directory: str, trial: int | None, monitor: str, pruner: Any) -> None:
@@ -158,11 +158,11 @@ class Pruning(Callback):
         self._trial, self.monitor = optuna.Trial(study, study.trials[trial]._trial_id), monitor
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Report, and raise Optuna's `TrialPruned`, which the sweep records as such."""
+        """Report the objective; raise Optuna's `TrialPruned` to prune the trial."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         step = pl_module.clock()[0]
-        if self.monitor not in trainer.callback_metrics:  # as the return before the first episode has ended
+        if self.monitor not in trainer.callback_metrics:  # such as the return before the first episode has ended
             return
         self._trial.report(trainer.callback_metrics[self.monitor].item(), step)
         if self._trial.should_prune():

@@ -208,8 +208,14 @@ def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) 
     return newest
 
 
-def check_resume(checkpoint: Path, config: Config, task: Task) -> None:
+def check_resume(checkpoint: Path, config: Config, task: Task, set_as: Callable[[str], str]) -> None:
     """Refuse what a resumed run cannot follow: a checkpoint's weights, optimizer and rollouts have their sizes.
+
+    Args:
+        checkpoint: to resume from.
+        config: of the task.
+        task: the task itself.
+        set_as: from a key of the task to the one that a user sets for it.
 
     Raises:
         ConfigError: an argument of the task differs from the checkpoint's, and is not one of its `changeable`.
@@ -222,13 +228,8 @@ def check_resume(checkpoint: Path, config: Config, task: Task) -> None:
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key) and not f"{key}.".startswith(changeable):
             raise ConfigError(
-                f"{_shown(key)} cannot change on resume: the checkpoint has {there.get(key)}, got {here.get(key)}"
+                f"{set_as(key)} cannot change on resume: the checkpoint has {there.get(key)}, got {here.get(key)}"
             )
-
-
-def _shown(key: str) -> str:
-    """A key of the task as a user sets it, in the node that the task refers to."""
-    return f"env.make{key.removeprefix('env')}" if key.startswith("env") else key
 
 
 def _flat(node: Any, key: str = "") -> Config:

@@ -3,8 +3,8 @@ r"""A contextual bandit over factored actions whose best action is known.
     r(x, a) = (sum_f u_f(x)[a_f] + sum_f W_f[a_f, a_{f+1}]) / c,     u_f(x) = M_f x,     x ~ N(0, I)
 
 with M and W drawn once, standard normal, and c such that E_x max_a r(x, a) = 1. Neighbouring factors interact, so that
-the best choice of one depends on the next; the best joint action of all K^F is found exactly, by going along the chain
-(Viterbi). A policy that chooses it gets 1 a decision on average, one that chooses at random 0.
+the best choice of one depends on the next; the best joint action of all K^F is found exactly along the chain (Viterbi).
+A policy that chooses it gets 1 a decision on average, one that chooses at random 0.
 """
 
 from typing import Any
@@ -20,14 +20,14 @@ _CONTEXTS = 10_000  # behind the mean of the best rewards
 
 
 class FactoredBandit(VectorEnv):
-    """E bandits with the same rewards and contexts of their own, new at every decision.
+    """E bandits with shared rewards; each has contexts of its own, new at every decision.
 
     Args:
         num_envs: E.
         factors: F.
         choices: K of each factor.
         context_size: D, numbers of x.
-        decisions: of an episode, which a time-out ends.
+        decisions: of an episode; a time-out ends it.
         seed: of M and W.
 
     >>> bandit = FactoredBandit(num_envs=2, factors=8, choices=6)
@@ -63,14 +63,14 @@ class FactoredBandit(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
 
     def rewards(self, x: np.ndarray, a: np.ndarray) -> np.ndarray:
-        """r(x, a), (n,), of contexts (n, D) and choices (n, F)."""
+        """Compute r(x, a), (n,), for contexts (n, D) and choices (n, F)."""
         u = np.einsum("fkd,nd->nfk", self.M, x)
         own = np.take_along_axis(u, a[:, :, None], 2).sum((1, 2))
         pairs = self.W[np.arange(len(self.W)), a[:, :-1], a[:, 1:]].sum(1)
         return (own + pairs) / self.scale
 
     def best(self, x: np.ndarray) -> np.ndarray:
-        """The best choices (n, F) for contexts (n, D)."""
+        """Find the best choices (n, F) for contexts (n, D)."""
         u = np.einsum("fkd,nd->nfk", self.M, x)
         value, came_from = u[:, 0], []
         for f, W in enumerate(self.W, start=1):
@@ -83,14 +83,14 @@ class FactoredBandit(VectorEnv):
         return np.stack(a[::-1], 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """New contexts; gymnasium's interface."""
+        """Draw new contexts; gymnasium's interface."""
         super().reset(seed=seed)
         self._made = np.zeros(self.num_envs, dtype=np.int64)
         self._resets = np.zeros(self.num_envs, dtype=bool)
         return self._draw(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """One decision each with actions (E, F); gymnasium's interface."""
+        """Make one decision each with actions (E, F); gymnasium's interface."""
         reward = np.where(self._resets, 0.0, self.rewards(self._x, np.asarray(actions))).astype(np.float32)
         self._made = np.where(self._resets, 0, self._made + 1)
         truncated = self._made >= self.decisions

@@ -1,4 +1,4 @@
-"""K cart-poles that one joint action of K factors balances: an episode ends when the first pole falls."""
+"""K cart-poles that one joint action of K factors balances; an episode ends when the first pole falls."""
 
 from typing import Any
 
@@ -14,8 +14,9 @@ from taugrad.checks import check_count
 class KCartPoles(VectorEnv):
     """E environments of K of gymnasium's cart-poles each, stepped as one vector of E K.
 
-    A reward of 1 a step while all stand, at most 500; the choices are push left and push right for every cart. Every
-    factor's choice touches the reward only through its own pole, and the episode's end tells not which pole it was.
+    The reward is 1 a step while all poles stand, for at most 500 steps; the choices are push left and push right for
+    every cart. A factor changes the reward only through its own pole, and the end of an episode does not show which
+    pole fell.
 
     Args:
         num_envs: E.
@@ -41,12 +42,12 @@ class KCartPoles(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """New episodes everywhere; gymnasium's interface."""
+        """Begin new episodes in all environments; gymnasium's interface."""
         observation, info = self._carts.reset(seed=seed, options=options)
         return observation.reshape(self.num_envs, -1), info
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, Any, Any, Any, dict]:
-        """One step with actions (E, K); gymnasium's interface."""
+        """Make one step with actions (E, K); gymnasium's interface."""
         resets = self._carts.prev_done.reshape(self.num_envs, -1).any(1)
         observation, _, fallen, late, info = self._carts.step(np.asarray(actions).reshape(-1))
         terminated = fallen.reshape(self.num_envs, -1).any(1)

@@ -1,7 +1,7 @@
-"""Several agents as one policy: their observations side by side, their actions one joint action, their rewards added.
+"""Several agents as one policy: observations concatenated, actions one joint action, rewards added.
 
-For environments whose observation and action spaces are tuples over agents, such as level-based foraging (lbforaging)
-and robotic warehouses (rware), which work together.
+This is for environments of cooperating agents whose observation and action spaces are tuples over agents, such as
+level-based foraging (lbforaging) and robotic warehouses (rware).
 """
 
 import functools
@@ -18,7 +18,7 @@ from taugrad.errors import ConfigError
 
 
 class Joint(gymnasium.Wrapper[np.ndarray, Any, Any, Any]):
-    """One policy for all agents of `env`.
+    """Wrapper that shows all agents of `env` as one.
 
     Raises:
         ConfigError: the spaces are not tuples of flat boxes and of Discrete.
@@ -40,25 +40,25 @@ class Joint(gymnasium.Wrapper[np.ndarray, Any, Any, Any]):
         self.action_space = MultiDiscrete(n, start=start)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """A new episode; gymnasium's interface."""
+        """Begin a new episode; gymnasium's interface."""
         observation, info = self.env.reset(seed=seed, options=options)
         return np.concatenate(observation), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """One step of all agents; gymnasium's interface."""
+        """Make one step of all agents; gymnasium's interface."""
         observation, reward, terminated, truncated, info = self.env.step(tuple(int(a) for a in action))
-        rewards = np.asarray(reward, dtype=float)  # one of each agent
-        over, late = bool(np.all(terminated)), bool(np.all(truncated))  # one for all agents, or one of each
+        rewards = np.asarray(reward, dtype=float)  # one for each agent
+        over, late = bool(np.all(terminated)), bool(np.all(truncated))  # one value for all agents, or one for each
         return np.concatenate(observation), float(rewards.sum()), over, late, info
 
 
 def make(id: str, num_envs: int, time_limit: int | None = None) -> VectorEnv:  # gymnasium's own name
-    """`num_envs` copies of a registered environment of several agents, as one policy's.
+    """Make `num_envs` copies of a registered environment of several agents, each shown as one agent.
 
     Args:
         id: package:name, such as lbforaging:Foraging-8x8-2p-3f-v3.
         num_envs: E.
-        time_limit: steps after which an episode ends, where the environment has no limit itself.
+        time_limit: steps after which an episode ends, for an environment without a limit of its own.
 
     Raises:
         ConfigError: there is no such environment, or it lacks a package.
@@ -71,5 +71,5 @@ def make(id: str, num_envs: int, time_limit: int | None = None) -> VectorEnv:  #
 
 
 def _one(id: str, time_limit: int | None) -> gymnasium.Env[np.ndarray, np.ndarray]:
-    env = Joint(gymnasium.make(id, disable_env_checker=True))  # which expects one reward, not one of each agent
+    env = Joint(gymnasium.make(id, disable_env_checker=True))  # the checker expects one reward, not one for each agent
     return TimeLimit(env, time_limit) if time_limit else env

@@ -1,7 +1,7 @@
-"""MinAtar's games (1903.03176) as gymnasium environments: the package registers none of its own.
+"""Games of MinAtar (1903.03176) as gymnasium environments, because the package registers none.
 
-Observations are its planes of 10 x 10, bool; the choices are those that the game uses. An episode of 5,000 frames times
-out, as in the paper.
+Observations are the game's planes of 10 x 10, bool; the choices are the actions that the game uses. An episode of 5,000
+frames times out, as in the paper.
 """
 
 import functools
@@ -41,7 +41,7 @@ class MinAtar(gymnasium.Env[np.ndarray, Any]):
         self.action_space = Discrete(len(self._actions))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """A new episode; gymnasium's interface."""
+        """Begin a new episode; gymnasium's interface."""
         super().reset(seed=seed)
         if seed is not None:
             self._game.seed(seed)
@@ -49,7 +49,7 @@ class MinAtar(gymnasium.Env[np.ndarray, Any]):
         return self._observation(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """One frame; gymnasium's interface."""
+        """Make one frame; gymnasium's interface."""
         reward, terminated = self._game.act(self._actions[action])
         return self._observation(), float(reward), bool(terminated), False, {}
 
@@ -58,7 +58,7 @@ class MinAtar(gymnasium.Env[np.ndarray, Any]):
 
 
 def make(game: str, num_envs: int) -> VectorEnv:
-    """`num_envs` copies of a game, each with its time limit."""
+    """Make `num_envs` copies of a game, each with its time limit."""
     check_count("num_envs", num_envs)
     return SyncVectorEnv([functools.partial(_one, game)] * num_envs)
 
