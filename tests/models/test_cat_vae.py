@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.images import ESTIMATORS, Losses, cat_vae, images, loaders, trainer
+from helpers.images import ESTIMATORS, Losses, cat_vae, first_and_last_loss, images, loaders, trainer
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,16 +24,11 @@ def weights(module):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_training_lowers_the_loss_with_every_estimator(name, tmp_path):
-    losses = Losses()
     few = {"draws": 5} if name == "GumbelRao" else {}
     task = cat_vae(estimator=getattr(estimators, name)(**few), lr_factor=Constant(1.0))
     x = torch.zeros(50, 4, 4, dtype=torch.uint8)
     x[:25, :2], x[25:, 2:] = 255, 255  # two images: 0.69 nats
-    trainer(tmp_path, losses, max_steps=150).fit(task, *loaders(Split(x, torch.zeros(50, dtype=torch.int64))))
-    first, last = (
-        torch.tensor([loss for loss, *_ in list(losses.losses.values())[s]]).mean()
-        for s in (slice(5), slice(-20, None))
-    )
+    first, last = first_and_last_loss(task, x, tmp_path)
     assert last < first / 2
 
 
@@ -191,7 +186,7 @@ def test_without_the_random_states_the_resumed_run_differs(tmp_path):
     assert rest.losses[7] != whole.losses[7]  # the noise is not
 
 
-def test_a_checkpoint_reloads_alone_and_safely_into_a_task_of_the_same_parts(tmp_path):
+def test_a_checkpoint_reloads_safely_into_a_task_of_the_same_parts(tmp_path):
     task = cat_vae()
     run = trainer(tmp_path, max_steps=3)
     run.fit(task, *loaders())
@@ -204,7 +199,7 @@ def test_a_checkpoint_reloads_alone_and_safely_into_a_task_of_the_same_parts(tmp
 
 @pytest.mark.parametrize(
     ("layer", "named"),
-    [("encoder", "loss = nan, elbo = nan, reconstruction = nan, kl = nan"), ("decoder", "reconstruction = nan")],
+    [("encoder", "logits that are not finite"), ("decoder", "loss = nan, elbo = nan, reconstruction = nan")],
 )
 def test_a_loss_that_is_not_finite_stops_training_and_names_its_terms_step_and_tau(layer, named, tmp_path):
     class Break(Callback):
@@ -212,11 +207,9 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_its_terms_step_and_t
             if trainer.global_step == 5:
                 getattr(pl_module.model, layer)[-1].bias.data.fill_(math.nan)
 
-    with pytest.raises(NonFiniteLossError) as raised:
+    sentence = rf"^the loss is not finite at step 5 \(tau = 0.95\), with {named}: a lower learning rate or a higher tau"
+    with pytest.raises(NonFiniteLossError, match=sentence):
         trainer(tmp_path, Break(), max_steps=10).fit(cat_vae(), *loaders())
-    assert str(raised.value).startswith("the loss is not finite at step 5 (tau = 0.95), with loss = nan, elbo = nan")
-    assert named in str(raised.value)
-    assert ("kl" in str(raised.value)) == (layer == "encoder")
 
 
 @pytest.mark.parametrize(
