@@ -49,7 +49,7 @@ def test_random_states_are_safe_to_load(tmp_path):
 
 
 def test_a_checkpoint_carries_the_config(tmp_path):
-    config = {"model": {"latents": 3}, "seed": 0}
+    config = {"task": {"model": {"latents": 3}}, "seed": 0}
     run = trainer(tmp_path, SaveConfig(config), max_steps=1)
     run.fit(cat_vae(), *loaders())
     run.save_checkpoint(tmp_path / "c.ckpt")

@@ -23,9 +23,10 @@ from taugrad.estimators import Estimator, StraightThrough
 from taugrad.models.base import Checked, Evaluated, Greedy, ImageModel, Pictured, Started, Tested
 from taugrad.ops.categorical import entropy
 from taugrad.schedules import Schedule
-from taugrad.training.task import MakeOptimizer, Task, is_kept, scale_lr
+from taugrad.training.task import MakeOptimizer, Task, check_schedule, is_kept, scale_lr
 
 _EVALUATION_SEED = 0
+_BAD_LOGITS = "logits must have a finite entry"  # how sampling on the CPU refuses a model that has diverged
 _ACTIVE = 0.01  # the share of the data that a code must stand for to count as used
 
 
@@ -40,7 +41,7 @@ class ImageTask(Task):
         lr_factor: schedule that multiplies the optimizer's learning rate.
 
     Raises:
-        TypeError: `model` is no module with `loss_terms`.
+        TypeError: `model` is no module with `loss_terms`, or another argument is not what it should be.
         ValueError: the model refuses the estimator.
 
     >>> from functools import partial
@@ -69,6 +70,9 @@ class ImageTask(Task):
         super().__init__(optimizer, lr_factor)
         if not isinstance(model, nn.Module) or not isinstance(model, ImageModel):
             raise TypeError(f"model must be an nn.Module with loss_terms, got {type(model).__name__}")
+        if not isinstance(estimator, Estimator):
+            raise TypeError(f"estimator must be an Estimator, such as STGumbelSoftmax(), got {estimator!r}")
+        check_schedule("tau", tau)
         if isinstance(model, Checked):
             model.check(estimator)
         self.model: ImageModel = model
@@ -139,7 +143,12 @@ class ImageTask(Task):
         optimizer = cast(LightningOptimizer, self.optimizers())
         scale_lr(cast(Optimizer, optimizer), self.lr_factor(step))
         tau = self.tau(step)
-        terms = self.model.loss_terms(x, labels, self.estimator, tau)
+        try:
+            terms = self.model.loss_terms(x, labels, self.estimator, tau)
+        except ValueError as error:
+            if not str(error).startswith(_BAD_LOGITS):
+                raise
+            raise _non_finite("logits that are not finite", step, tau) from error
         _require_finite(terms, step, tau)
         optimizer.zero_grad()
         self.manual_backward(terms["loss"])
@@ -233,8 +242,11 @@ def _require_finite(terms: Mapping[str, Tensor], step: int, tau: float) -> None:
     if torch.isfinite(terms["loss"]):
         return
     bad = {name: term.item() for name, term in terms.items() if not torch.isfinite(term)}
-    named = ", ".join(f"{name} = {value}" for name, value in bad.items())
-    raise NonFiniteLossError(
+    raise _non_finite(", ".join(f"{name} = {value}" for name, value in bad.items()), step, tau)
+
+
+def _non_finite(named: str, step: int, tau: float) -> NonFiniteLossError:
+    return NonFiniteLossError(
         f"the loss is not finite at step {step} (tau = {tau:.4g}), with {named}: a lower learning rate or a higher tau "
         "usually helps"
     )

@@ -43,6 +43,7 @@ class PolicyTask(Task):
         lr_factor: schedule that multiplies the optimizer's learning rate, over environment steps.
 
     Raises:
+        TypeError: `model` is no algorithm, or `optimizer` or `lr_factor` is no function.
         ConfigError: the environment's spaces are not supported.
         ValueError: the algorithm refuses the environment's sizes.
 
@@ -78,6 +79,8 @@ class PolicyTask(Task):
         lr_factor: Schedule,
     ) -> None:
         super().__init__(optimizer, lr_factor)
+        if not isinstance(model, Algorithm):
+            raise TypeError(f"model must be an Algorithm, such as PPO(), got {model!r}")
         self.make_env, self.collection, self.evaluation = env, collection, evaluation
         environments = build(env, collection.num_envs)
         self.factors = environments.factors

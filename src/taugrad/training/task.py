@@ -23,6 +23,9 @@ class Task(LightningModule, ABC):
     Args:
         optimizer: makes the optimizer of the parameters.
         lr_factor: schedule that multiplies the optimizer's learning rate, over the task's clock.
+
+    Raises:
+        TypeError: `optimizer` or `lr_factor` is no function.
     """
 
     evaluated: ClassVar[str]  # checkpoint that a finished run reports on, `best` or `last`
@@ -36,6 +39,12 @@ class Task(LightningModule, ABC):
 
     def __init__(self, optimizer: MakeOptimizer, lr_factor: Schedule) -> None:
         super().__init__()
+        if not callable(optimizer):
+            raise TypeError(
+                "optimizer must be a function from parameters to an optimizer, such as "
+                f"partial(torch.optim.Adam, lr=1e-3), got {optimizer!r}"
+            )
+        check_schedule("lr_factor", lr_factor)
         self.automatic_optimization = False  # a training step makes several optimizer steps
         self.make_optimizer, self.lr_factor = optimizer, lr_factor
 
@@ -66,6 +75,19 @@ class Task(LightningModule, ABC):
         """Log what an evaluation found; during a fit a callback writes it to the loggers."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self.log_dict(dict(terms), batch_size=batch_size, logger=False if fitting else None, sync_dist=True)
+
+
+def check_schedule(name: str, value: object) -> None:
+    """Raise unless `value` is a schedule; a class of schedules is none.
+
+    >>> check_schedule("tau", 0.5)
+    Traceback (most recent call last):
+    TypeError: tau must be a schedule, a function from a step to a number, such as Constant(1.0), got 0.5
+    """
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(
+            f"{name} must be a schedule, a function from a step to a number, such as Constant(1.0), got {value!r}"
+        )
 
 
 def scale_lr(optimizer: Optimizer, factor: float) -> None:
