@@ -105,9 +105,18 @@ def test_every_python_block_of_a_document_runs(document):
         exec(compile(block, document.name, "exec"), scope)
 
 
-def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch):
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.parent.name == "docs"], ids=lambda d: d.name)
+def test_code_fits_the_width_of_a_page(document):
+    code = re.findall(r"^```\w+\n(.*?)^```|^    ([^\n]*)$", document.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for fenced, indented in code for line in (fenced or indented).splitlines()]
+    command = re.compile(r"(PYTHONPATH=\. )?(python|taugrad|pip) ")  # which stays on one line
+    assert [line for line in lines if len(line) > 92 and not command.match(line)] == []
+    assert [line for line in lines if len(line) > 92 and "  #" in line] == []  # a comment has a line of its own
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last():
     pytest.importorskip("matplotlib").use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     cells = json.loads((ROOT / "examples" / "vae.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -116,9 +125,9 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch):
     try:
         for cell in code:
             exec(compile(cell.replace("STEPS = 2_000", "STEPS = 20"), "vae.ipynb", "exec"), scope)
-        assert len(pyplot.gcf().axes) == 3
+        assert len(plt.gcf().axes) == 3
     finally:
-        pyplot.close("all")
+        plt.close("all")
 
 
 NAMED = re.compile(r"(?P<file>\btests/[\w/]+\.py)?(?:::(?P<name>test_\w+)(?P<prefix>\.\.\.)?)?")
@@ -192,7 +201,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 WIDER = """
-return [...document.querySelectorAll("pre, pre > code")].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)
+const wide = e => e.scrollWidth > e.clientWidth;
+return [...document.querySelectorAll("pre, pre > code")].filter(wide).map(e => e.innerText);
 """
 
 
