@@ -58,6 +58,8 @@ def on_post_page(output: str, **_: Any) -> str:
         tex = html.unescape(match[2]).strip()
         for unknown, known in ((r"\arg", r"\mathrm{arg}\,"), ("{aligned}", "{align*}")):  # to the converter
             tex = tex.replace(unknown, known)
+        tex = re.sub(r"(?<=[\w}]) *\\log", r"\\,\\log", tex)  # it sets a logarithm without its spaces
+        tex = re.sub(r"\\log(?= *[\\\w])", r"\\log\\,", tex)
         drawn = convert(tex, display="inline" if match[1] == "span" else "block")
         if "\\" in re.sub("<[^>]*>", "", drawn):
             raise PluginError(f"a formula holds what latex2mathml does not know: {tex}")
