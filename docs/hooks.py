@@ -1,4 +1,4 @@
-"""What the site needs beside its pages: the repository's documents as pages, formulas as MathML, doctests as code."""
+"""What the site needs next to its pages: the repository's documents as pages, formulas as MathML, doctests as code."""
 
 import html
 import json
@@ -55,7 +55,11 @@ def on_post_page(output: str, **_: Any) -> str:
     """Write formulas as MathML, which browsers draw by themselves; a command that stays one would be shown as it is."""
 
     def formula(match: re.Match[str]) -> str:
-        tex = html.unescape(match[2]).strip().replace(r"\arg", r"\mathrm{arg}\,")  # which the converter does not know
+        tex = html.unescape(match[2]).strip()
+        for unknown, known in ((r"\arg", r"\mathrm{arg}\,"), ("{aligned}", "{align*}")):  # to the converter
+            tex = tex.replace(unknown, known)
+        tex = re.sub(r"(?<=[\w}]) *\\log", r"\\,\\log", tex)  # it sets a logarithm without its spaces
+        tex = re.sub(r"\\log(?= *[\\\w])", r"\\log\\,", tex)
         drawn = convert(tex, display="inline" if match[1] == "span" else "block")
         if "\\" in re.sub("<[^>]*>", "", drawn):
             raise PluginError(f"a formula holds what latex2mathml does not know: {tex}")
