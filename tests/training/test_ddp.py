@@ -121,7 +121,11 @@ def test_labelled_batches_are_shared_and_a_resumed_run_draws_apart_again(tmp_pat
             ["data.batch_size=75"],
             "error: data.batch_size must be a multiple of the number of processes, 2, got 75",
         ),
-        (run, ["model=policy", "trainer.max_steps=-1"], "error: trainer.devices must be 1 for Policy, got 2 processes"),
+        (
+            run,
+            ["model=policy", "trainer.max_steps=-1"],
+            "error: trainer.devices must be 1 for PolicyTask, got 2 processes",
+        ),
         (run, ["trainer.strategy=ddp_spawn"], "error: trainer.strategy must be ddp for 2 processes, got ddp_spawn"),
         (run, ["-m"], "error: job 0: trainer.devices must be 1 in a sweep, whose jobs are one process each"),
     ],
