@@ -78,7 +78,8 @@ class ImageTask(Task):
         self.model: ImageModel = model
         self.estimator, self.tau = estimator, tau
         self.metrics = (
-            *("train/epoch_loss", "val/loss", "test/loss", "val/code_perplexity", "val/active_codes"),
+            *("train/epoch_loss", "val/loss", "test/loss"),
+            *(("val/code_perplexity", "val/active_codes") if isinstance(model, Evaluated) else ()),
             *getattr(model, "metrics", ()),
         )
         changeable = (f"model.{name}" for name in getattr(model, "changeable", ()))
