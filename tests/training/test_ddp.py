@@ -1,4 +1,4 @@
-"""Training by two processes as a user starts it, beside the same training by one."""
+"""Training by two processes as a user starts it, next to the same training by one."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class Spy(Callback):
 
 
 def train(cwd, *arguments):
-    """By the command of an installation."""
+    """Train by the command of an installation."""
     (cwd / "spy.py").write_text(SPY)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(cwd)}
     spy = ["+callbacks.spy._target_=spy.Spy", f"+callbacks.spy.directory={cwd}"]

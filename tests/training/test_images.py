@@ -26,7 +26,7 @@ from taugrad.training.tensorboard import Pictures, Scalars
 
 
 class Own(nn.Module):
-    """What a model needs, and nothing more."""
+    """The one method that a model needs, and nothing more."""
 
     def __init__(self):
         super().__init__()
