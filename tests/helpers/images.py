@@ -40,13 +40,13 @@ def cat_vae(**changes):
 
 
 def structured(**changes):
-    """As `cat_vae`, of a small structured model."""
+    """A task of a small structured model, by changes as for `cat_vae`."""
     sizes = {"latents": N, "categories": K, "first": [], "second": [8], "decoder": [8], "activation": "SiLU"}
     return _task(Structured, sizes | {"image_size": [4, 4], "nll_samples": 20}, {}, changes)
 
 
 def semi_supervised(**changes):
-    """As `cat_vae`, of a small semi-supervised model."""
+    """A task of a small semi-supervised model, by changes as for `cat_vae`."""
     sizes = {"classes": C, "latent_size": 2, "channels": [4], "hidden": 16, "activation": "SiLU", "dropout": 0.0}
     return _task(SemiSupervised, sizes | {"augment": nn.Identity(), "alpha": 2.0, "image_size": [4, 4]}, {}, changes)
 

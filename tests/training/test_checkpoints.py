@@ -50,7 +50,7 @@ def test_every_flipped_bit_and_every_truncation_is_refused(at, tmp_path):
         checkpoints.load(path)
 
 
-def test_a_damaged_checkpoint_names_the_newest_whole_one_beside_it(tmp_path):
+def test_a_damaged_checkpoint_names_the_newest_whole_one_next_to_it(tmp_path):
     for i, name in enumerate(["oldest", "older", "last"]):
         checkpoints.save(content(step=i), tmp_path / f"{name}.ckpt")
         os.utime(tmp_path / f"{name}.ckpt", (i, i))
@@ -154,7 +154,7 @@ DANGEROUS = [
     "taugrad.ops.native.build._run",
     "taugrad.data.mnist._download",
     "taugrad.data.mnist.pooch.retrieve",
-    "taugrad.training.task.instantiate",
+    "taugrad.training.runs.instantiate",
     "taugrad.training.images.torch.hub.load",
     "posix.system",
 ]

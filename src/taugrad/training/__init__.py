@@ -1,1 +1,5 @@
+<<<<<<< HEAD
 """Everything that needs Lightning: tasks, callbacks, checkpoints, resuming."""
+=======
+"""Training with Lightning: tasks, callbacks, checkpoints, resuming."""
+>>>>>>> h2
