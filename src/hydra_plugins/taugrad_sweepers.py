@@ -47,8 +47,9 @@ class _Sweeper(Sweeper):
                 raise ConfigError(f"hydra.sweeper.jobs must be at least 1, got {self.jobs}")
             with ownership.held(self.directory, "hydra.sweep.dir"):
                 fixed, swept = self.split(arguments)
+                self.job_config = self.first_config(fixed, swept)
                 jobs = self.run(fixed, swept)
-                report(jobs, self.directory, self.settings, swept)
+                report(jobs, self.directory, self.job_config, swept)
         except TaugradError as error:
             sys.exit(f"error: {error}")
         except (KeyboardInterrupt, SystemExit) as stop:
@@ -74,6 +75,16 @@ class _Sweeper(Sweeper):
         if value == "null" and self.config_loader.get_group_options(name):
             return f"~{name}"
         return f"{self.keys[name]}={value}"
+
+    def first_config(self, fixed: list[str], swept: list[Override]) -> DictConfig:
+        """Config of the first job, which has the objective: the sweep's own has the default model's."""
+        from taugrad.sweeps.jobs import name_of, values
+
+        groups = [o for o in swept if o.is_discrete_sweep() and self.config_loader.get_group_options(name_of(o))]
+        if not groups:
+            return self.settings
+        firsts = [self.override(name_of(o), values(o)[0]) for o in groups]
+        return self.config_loader.load_sweep_config(self.settings, [*fixed, *firsts])
 
     def split(self, arguments: list[str]) -> tuple[list[str], list[Override]]:
         """Split the overrides into those that all jobs share, and those to sweep."""
@@ -140,7 +151,7 @@ class OptunaSweeper(_Sweeper):
         """Run the trials that are left, `jobs` at a launch; return all of the study."""
         from taugrad.sweeps.study import Trials
 
-        trials = Trials(self.directory, self.settings, fixed, swept, self.sampler, self.pruner, self.seed)
+        trials = Trials(self.directory, self.job_config, fixed, swept, self.sampler, self.pruner, self.seed)
         while (left := self.trials - len(trials)) > 0:
             batch = trials.ask(min(left, self.jobs or left))
             trials.tell(batch, self.launch(fixed, [trial.params for trial in batch], batch[0].number))

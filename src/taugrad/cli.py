@@ -125,8 +125,12 @@ def _accepting(arguments: list[str], config_name: str) -> list[str]:
         lines = [line for o in others if (line := _first(o)) is not None]
         with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
             config = compose(options.config_name or config_name, [*search, *lines])
-        groups = [name for name in swept if name not in config or OmegaConf.is_dict(config[name])]
+            groups = [name for name in swept if name not in config or OmegaConf.is_dict(config[name])]
+            fixed = [o.input_line for o in others if o.key_or_group not in groups and not o.is_sweep_override()]
+            # Hydra first sets the keys where the groups are not chosen yet.
+            unchosen = compose(options.config_name or config_name, [*search, *fixed]) if groups else config
         lacking = {a for a, key in keys.items() if _lacks(config, key.split("."), sometimes=bool(groups))}
+        lacking |= {a for a, key in keys.items() if _has(config, key) and not _has(unchosen, key)}
     except (HydraException, OmegaConfBaseException):  # Hydra raises the same error with its own message
         return arguments
     return [f"++{a}" if a in lacking else a for a in arguments]
@@ -154,6 +158,16 @@ def _lacks(config: DictConfig, names: list[str], *, sometimes: bool) -> bool:
             return False  # a reference to another node, where the key can be set
         node = OmegaConf.select(node, name) if OmegaConf.is_config(node) else None
     return called and sometimes
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    """Return whether a config has a key, without resolving a reference to another node."""
+    node: Any = config
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or name not in set(node.keys()):
+            return False
+        node = node._get_node(name)
+    return True
 
 
 def _close(overrides: list[str]) -> list[str]:

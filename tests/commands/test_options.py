@@ -183,6 +183,10 @@ def test_in_a_sweep_over_options_a_key_of_some_of_them_needs_no_plus():
     given = ["-m", "logger=null,tensorboard", "logger.tensorboard.name=x", "trainer.max_epochs=2"]
     assert cli._accepting(given, "train") == [*given[:2], "++logger.tensorboard.name=x", "++trainer.max_epochs=2"]
     assert cli._accepting(["run=x", "trainer.limit_test_batches=4"], "evaluate")[-1] == "++trainer.limit_test_batches=4"
+    keys = ["env.max_env_steps=9", "collection.num_envs=2"]
+    given = ["-m", "model=policy,ppo", *keys, "seed=1,2"]
+    assert cli._accepting(given, "train") == [*given[:2], *(f"++{key}" for key in keys), "seed=1,2"]
+    assert cli._accepting(["model=ppo", *keys], "train") == ["model=ppo", *keys]  # the model's own config has them
 
 
 def test_a_study_does_not_mind_a_plus():

@@ -59,6 +59,21 @@ def test_a_grid_goes_on_after_a_failed_job_and_reports_all(tmp_path):
     assert (tmp_path / "sweep.png").stat().st_size > 5000
 
 
+def test_a_sweep_over_models_reports_the_objective_of_the_models(tmp_path):
+    small = ["collection.num_envs=2", "collection.rollout_steps=8", "model.hidden=[8]", "env.max_env_steps=64"]
+    small += ["evaluation.every=64", "evaluation.episodes=1", "evaluation.test_episodes=2", "model.batch_size=16"]
+    result = run("train.py", "-m", "model=policy,ppo", *small, f"hydra.sweep.dir={tmp_path}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = rows(tmp_path)
+    assert [row["model"] for row in found] == ["policy", "ppo"]
+    for row in found:
+        metrics = json.loads((tmp_path / row["job"] / "metrics.json").read_text())
+        assert float(row["eval/mean_reward"]) == pytest.approx(metrics["eval/mean_reward"])
+    best = max(found, key=lambda row: float(row["eval/mean_reward"]))
+    table = result.stdout[result.stdout.rindex("eval/mean_reward") :]
+    assert table.index(best["model"]) == min(table.index(f" {row['model']} ") + 1 for row in found)
+
+
 def test_a_killed_sweep_goes_on_to_its_total_in_the_folders_of_its_trials(tmp_path):
     keys = [*OPTUNA, "hydra.sweeper.trials=3", f"hydra.sweep.dir={tmp_path}", "~callbacks.pruning"]
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", *keys]
