@@ -21,6 +21,9 @@ PAGES = {
 }
 LINKS = PAGES | {"examples/own_estimator/README.md": "extending.md"}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+CELL = re.compile(r"<td\b.*?</td>", re.DOTALL)
+CODE = re.compile(r"(?<=<code>)[^<]{31,}(?=</code>)")
+NAME_END = re.compile(r"(?<=\w)(?:_|/|::)(?=\w)")  # where a name of more than 30 characters may break
 DOCTEST = re.compile(r"(^>>> .*(?:\n(?!\s*$).+)*)", re.MULTILINE)
 LINK = re.compile(r"\[([^]]*)\]\((?:\.\./)?((?:docs/)?[\w./-]+\.(?:md|LICENSE|png|svg|py|cff|ipynb))\)")
 
@@ -52,7 +55,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Write formulas as MathML, which browsers draw by themselves; a command that stays one would be shown as it is."""
+    """Write formulas as MathML, which browsers render without a script, and let the names in a table break."""
 
     def formula(match: re.Match[str]) -> str:
         tex = html.unescape(match[2]).strip()
@@ -65,7 +68,8 @@ def on_post_page(output: str, **_: Any) -> str:
             raise PluginError(f"a formula holds what latex2mathml does not know: {tex}")
         return drawn
 
-    return FORMULA.sub(formula, output)
+    output = FORMULA.sub(formula, output)
+    return CELL.sub(lambda cell: CODE.sub(lambda code: NAME_END.sub(r"\g<0><wbr>", code[0]), cell[0]), output)
 
 
 class Docstrings(Extension):
