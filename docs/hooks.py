@@ -22,8 +22,8 @@ PAGES = {
 LINKS = PAGES | {"examples/own_estimator/README.md": "extending.md"}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 CELL = re.compile(r"<td\b.*?</td>", re.DOTALL)
-CODE = re.compile(r"(?<=<code>)[^<]{31,}(?=</code>)")
-NAME_END = re.compile(r"(?<=\w)(?:_|/|::)(?=\w)")  # where a name of more than 30 characters may break
+LONG_CODE = re.compile(r"(?<=<code>)[^<]{31,}(?=</code>)")
+WORD_END = re.compile(r"(?<=\w)(?:_|/|::)(?=\w)")  # where a long name may break; a command does at its spaces
 DOCTEST = re.compile(r"(^>>> .*(?:\n(?!\s*$).+)*)", re.MULTILINE)
 LINK = re.compile(r"\[([^]]*)\]\((?:\.\./)?((?:docs/)?[\w./-]+\.(?:md|LICENSE|png|svg|py|cff|ipynb))\)")
 
@@ -55,7 +55,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Write formulas as MathML, which browsers render without a script, and let the names in a table break."""
+    """Write formulas as MathML, which browsers render without a script, and let the long code in a table break."""
 
     def formula(match: re.Match[str]) -> str:
         tex = html.unescape(match[2]).strip()
@@ -68,8 +68,10 @@ def on_post_page(output: str, **_: Any) -> str:
             raise PluginError(f"a formula holds what latex2mathml does not know: {tex}")
         return drawn
 
-    output = FORMULA.sub(formula, output)
-    return CELL.sub(lambda cell: CODE.sub(lambda code: NAME_END.sub(r"\g<0><wbr>", code[0]), cell[0]), output)
+    def breakable(code: re.Match[str]) -> str:
+        return code[0].replace(" ", " <wbr>") if " " in code[0] else WORD_END.sub(r"\g<0><wbr>", code[0])
+
+    return CELL.sub(lambda cell: LONG_CODE.sub(breakable, cell[0]), FORMULA.sub(formula, output))
 
 
 class Docstrings(Extension):
