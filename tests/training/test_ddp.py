@@ -1,12 +1,11 @@
 """Training by two processes as a user starts it, next to the same training by one."""
 
 import json
-import os
 import subprocess
 
 import pytest
 import torch
-from helpers.commands import SMALL, run, run_process
+from helpers.commands import SMALL, run, run_process, taugrad
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # The exact gradient and plain descent: what is left to differ is how the batches are shared and the gradients averaged.
@@ -33,12 +32,19 @@ class Spy(Callback):
 
 
 def train(cwd, *arguments):
-    """Train by the command of an installation."""
-    (cwd / "spy.py").write_text(SPY)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(cwd)}
-    spy = ["+callbacks.spy._target_=spy.Spy", f"+callbacks.spy.directory={cwd}"]
-    command = ["taugrad", "train", *spy, *arguments, f"hydra.run.dir={cwd}/run"]
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    """Train by the command of an installation, and with one process in this one."""
+    (cwd / "ddp_spy.py").write_text(SPY)
+    spy = ["+callbacks.spy._target_=ddp_spy.Spy", f"+callbacks.spy.directory={cwd}"]
+    words = ["train", *spy, *arguments, f"hydra.run.dir={cwd}/run"]
+    with pytest.MonkeyPatch.context() as patch:
+        if "trainer=ddp" in arguments:
+            for name, value in {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(cwd)}.items():
+                patch.setenv(name, value)
+            command = ["taugrad", *words]
+            result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+        else:
+            patch.syspath_prepend(cwd)
+            result = taugrad(*words, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return result, json.loads((cwd / "run" / "metrics.json").read_text())
 

@@ -110,7 +110,7 @@ class SemiSupervised(nn.Module):
         return self.decoder(torch.cat([y, z], -1))
 
     def bound_given(self, x: Tensor, h: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return F(x, y) by one sample of z, (*more, batch), of images, features (batch, ...), y (*more, batch, C)."""
+        """Return F(x, y) by one sample of z, (*more, batch), of images, features, and `y` (*more, batch, C)."""
         mean, log_sigma = self.encode(h, y)
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
         log_likelihood = bernoulli_log_prob(self.decode(y, mean + log_sigma.exp() * noise), x.flatten(1))
