@@ -1,6 +1,7 @@
-"""What the site needs beside its pages: the repository's documents as pages, formulas as MathML, doctests as code."""
+"""What the site needs next to its pages: the repository's documents as pages, formulas as MathML, doctests as code."""
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,29 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
     "LOG.md": "log.md",
+    "examples/vae.ipynb": "notebook.md",
 }
 LINKS = PAGES | {"examples/own_estimator/README.md": "extending.md"}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+CELL = re.compile(r"<td\b.*?</td>", re.DOTALL)
+CODE = re.compile(r"(?<=<code>)[^<]{31,}(?=</code>)")
+NAME_END = re.compile(r"(?<=\w)(?:_|/|::)(?=\w)")  # where a name of more than 30 characters may break
 DOCTEST = re.compile(r"(^>>> .*(?:\n(?!\s*$).+)*)", re.MULTILINE)
-LINK = re.compile(r"\[([^]]*)\]\((?:\.\./)?((?:docs/)?[\w./-]+\.(?:md|LICENSE|png|svg|py|cff))\)")
+LINK = re.compile(r"\[([^]]*)\]\((?:\.\./)?((?:docs/)?[\w./-]+\.(?:md|LICENSE|png|svg|py|cff|ipynb))\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the documents outside docs/."""
     for source, page in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+        text = (ROOT / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=markdown_of(text) if source.endswith(".ipynb") else text))
     return files
+
+
+def markdown_of(notebook: str) -> str:
+    """Return a notebook's cells as a page."""
+    cells = ((cell["cell_type"], "".join(cell["source"])) for cell in json.loads(notebook)["cells"])
+    return "\n\n".join(text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -43,16 +55,21 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Write formulas as MathML, which browsers draw by themselves; a command that stays one would be shown as it is."""
+    """Write formulas as MathML, which browsers render without a script, and let the names in a table break."""
 
     def formula(match: re.Match[str]) -> str:
-        tex = html.unescape(match[2]).strip().replace(r"\arg", r"\mathrm{arg}\,")  # which the converter does not know
+        tex = html.unescape(match[2]).strip()
+        for unknown, known in ((r"\arg", r"\mathrm{arg}\,"), ("{aligned}", "{align*}")):  # to the converter
+            tex = tex.replace(unknown, known)
+        tex = re.sub(r"(?<=[\w}]) *\\log", r"\\,\\log", tex)  # it sets a logarithm without its spaces
+        tex = re.sub(r"\\log(?= *[\\\w])", r"\\log\\,", tex)
         drawn = convert(tex, display="inline" if match[1] == "span" else "block")
         if "\\" in re.sub("<[^>]*>", "", drawn):
             raise PluginError(f"a formula holds what latex2mathml does not know: {tex}")
         return drawn
 
-    return FORMULA.sub(formula, output)
+    output = FORMULA.sub(formula, output)
+    return CELL.sub(lambda cell: CODE.sub(lambda code: NAME_END.sub(r"\g<0><wbr>", code[0]), cell[0]), output)
 
 
 class Docstrings(Extension):

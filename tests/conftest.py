@@ -1,4 +1,4 @@
-"""Each test starts from the same random state and on one thread, so that a failure repeats."""
+"""Each test starts from the same random state and on one thread, so that a failure repeats; each has its tier."""
 
 from collections.abc import Iterator
 
@@ -11,6 +11,20 @@ from taugrad.ops.native import kernels
 from taugrad.ops.native.build import build_binding
 
 build_binding()  # before the first use of the kernels, so that they are found with it
+
+
+UNIT = ("ops", "estimators", "layers", "models", "rl", "data")  # folders of the library; and files at the top
+UNIT_FILES = ("bounds", "nets", "probe", "schedules", "checks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that is not slow as `unit`, of the library alone, or `command`."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            continue
+        parts = [part.removesuffix(".py").removeprefix("test_") for part in item.path.parts[-3:]]
+        library = any(part in UNIT for part in parts[:-1]) or parts[-1] in UNIT_FILES
+        item.add_marker("unit" if library else "command")
 
 
 @pytest.fixture(autouse=True)

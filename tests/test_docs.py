@@ -2,12 +2,13 @@
 
 A command of a document is not run here, since it may train for minutes: its config is composed, each key with the first
 of the values that it sweeps, and checked against what it would call, which is where a document goes stale. README's
-first commands are run by the tests of the pipeline, the policies and the installation.
+first commands are run by the tests of the commands, the policies and the installation.
 """
 
 import functools
 import http.server
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -35,6 +36,7 @@ PLACES = {  # what a reader fills in
     "TIME": "then",
     "OVERRIDE": "seed=0",
     "mypackage.MyEstimator": "taugrad.ReinMax",
+    "mypackage.make": "taugrad.rl.envs.bandit.FactoredBandit",
     "...": "",
 }
 
@@ -104,6 +106,69 @@ def test_every_python_block_of_a_document_runs(document):
 
 
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.parent.name == "docs"], ids=lambda d: d.name)
+def test_code_fits_the_width_of_a_page(document):
+    code = re.findall(r"^```\w+\n(.*?)^```|^    ([^\n]*)$", document.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for fenced, indented in code for line in (fenced or indented).splitlines()]
+    command = re.compile(r"(PYTHONPATH=\. )?(python|taugrad|pip) ")  # which stays on one line
+    assert [line for line in lines if len(line) > 92 and not command.match(line)] == []
+    assert [line for line in lines if len(line) > 92 and "  #" in line] == []  # a comment has a line of its own
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last():
+    pytest.importorskip("matplotlib").use("Agg")
+    from matplotlib import pyplot as plt
+
+    cells = json.loads((ROOT / "examples" / "vae.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert "STEPS = 2_000" in code[0]
+    scope = {}
+    try:
+        for cell in code:
+            exec(compile(cell.replace("STEPS = 2_000", "STEPS = 20"), "vae.ipynb", "exec"), scope)
+        assert len(plt.gcf().axes) == 3
+    finally:
+        plt.close("all")
+
+
+NAMED = re.compile(r"(?P<file>\btests/[\w/]+\.py)?(?:::(?P<name>test_\w+)(?P<prefix>\.\.\.)?)?")
+
+
+def stale(text, tests):
+    """Return what a document names of `tests`, names by file, and is not there; `::name` is of the row's last file."""
+    lacking = []
+    for line in text.splitlines():
+        file = None
+        for match in NAMED.finditer(line):
+            file = match["file"] or file
+            if match["file"] and file not in tests:
+                lacking.append(file)
+            elif (name := match["name"]) is not None:
+                names = tests.get(file, ())
+                if not any(there == name or (match["prefix"] and there.startswith(name)) for there in names):
+                    lacking.append(f"{file}::{name}")
+    return lacking
+
+
+def names_by_file():
+    files = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    return {file: re.findall(r"^def (test_\w+)", text, re.MULTILINE) for file, text in files.items()}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_test_that_a_document_names_is_there(document):
+    assert stale(document.read_text(), names_by_file()) == []
+
+
+def test_a_stale_name_is_found():
+    tests = {"tests/ops/test_a.py": ["test_one_thing", "test_two_things"]}
+    assert stale("`tests/ops/test_a.py::test_one_...`, `::test_two_things`; `tests/ops/test_a.py`", tests) == []
+    assert stale("`tests/test_a.py`", tests) == ["tests/test_a.py"]
+    assert stale("`tests/ops/test_a.py::test_one`", tests) == ["tests/ops/test_a.py::test_one"]
+    assert stale("`tests/ops/test_a.py`, `::test_three_...`", tests) == ["tests/ops/test_a.py::test_three_"]
+    assert stale("`tests/ops/test_a.py`\n`::test_two_things`", tests) == ["None::test_two_things"]
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.parent.name == "docs"], ids=lambda d: d.name)
 def test_every_page_is_in_the_sites_order(document):
     assert f": {document.name}\n" in (ROOT / "mkdocs.yml").read_text()
 
@@ -135,6 +200,12 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+WIDER = """
+const wide = e => e.scrollWidth > e.clientWidth;
+return [...document.querySelectorAll("pre, pre > code")].filter(wide).map(e => e.innerText);
+"""
+
+
 @pytest.mark.skipif(shutil.which("chromedriver") is None, reason="needs Chromium and its driver")
 def test_every_page_reads_in_a_browser_narrow_and_wide_and_asks_no_other_host(site):
     from selenium import webdriver
@@ -151,13 +222,17 @@ def test_every_page_reads_in_a_browser_narrow_and_wide_and_asks_no_other_host(si
         try:
             address = f"http://127.0.0.1:{server.server_port}/"
             for page in sorted(path.parent.relative_to(site).as_posix() for path in site.rglob("index.html")):
-                for width in (400, 1300):
-                    driver.set_window_size(width, 900)
-                    driver.get(f"{address}{page}/")
+                for width in (1300, 400):  # of the page itself: a window has a least width
+                    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+                    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+                    if width == 1300:
+                        driver.get(f"{address}{page}/")
+                        assert driver.execute_script(WIDER) == [], page
+                    assert driver.execute_script("return window.innerWidth") == width
                     wide = driver.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
                     assert wide <= 0, (page, width, wide)
-                    asked = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
-                    assert all(name.startswith((address, "data:", "blob:")) for name in asked), (page, asked)
+                asked = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+                assert all(name.startswith((address, "data:", "blob:")) for name in asked), (page, asked)
                 broken = "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
                 assert driver.execute_script(broken) == []
             assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -9,9 +9,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import commands
 import pytest
 import yaml
+from helpers import commands
 
 import taugrad
 from taugrad import cli
@@ -19,7 +19,7 @@ from taugrad import cli
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "own_estimator"
 SHORT = ["trainer.max_steps=40", "trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=2"]
-MADE = ("figures", "pack_binarized_mnist")  # what makes files of the repository
+MADE = ("figures", "pack_binarized_mnist", "same_run")  # for those who change the repository
 SHORT += ["+trainer.limit_val_batches=3", "+trainer.limit_test_batches=3"]
 
 

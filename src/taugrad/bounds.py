@@ -5,7 +5,7 @@ r"""Bounds on log p(x) of a model with discrete latents, in nats.
     the same with q = p(z):  E [log 1/m sum_i p(x|z_i)]                       (1602.06725)
 
 The contract: ELBO = IWAE_1 <= IWAE_m <= log p(x), and IWAE_m approaches log p(x) as m grows. Samples here are always
-hard, whatever relaxation training used.
+hard, even if training used a relaxation.
 """
 
 import math
@@ -52,7 +52,7 @@ def importance_weighted_bound(
         log_joint: log p(x, z) of one-hot z: from (S, ..., N, K) to (S, ...).
         logits: of q(z|x), (..., N, K).
         num_samples: m, at least 1.
-        chunk_size: how many samples are held at once; the result's distribution does not depend on it.
+        chunk_size: number of samples in memory at once; the result's distribution does not depend on it.
         generator: a source of randomness; default torch's own.
 
     Returns:
@@ -77,12 +77,12 @@ def importance_weighted_bound(
 
 
 def multi_sample_bound(log_weights: Callable[[int], Tensor], num_samples: int, *, chunk_size: int = 16) -> Tensor:
-    r"""$\log \frac1m \sum_{i=1}^m w_i$ for weights of expectation p(x), in bounded memory.
+    r"""Estimate $\log \frac1m \sum_{i=1}^m w_i$ for weights of expectation p(x), in bounded memory.
 
     Args:
         log_weights: log w of S new samples: from S to (S, ...).
         num_samples: m, at least 1.
-        chunk_size: how many samples are asked for at once; the result's distribution does not depend on it.
+        chunk_size: number of samples computed at once; the result's distribution does not depend on it.
 
     Returns:
         (...), in nats.
@@ -105,11 +105,11 @@ def multi_sample_bound(log_weights: Callable[[int], Tensor], num_samples: int, *
 
 
 def hard_samples(logits: Tensor, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """`num_samples` one-hot draws z ~ softmax(logits), without gradient.
+    """Draw `num_samples` one-hot z ~ softmax(logits), without gradient.
 
     Args:
         logits: (..., K).
-        num_samples: how many.
+        num_samples: number of draws.
         generator: a source of randomness; default torch's own.
 
     Returns:

@@ -60,10 +60,10 @@ def check_counts(name: str, values: Sequence[int]) -> None:
 
 
 def require_finite(term: str, value: Tensor, step: int, tau: float | None = None) -> None:
-    """Raise when a term of the loss is NaN or infinite, naming it.
+    """Raise when a term of the loss is NaN or infinite, and name it.
 
     Raises:
-        NonFiniteLossError: it is.
+        NonFiniteLossError: the term is NaN or infinite.
 
     >>> require_finite("KL", torch.tensor(1.0), step=0)
     """

@@ -1,4 +1,4 @@
-"""Encoders and decoders: they know nothing of sampling."""
+"""Encoders and decoders, without any sampling."""
 
 import math
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ def mlp(
     layer_norm: bool = False,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Linear layers with an activation between them; the last has none.
+    """Build linear layers with an activation between them; the last has none.
 
     Args:
         inputs: size of the input's last dimension.
-        hidden: sizes of the hidden layers; none makes the net linear.
+        hidden: sizes of the hidden layers; an empty list makes the net linear.
         outputs: size of the output's last dimension.
         activation: the name of a class of `torch.nn` that needs no argument, such as ReLU or SiLU.
         layer_norm: normalize before each activation.
@@ -56,8 +56,8 @@ def start_at(net: nn.Sequential, mean: Tensor) -> None:
     r"""Set the last bias to $\mathrm{logit}(\mathrm{mean})$, so that the net's Bernoulli outputs start near `mean`.
 
     Args:
-        net: of `mlp`.
-        mean: of the data, the size of the output, in [0, 1]; what is never or always on counts as one in a thousand.
+        net: a net of `mlp`.
+        mean: mean of the data, the size of the output, in [0, 1]; it is clamped to [0.001, 0.999].
 
     >>> net = mlp(5, [], 2)
     >>> start_at(net, torch.tensor([0.5, 0.0]))
@@ -68,11 +68,11 @@ def start_at(net: nn.Sequential, mean: Tensor) -> None:
 
 
 class ConvEncoder(nn.Module):
-    """Convolutions that halve height and width, then one linear layer, each with its activation.
+    """Convolutions that halve height and width, then one linear layer, each with an activation.
 
     Args:
-        image_size: height and width, multiples of 2 to the number of channels' entries.
-        channels: of each convolution.
+        image_size: height and width, multiples of 2^n for n convolutions.
+        channels: output channels of each convolution.
         outputs: size of the output's last dimension.
         activation: the name of a class of `torch.nn`, as for `mlp`.
 
@@ -96,7 +96,7 @@ class ConvEncoder(nn.Module):
         self.net = nn.Sequential(*layers, nn.Flatten(), last, kind())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, outputs) of images (batch, height, width)."""
+        """Encode images (batch, height, width) to (batch, outputs)."""
         return self.net(x.unsqueeze(1))
 
 
@@ -105,7 +105,7 @@ class ConvDecoder(nn.Module):
 
     Args:
         inputs: size of the input's last dimension.
-        channels: of each convolution's input, in the encoder's order.
+        channels: input channels of each convolution, in the encoder's order.
         image_size: height and width of the output.
         activation: the name of a class of `torch.nn`, as for `mlp`.
 
@@ -129,7 +129,7 @@ class ConvDecoder(nn.Module):
         self.net = nn.Sequential(*layers[:-1], nn.Flatten())
 
     def forward(self, z: Tensor) -> Tensor:
-        """(..., height * width) of (..., inputs)."""
+        """Decode (..., inputs) to (..., height * width)."""
         return self.net(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
 
 

@@ -1,4 +1,4 @@
-r"""How good a gradient an estimator gives: bias, variance, mean squared error and cosine against a reference.
+r"""Quality of an estimator's gradient: bias, variance, mean squared error and cosine against a reference.
 
 Let g be the exact gradient of E f(z), summed over rows, with respect to all logits (..., N, K) together, and G an
 estimator's from one draw for each row. Then
@@ -8,9 +8,9 @@ estimator's from one draw for each row. Then
     snr      = |E G|^2 / E |G - E G|^2
 
 Rows are taken together, not one by one, because the exact gradient of a row whose choice is nearly certain is nearly
-zero: relative errors of such rows would drown the rest, as they do not in training. The estimates of bias^2 and of
-|E G|^2 from n draws are themselves unbiased: the variance of the mean, variance / n, is taken off. Standard errors come
-from ten groups of draws.
+zero: relative errors of such rows would dominate here, though not in training. The estimates of bias^2 and of |E G|^2
+from n draws are themselves unbiased: the variance of the mean, variance / n, is subtracted. Standard errors come from
+ten groups of draws.
 """
 
 import math
@@ -26,14 +26,14 @@ from taugrad.estimators import RLOO, Enumeration, Estimator
 
 Function = Callable[[Tensor], Tensor]
 
-_MOST_BITS = 13  # log2 of the configurations that are enumerated
+_MOST_BITS = 13  # log2 of the largest number of configurations to enumerate
 GROUPS = 10  # of draws, for standard errors
-_TIMED = 20  # steps that the time is the median of
+_TIMED = 20  # steps whose median is the time
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What a probe finds for one estimator at one tau; `_error` is the standard error of its name."""
+    """Result of a probe for one estimator at one tau; `x_error` is the standard error of `x`."""
 
     estimator: str
     tau: float
@@ -49,20 +49,20 @@ class Quality:
     milliseconds: float
 
     def as_dict(self) -> dict[str, float | str]:
-        """The fields as plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 
 def gradients(estimator: Estimator, f: Function, logits: Tensor, tau: float, draws: int, *, chunk: int = 100) -> Tensor:
-    """One-draw gradients of E f(z), (draws, ..., N, K), for logits (..., N, K).
+    """Draw gradients of E f(z) from one sample each, (draws, ..., N, K), for logits (..., N, K).
 
     Args:
-        estimator: whose gradient.
+        estimator: any estimator.
         f: from one-hot (*more, ..., N, K) to (*more, ...).
         logits: (..., N, K).
         tau: the temperature.
-        draws: how many.
-        chunk: draws held at once.
+        draws: number of gradients.
+        chunk: draws in memory at once.
 
     Returns:
         (draws, ..., N, K), without graph.
@@ -76,7 +76,7 @@ def gradients(estimator: Estimator, f: Function, logits: Tensor, tau: float, dra
 
 
 def reference(f: Function, logits: Tensor, *, samples: int = 100_000) -> tuple[Tensor, str]:
-    """The exact gradient of E f(z) by enumeration where that is affordable, else a large-sample unbiased one.
+    """Return the exact gradient of E f(z) by enumeration, or an unbiased one of many samples where that costs too much.
 
     Args:
         f: from one-hot (*more, ..., N, K) to (*more, ...).
@@ -105,19 +105,19 @@ def probe(
     draws: int = 1000,
     name: str = "",
 ) -> Quality:
-    """Compare an estimator's one-draw gradients with the exact one.
+    """Compare an estimator's one-sample gradients with the exact one.
 
     Args:
         estimator: any estimator.
         f: from one-hot (*more, ..., N, K) to (*more, ...).
-        logits: (..., N, K): the rows to take together.
+        logits: (..., N, K), rows taken together.
         exact: the gradient of E f(z), (..., N, K), as from `reference`.
         tau: the temperature.
-        draws: how many, a multiple of ten.
-        name: what to call the estimator; default its repr.
+        draws: number of gradients, a multiple of ten.
+        name: name of the estimator in the result; default its repr.
 
     Returns:
-        Its quality.
+        The estimator's quality.
 
     Raises:
         ValueError: `draws` is below 20 or no multiple of ten, or the exact gradient is zero.
@@ -158,7 +158,7 @@ def _error(groups: Tensor) -> Tensor:
 
 
 def _milliseconds(estimator: Estimator, f: Function, logits: Tensor, tau: float) -> float:
-    """The median time of one forward and backward on the logits as they are."""
+    """Return the median time of one forward and backward on these logits."""
     times = []
     for _ in range(_TIMED):
         start = time.perf_counter()

@@ -1,10 +1,10 @@
-r"""tau(step): schedules as frozen dataclasses.
+r"""Schedules, tau(step), as frozen dataclasses.
 
     tau_t = schedule(t)
 
 The contract: `schedule(step)` takes a step >= 0 and returns a positive, finite float; a schedule is immutable,
-hashable, picklable, and holds no state, so that a resumed run needs only its step. Bad parameters raise at
-construction. Values past a schedule's last step stay at its end. `Join` and `Cyclical` compose any of them; each child
+hashable, picklable, and has no state, so that a resumed run needs only its step. Bad parameters raise at
+construction. Past its last step a schedule stays at its end. `Join` and `Cyclical` compose any of them; each child
 sees the steps since its own boundary. The learning rate uses the same schedules, as factors.
 """
 
@@ -17,10 +17,10 @@ from taugrad.checks import check_count, check_positive
 
 
 class Schedule(Protocol):
-    """Anything that maps a step to a temperature."""
+    """Callable from a step to a temperature."""
 
     def __call__(self, step: int, /) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         ...
 
 
@@ -38,7 +38,7 @@ class Constant:
         check_positive("value", self.value)
 
     def __call__(self, step: int) -> float:
-        """The value at any step."""
+        """Return the value, at any step."""
         return self.value
 
 
@@ -60,7 +60,7 @@ class Linear:
         check_count("steps", self.steps)
 
     def __call__(self, step: int) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         return self.start + (self.end - self.start) * min(1.0, step / self.steps)
 
 
@@ -90,7 +90,7 @@ class Exponential:
             raise ValueError(f"rate must be a finite number >= 0, got {self.rate}")
 
     def __call__(self, step: int) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         return max(self.end, self.start * math.exp(-self.rate * (step - step % self.every)))
 
 
@@ -112,7 +112,7 @@ class Cosine:
         check_count("steps", self.steps)
 
     def __call__(self, step: int) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
 
 
@@ -129,7 +129,7 @@ class Join:
     boundaries: Sequence[int]
 
     def __post_init__(self) -> None:
-        # Tuples, so that a list from a config leaves the schedule hashable.
+        # Tuples keep a schedule hashable when a config gives lists.
         object.__setattr__(self, "schedules", tuple(self.schedules))
         object.__setattr__(self, "boundaries", tuple(self.boundaries))
         if not self.schedules:
@@ -146,14 +146,14 @@ class Join:
             raise ValueError(f"boundaries must increase, got {list(self.boundaries)}")
 
     def __call__(self, step: int) -> float:
-        """The value at `step`, of the schedule whose turn it is."""
+        """Return the value at `step`, of the schedule that runs there."""
         started = [b for b in self.boundaries if b <= step]
         return self.schedules[len(started)](step - (started[-1] if started else 0))
 
 
 @dataclass(frozen=True)
 class Cyclical:
-    """A schedule that starts anew every `period` steps.
+    """Schedule that starts again every `period` steps.
 
     >>> saw = Cyclical(Linear(1.0, 0.5, steps=100), period=100)
     >>> [saw(t) for t in (0, 50, 100, 150)]
@@ -168,7 +168,7 @@ class Cyclical:
         check_count("period", self.period)
 
     def __call__(self, step: int) -> float:
-        """The value at `step`, counted from the start of its cycle."""
+        """Return the value at `step`, counted from the start of its cycle."""
         return self.schedule(step % self.period)
 
 

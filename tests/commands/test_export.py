@@ -11,8 +11,8 @@ from taugrad.training.runs import load_run
 POLICY = ["model=policy", "env=k_cartpoles", "model.hidden=[16]", "env.max_env_steps=600", "evaluation.test_episodes=2"]
 POLICY += ["evaluation.episodes=2", "evaluation.every=300"]
 MODELS = {
-    "cat_vae": SMALL,
-    "structured": ["model=structured", "model.nll_samples=2", *SHORT],
+    "cat_vae": [*SMALL, "trainer.max_steps=10"],
+    "structured": ["model=structured", "model.nll_samples=2", *SHORT, "trainer.max_steps=10"],
     "semi_supervised": ["model=semi_supervised", "model.channels=[2,4]", "model.hidden=16", *SHORT],
     "policy": POLICY,
 }

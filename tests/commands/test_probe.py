@@ -3,17 +3,20 @@ import sys
 
 import pytest
 import torch
-from helpers.configs import CONF
+from helpers.configs import CONF, composed
 from helpers.images import cat_vae, loaders, trainer
 from helpers.oracles import enumerated_expectation
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import Logger
 
 from taugrad.commands.probe import run_probe, toy
+from taugrad.config import instantiate
 from taugrad.errors import ConfigError
 from taugrad.estimators import RLOO, Enumeration, GumbelRao, ReinMax, STGumbelSoftmax, StraightThrough
 from taugrad.probe import gradients, probe, reference
+from taugrad.training.checkpoints import WholeCheckpoints
 from taugrad.training.gradient_probe import GradientProbe
+from taugrad.training.states import SaveConfig
 
 
 @pytest.fixture
@@ -131,18 +134,12 @@ def test_the_probe_leaves_a_table_json_and_a_picture(tmp_path, capsys):
 
 
 def test_the_probe_takes_a_trained_run(tmp_path):
-    from taugrad.training.checkpoints import WholeCheckpoints
-    from taugrad.training.states import SaveConfig
-
     (tmp_path / "checkpoints").mkdir()
-    model = cat_vae(image_size=[28, 28], latents=2)
-    data = {
-        "_target_": "taugrad.data.datamodule.ImageData",
-        "source": {"_target_": "taugrad.data.binarized_mnist.binarized_mnist"},
-    }
-    config = {"model": {"_target_": "taugrad.models.cat_vae.CatVAE"} | dict(model.hparams), "data": data, "seed": 0}
-    run = trainer(tmp_path, SaveConfig(config), max_steps=1, plugins=[WholeCheckpoints()])
-    run.strategy.connect(model)
+    small = ["model.latents=2", "model.categories=4", "model.encoder=[16]", "model.decoder=[16]"]
+    config = composed("model=cat_vae", *small)
+    saved = SaveConfig({key: config[key] for key in ("task", "data", "seed")})
+    run = trainer(tmp_path, saved, max_steps=1, plugins=[WholeCheckpoints()])
+    run.strategy.connect(instantiate(config["task"]))
     run.save_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
     qualities = probed(tmp_path, f"run={tmp_path}", "images=3")
     assert len(qualities) == 4
@@ -190,10 +187,10 @@ def test_the_callback_logs_cosine_and_snr_and_leaves_the_training_as_it_was(tmp_
     recorder = Recorder()
     for callbacks in ((), (GradientProbe(every=5, images=2, draws=20),)):
         torch.manual_seed(0)
-        model = cat_vae(latents=2)
+        task = cat_vae(latents=2)
         run = trainer(tmp_path, *callbacks, max_steps=12, logger=recorder if callbacks else False, log_every_n_steps=1)
-        run.fit(model, *loaders())
-        weights.append(torch.nn.utils.parameters_to_vector(model.parameters()))
+        run.fit(task, *loaders())
+        weights.append(torch.nn.utils.parameters_to_vector(task.parameters()))
     assert torch.equal(*weights)
     probes = [(step, m) for step, m in recorder.logged if "probe/cosine" in m]
     assert [step for step, _ in probes] == [5, 10]

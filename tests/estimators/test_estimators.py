@@ -3,7 +3,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers.backends import by_torch_alone
+from helpers.backends import by_torch_alone, of_programs, once
 from helpers.cases import each
 from helpers.estimators import EVERY, HARD, PATHWISE, UNBIASED
 from helpers.oracles import enumerated_expectation
@@ -43,11 +43,13 @@ def gradient(estimator, f, logits, tau=1.0, **kwargs):
     return torch.autograd.grad(estimator.expectation(f, leaf, tau, **kwargs).sum(), leaf)[0]
 
 
+@once
 def test_every_estimator_of_the_module_is_tested_here():
     classes = {c for c in vars(estimators).values() if isinstance(c, type) and issubclass(c, Estimator)}
     assert {c for c in classes if not inspect.isabstract(c)} == {type(e) for e in EVERY}
 
 
+@once
 @each("estimator", EVERY)
 def test_every_docstring_states_bias_and_source(estimator):
     doc = type(estimator).__doc__ or ""
@@ -55,6 +57,7 @@ def test_every_docstring_states_bias_and_source(estimator):
     assert "Source:" in doc or isinstance(estimator, Enumeration)
 
 
+@once
 @each("estimator", EVERY)
 def test_estimators_are_frozen_hashable_and_comparable(estimator):
     assert estimator == type(estimator)(**vars(estimator))
@@ -66,7 +69,7 @@ def test_estimators_are_frozen_hashable_and_comparable(estimator):
 
 @each("dtype", DTYPES)
 @each("lead", [(), (7,), (2, 3)])
-@pytest.mark.parametrize("estimator", EVERY, ids=repr)
+@each("estimator", EVERY)
 def test_expectation_takes_any_leading_shape_and_dtype(estimator, lead, dtype):
     logits = torch.randn(*lead, 2, 3).to(dtype).requires_grad_()
     weights = torch.randn(2, 3).to(dtype)
@@ -78,7 +81,7 @@ def test_expectation_takes_any_leading_shape_and_dtype(estimator, lead, dtype):
 
 
 @each("dtype", DTYPES)
-@pytest.mark.parametrize("estimator", EVERY, ids=repr)
+@each("estimator", EVERY)
 def test_expectation_gives_a_masked_class_no_gradient(estimator, dtype):
     logits = torch.randn(500, 2, 3).to(dtype)
     logits[:, 0, 1] = -torch.inf
@@ -98,7 +101,7 @@ def test_expectation_refuses_a_row_with_every_class_masked(estimator):
         estimator.expectation(lambda z: z.sum((-2, -1)), torch.full((2, 2, 3), -torch.inf))
 
 
-@pytest.mark.parametrize("estimator", [*PATHWISE, *UNBIASED], ids=repr)
+@each("estimator", [*PATHWISE, *UNBIASED])
 def test_expectation_is_determined_by_a_generator_and_spares_the_global_state(estimator):
     before = torch.get_rng_state()
     logits = torch.randn(50, 2, 3, generator=generator())
@@ -108,7 +111,7 @@ def test_expectation_is_determined_by_a_generator_and_spares_the_global_state(es
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("estimator", EVERY, ids=repr)
+@each("estimator", EVERY)
 def test_the_gradient_to_fs_own_parameters_is_that_of_its_values(estimator):
     logits = torch.randn(2, 3, dtype=torch.float64)
     weights = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
@@ -133,7 +136,7 @@ def test_the_gradient_to_fs_own_parameters_is_that_of_its_values(estimator):
 
 @each("dtype", DTYPES)
 @each("shape", [(5,), (7, 5), (2, 3, 5)])
-@pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
+@each("estimator", PATHWISE)
 def test_samples_have_the_logits_shape_and_dtype_and_sum_to_one_along_dim(estimator, shape, dtype):
     for dim in range(-len(shape), len(shape)):
         z = estimator.sample(torch.randn(shape).to(dtype), 0.7, dim)
@@ -142,7 +145,7 @@ def test_samples_have_the_logits_shape_and_dtype_and_sum_to_one_along_dim(estima
 
 
 @each("dtype", DTYPES)
-@pytest.mark.parametrize("estimator", HARD, ids=repr)
+@each("estimator", HARD)
 def test_hard_samples_are_one_hot_to_the_bit_and_distributed_as_softmax(estimator, dtype):
     logits = torch.tensor([0.5, -1.0, 2.0, -torch.inf]).to(dtype)
     z = estimator.sample(logits.expand(100_000, 4), 0.3)
@@ -150,7 +153,7 @@ def test_hard_samples_are_one_hot_to_the_bit_and_distributed_as_softmax(estimato
     assert frequencies_p_value(z.double().sum(0), logits.double().softmax(-1)) > FALSE_FAILURE
 
 
-@pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
+@each("estimator", PATHWISE)
 def test_a_generator_determines_the_sample_and_spares_the_global_state(estimator):
     before = torch.get_rng_state()
     logits = torch.randn(100, 5, generator=generator())
@@ -160,7 +163,7 @@ def test_a_generator_determines_the_sample_and_spares_the_global_state(estimator
 
 
 @each("dtype", DTYPES)
-@pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
+@each("estimator", PATHWISE)
 def test_a_masked_class_is_never_drawn_and_gets_no_gradient(estimator, dtype):
     logits = torch.zeros(10_000, 3, dtype=dtype)
     logits[:, 1] = -torch.inf
@@ -184,7 +187,7 @@ def test_a_tau_that_is_not_positive_raises(estimator):
         estimator.sample(torch.zeros(2, 3), 0.0)
 
 
-@pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
+@each("estimator", PATHWISE)
 def test_non_contiguous_logits_change_nothing(estimator):
     logits = torch.randn(5, 4, 3)
     a = estimator.sample(logits.transpose(0, 2), 0.5, generator=generator())
@@ -192,7 +195,7 @@ def test_non_contiguous_logits_change_nothing(estimator):
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
+@each("estimator", PATHWISE)
 def test_vmap_equals_the_batch_by_torch_alone(estimator):
     logits = torch.randn(6, 4, 5)
     torch.manual_seed(0)
@@ -202,6 +205,7 @@ def test_vmap_equals_the_batch_by_torch_alone(estimator):
         assert torch.equal(mapped, estimator.sample(logits, 0.5))
 
 
+@of_programs
 @pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
 def test_compiles_without_a_graph_break(estimator):
     torch.compiler.reset()
@@ -221,7 +225,7 @@ def test_compiles_without_a_graph_break(estimator):
 
 @each("dtype", DTYPES)
 @each("tau", [1e-4, 1.0, 1e4])
-@pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
+@each("estimator", PATHWISE)
 def test_extreme_logits_and_temperatures_give_finite_values_and_gradients(estimator, tau, dtype):
     logits = torch.tensor([[1e4, -1e4, 0.0], [1.0, 1.0, -torch.inf]]).to(dtype).requires_grad_()
     z = estimator.sample(logits, tau)
@@ -230,7 +234,7 @@ def test_extreme_logits_and_temperatures_give_finite_values_and_gradients(estima
     assert torch.isfinite(g).all()
 
 
-@pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
+@each("estimator", PATHWISE)
 def test_expectation_is_f_of_the_sample_in_value_and_gradient(estimator):
     logits = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(2, 3, dtype=torch.float64)
@@ -243,7 +247,7 @@ def test_expectation_is_f_of_the_sample_in_value_and_gradient(estimator):
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("estimator", EVERY, ids=repr)
+@each("estimator", EVERY)
 def test_expectation_under_vmap_gives_what_the_batch_gives_in_distribution(estimator):
     logits = torch.randn(2, 3, dtype=torch.float64)
     weights = torch.randn(2, 3, dtype=torch.float64)
@@ -259,6 +263,7 @@ def test_expectation_under_vmap_gives_what_the_batch_gives_in_distribution(estim
         assert len({tuple(g.flatten().tolist()) for g in mapped}) >= 9  # not one draw for all rows
 
 
+@once
 @pytest.mark.parametrize("estimator", EVERY, ids=repr)
 def test_expectation_compiles_without_a_graph_break(estimator):
     torch.compiler.reset()
@@ -333,12 +338,11 @@ def cubic(A, z):
 
 
 def expected_gradient(estimator, f, logits, tau=1.0):
-    """Over all K draws, each found by trying seeds and weighted by its probability; f takes (..., K)."""
-    gradients = {}
-    for seed in range(1000):
-        leaf = logits.clone().requires_grad_()
-        z = estimator.sample(leaf, tau, generator=generator(seed))
-        gradients[int(z.argmax())] = torch.autograd.grad(f(z), leaf)[0]
+    """Over all K draws, each found among 1,000 and weighted by its probability; f takes (..., K)."""
+    leaf = logits.expand(1000, K).clone().requires_grad_()
+    z = estimator.sample(leaf, tau, generator=generator())
+    (every,) = torch.autograd.grad(f(z).sum(), leaf)
+    gradients = dict(zip(z.argmax(-1).tolist(), every, strict=True))
     return logits.softmax(-1) @ torch.stack([gradients[k] for k in range(K)])
 
 
@@ -352,7 +356,7 @@ def problem():
     return torch.randn(K, generator=g, dtype=torch.float64), torch.randn(K, K, generator=g, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("estimator", [StraightThrough(), ReinMax()], ids=repr)
+@each("estimator", [StraightThrough(), ReinMax()])
 def test_straight_through_and_reinmax_are_exact_on_a_linear_f(estimator, problem):
     logits, A = problem
     linear = lambda z: z @ A[0]  # noqa: E731
@@ -431,8 +435,8 @@ def test_the_sampled_gradient_of_straight_through_has_the_enumerated_bias(proble
     assert mean_p_value(gradients, exact_gradient(lambda z: quadratic(A, z), logits)) < FALSE_FAILURE  # power
 
 
-@pytest.mark.parametrize("tau", [0.3, 1.0])
-@pytest.mark.parametrize("estimator", [*UNBIASED, RLOO(samples=2), REBAR(eta=0.3)], ids=repr)
+@each("tau", [0.3, 1.0])
+@each("estimator", [*UNBIASED, RLOO(samples=2), REBAR(eta=0.3)])
 def test_score_function_estimators_are_unbiased_in_value_and_gradient(estimator, tau):
     logits = torch.randn(2, 3, dtype=torch.float64)
     A = torch.randn(6, 6, dtype=torch.float64)
@@ -512,8 +516,9 @@ def test_soft_gumbel_softmax_approaches_the_exact_expectation_as_tau_falls():
     assert errors[2] < 0.1
 
 
-@pytest.mark.parametrize(
-    ("build", "sentence"),
+@once
+@each(
+    "build, sentence",
     [
         (lambda: DecoupledSTGumbelSoftmax(backward_tau=0.0), "backward_tau must be a positive finite number, got 0.0"),
         (lambda: GumbelRao(draws=0), "draws must be at least 1, got 0"),
@@ -560,6 +565,7 @@ def test_enumeration_ignores_a_masked_class_and_gives_it_no_gradient():
     assert torch.isfinite(g).all()
 
 
+@once
 def test_configurations_are_all_of_them_once():
     z = configurations(torch.zeros(2, 3))
     assert z.shape == (9, 2, 3)
@@ -576,6 +582,7 @@ def test_too_many_configurations_and_a_wrong_f_get_a_sentence():
         Enumeration().expectation(lambda z: z, torch.zeros(3))
 
 
+@once
 def test_pathwise_is_the_interface_of_those_that_give_samples():
     assert all(isinstance(e, Pathwise) for e in PATHWISE)
     assert not any(isinstance(e, Pathwise) for e in [*UNBIASED, Enumeration()])

@@ -8,7 +8,7 @@ import torch
 
 
 def each(names: str, cases: Iterable) -> Callable[[Callable], Callable]:
-    """As `pytest.mark.parametrize`, for cases too small to be tests of their own: one test runs them all.
+    """Run all cases in one test: `pytest.mark.parametrize` for cases too small to be tests of their own.
 
     Every case starts from the state that a test starts from, and one that fails is named.
     """

@@ -27,7 +27,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 class Result(NamedTuple):
-    """What `subprocess.run` returns of a process."""
+    """Result of a process, as `subprocess.run` returns it."""
 
     returncode: int
     stdout: str
@@ -61,7 +61,7 @@ def _refuse(*_: object) -> None:
 
 
 def _exit_code(command: Callable[[], object]) -> int:
-    """Of a command, and on stderr what the interpreter writes at its end."""
+    """Run a command; return its exit code, and write to stderr what the interpreter writes at its end."""
     try:
         command()
     except SystemExit as error:

@@ -1,4 +1,4 @@
-"""What the library is held against: textbook forms in float64, written without it."""
+"""Oracles: textbook forms in float64, written without the library."""
 
 import itertools
 

@@ -78,9 +78,8 @@ def test_an_estimator_with_the_documented_signature_works_wherever_one_is_taken(
     exact, _ = reference(f, logits)
     assert probe(own(), f, logits, exact, draws=20).variance > 0
     x, labels = (torch.rand(6, 4, 4) < 0.5).float(), torch.full((6,), -1)
-    chosen = {"estimator": {"_target_": f"{__name__}.{own.__name__}"}}
-    for model in (cat_vae(**chosen), structured(**chosen), semi_supervised(**chosen)):
-        model.loss_terms(x, labels, 0)["loss"].backward()
-    policy = improving(task(*POLICY))
-    policy.estimator = own()
-    policy.improve()
+    for images in (cat_vae(estimator=own()), structured(estimator=own()), semi_supervised(estimator=own())):
+        images.model.loss_terms(x, labels, images.estimator, 1.0)["loss"].backward()
+    policy, improve = improving(task(*POLICY, f"estimator._target_={__name__}.{own.__name__}"))
+    assert isinstance(policy.agent.hp.estimator, own)
+    improve()

@@ -5,20 +5,22 @@ import torch
 from helpers.images import C, semi_supervised, trainer
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
+from taugrad import Enumeration, GumbelSoftmax, STGumbelSoftmax, estimators
+from taugrad.data.augmentation import RandomAffine
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split, balanced
 from taugrad.errors import DataError, NonFiniteLossError
 from taugrad.models.semi_supervised import kl_to_standard_normal
 
-AMOUNTS = {"degrees": 10, "scale": 0.1, "shear": 0.1, "shift": 0.2}
 PATHWISE = ("GumbelSoftmax", "STGumbelSoftmax", "StraightThrough", "GappedStraightThrough", "ReinMax", "GumbelRao")
 
 
-def enumerated(**changes):
-    model = semi_supervised(estimator={"_target_": "taugrad.estimators.Enumeration"}, **changes).double()
+def sharp(**changes):
+    """A model in float64 whose classes and `z` matter."""
+    model = semi_supervised(**changes).model.double()
     with torch.no_grad():
         for p in model.parameters():
-            p.mul_(2)  # classes and z that matter
+            p.mul_(2)
     return model
 
 
@@ -50,7 +52,7 @@ def log_p_x_given_y(model, x, y):
 
 
 def test_f_plus_the_kl_to_the_posterior_of_z_is_the_log_evidence_given_y():
-    model = enumerated(latent_size=1)
+    model = sharp(latent_size=1)
     x = torch.randint(2, (6, 4, 4)).double()
     for c in range(C):
         y = torch.eye(C, dtype=torch.float64)[c].expand(6, -1)
@@ -59,13 +61,13 @@ def test_f_plus_the_kl_to_the_posterior_of_z_is_the_log_evidence_given_y():
         assert (evidence > F).all()
         with torch.no_grad():
             h = model.features(x)
-            draws = torch.stack([model.bound_given(x, h, y) for _ in range(4000)])
+            draws = model.bound_given(x, h, y.expand(4000, 6, C))
         error = draws.std(0) / len(draws) ** 0.5
         assert ((draws.mean(0) - F).abs() < 5 * error).all()  # 6e-7 an image
 
 
 def test_the_unlabelled_bound_plus_the_kl_to_the_posterior_of_y_is_the_log_evidence():
-    model = enumerated(latent_size=1)
+    model = sharp(latent_size=1)
     with torch.no_grad():  # q(z|x,y) = p(z) and a decoder that ignores z: F(x, y) is log p(x|y), without noise
         model.posterior[-1].weight.zero_()
         model.posterior[-1].bias.zero_()
@@ -78,22 +80,21 @@ def test_the_unlabelled_bound_plus_the_kl_to_the_posterior_of_y_is_the_log_evide
     h = model.features(x)
     log_q = model.classify(x).log_softmax(-1).T
     gap = (log_q.exp() * (log_q - (log_joint - log_evidence))).sum(0)
-    U = model.unlabelled_bound(x, h, model.classify(x), tau=1.0)
+    U = model.unlabelled_bound(x, h, model.classify(x), Enumeration(), tau=1.0)
     torch.testing.assert_close(U + gap, log_evidence, rtol=0, atol=1e-10)
     # A sampled class has the same bound in expectation.
-    sampled = semi_supervised(latent_size=1).double()
-    sampled.load_state_dict(model.state_dict())
     with torch.no_grad():
-        draws = torch.stack([sampled.unlabelled_bound(x, h, model.classify(x), tau=1.0) for _ in range(4000)])
+        many = (part.repeat(4000, *[1] * (part.ndim - 1)) for part in (x, h, model.classify(x)))
+        draws = model.unlabelled_bound(*many, STGumbelSoftmax(), tau=1.0).view(4000, 6)
     assert ((draws.mean(0) - U).abs() < 5 * draws.std(0) / len(draws) ** 0.5 + 1e-9).all()
 
 
 def test_the_loss_weighs_bounds_by_images_and_the_labelled_log_q_by_alpha():
-    model = enumerated()
+    model = sharp()
     x = torch.randint(2, (5, 4, 4)).double()
     labels = torch.tensor([-1, 2, -1, -1, 0])
     torch.manual_seed(3)
-    terms = model.loss_terms(x, labels, step=0)
+    terms = model.loss_terms(x, labels, Enumeration(), 1.0)
     log_q = model.classify(x).log_softmax(-1)
     classification = -(log_q[1, 2] + log_q[4, 0]) / 2
     expected = -(3 * terms["elbo"] + 2 * terms["labelled_elbo"]) / 5 + 2.0 * classification
@@ -103,16 +104,17 @@ def test_the_loss_weighs_bounds_by_images_and_the_labelled_log_q_by_alpha():
     h = model.features(x[[1, 4]])
     L = model.bound_given(x[[1, 4]], h, torch.eye(C, dtype=torch.float64)[[2, 0]]) - math.log(C)
     torch.manual_seed(5)
-    torch.testing.assert_close(model.loss_terms(x[[1, 4]], labels[[1, 4]], 0)["labelled_elbo"], L.mean())
+    terms = model.loss_terms(x[[1, 4]], labels[[1, 4]], Enumeration(), 1.0)
+    torch.testing.assert_close(terms["labelled_elbo"], L.mean())
 
 
-def test_only_the_classifier_sees_augmented_images_and_only_in_training(tmp_path):
-    model = semi_supervised(augment={"_target_": "taugrad.data.augmentation.RandomAffine", **AMOUNTS})
+def test_only_the_classifier_sees_augmented_images_and_only_in_training():
+    model = semi_supervised(augment=RandomAffine(degrees=10, scale=0.1, shear=0.1, shift=0.2)).model
     seen = {"classifier": [], "features": []}
     for name, images in seen.items():
         getattr(model, name).register_forward_pre_hook(lambda _, inputs, images=images: images.append(inputs[0]))
     x = torch.rand(50, 4, 4).round()
-    model.loss_terms(x, torch.full((50,), -1), step=0)
+    model.loss_terms(x, torch.full((50,), -1), STGumbelSoftmax(), 1.0)
     assert torch.equal(seen["features"][0], x)
     assert not torch.equal(seen["classifier"][0], x)
     model.evaluation_terms(x, torch.zeros(50), torch.Generator().manual_seed(0))
@@ -120,60 +122,64 @@ def test_only_the_classifier_sees_augmented_images_and_only_in_training(tmp_path
 
 
 def test_batches_without_labels_and_with_labels_only_have_the_terms_that_they_can():
-    model = semi_supervised()
+    model = semi_supervised().model
     x = torch.rand(4, 4, 4).round()
-    assert set(model.loss_terms(x, torch.full((4,), -1), 0)) == {"loss", "elbo"}
-    assert set(model.loss_terms(x, torch.arange(4) % C, 0)) == {"loss", "labelled_elbo", "classification", "accuracy"}
+    unlabelled, labelled = (
+        model.loss_terms(x, labels, STGumbelSoftmax(), 1.0) for labels in (torch.full((4,), -1), torch.arange(4) % C)
+    )
+    assert set(unlabelled) == {"loss", "elbo"}
+    assert set(labelled) == {"loss", "labelled_elbo", "classification", "accuracy"}
 
 
 def test_a_sampled_class_costs_one_evaluation_of_the_decoder_and_a_marginalized_one_c():
     x = torch.rand(7, 4, 4).round()
     for classes in (3, 100):
-        rows = {}
+        rows, seen = {}, []
+        model = semi_supervised(classes=classes).model
+        model.decoder.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0][..., 0].numel()))
         for name in ("Enumeration", *PATHWISE):
             few = {"draws": 5} if name == "GumbelRao" else {}
-            model = semi_supervised(classes=classes, estimator={"_target_": f"taugrad.estimators.{name}"} | few)
-            seen = []
-            model.decoder.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0][..., 0].numel()))
-            model.loss_terms(x, torch.full((7,), -1), 0)
+            seen.clear()
+            model.loss_terms(x, torch.full((7,), -1), getattr(estimators, name)(**few), 1.0)
             rows[name] = sum(seen)
         assert rows.pop("Enumeration") == 7 * classes
         assert set(rows.values()) == {7}
 
 
-@pytest.mark.parametrize("name", ["Enumeration", "STGumbelSoftmax"])
-def test_three_labels_and_many_images_make_a_classifier(name, tmp_path):
+@pytest.mark.parametrize("estimator", [Enumeration(), STGumbelSoftmax()], ids=lambda e: type(e).__name__)
+def test_three_labels_and_many_images_make_a_classifier(estimator, tmp_path):
     split = stripes()
     labelled = balanced(split.labels, C, seed=0)
-    batches = ShuffledBatches(split, 40, seed=0, labelled=labelled, labelled_batch_size=C)
-    model = semi_supervised(estimator={"_target_": f"taugrad.estimators.{name}"})
-    run = trainer(tmp_path, max_steps=200)
-    before = run.test(model, Batches(split, 40), verbose=False)[0]
-    run.fit(model, batches, Batches(split, 40))
-    after = run.test(model, Batches(split, 40), verbose=False)[0]
+    batches = ShuffledBatches(split, 40, seed=0, labelled=labelled, labelled_batch_size=C, stack=3)
+    task = semi_supervised(estimator=estimator)
+    run = trainer(tmp_path, max_steps=200, limit_val_batches=0)
+    before = run.test(task, Batches(split, 40), verbose=False)[0]
+    run.fit(task, batches, Batches(split, 40))
+    after = run.test(task, Batches(split, 40), verbose=False)[0]
     assert after["test/accuracy"] > 0.9 > before["test/accuracy"] + 0.3
     assert after["test/elbo"] == -after["test/loss"] > before["test/elbo"]
 
 
 def test_accuracy_is_the_share_of_images_whose_most_probable_class_is_their_label(tmp_path):
-    model = semi_supervised()
+    task = semi_supervised()
+    head = task.model.classifier[-1][-1]
     with torch.no_grad():
-        model.classifier[-1][-1].weight.zero_()
-        model.classifier[-1][-1].bias.copy_(torch.tensor([0.0, 3.0, 1.0]))
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0, 3.0, 1.0]))
     split = stripes(30)
-    metrics = trainer(tmp_path).test(model, Batches(split, 10), verbose=False)[0]
+    metrics = trainer(tmp_path).test(task, Batches(split, 10), verbose=False)[0]
     assert metrics["test/accuracy"] == pytest.approx(1 / 3)
-    metrics = trainer(tmp_path).validate(model, Batches(split, 10), verbose=False)[0]
+    metrics = trainer(tmp_path).validate(task, Batches(split, 10), verbose=False)[0]
     p = torch.tensor([0.0, 3.0, 1.0]).softmax(-1)
     assert metrics["val/code_perplexity"] == pytest.approx(math.exp(-(p * p.log()).sum()), rel=1e-4)
 
 
 def test_evaluation_is_discrete_repeatable_and_leaves_the_random_state_alone(tmp_path):
-    model = semi_supervised(estimator={"_target_": "taugrad.estimators.GumbelSoftmax"})
+    task = semi_supervised(estimator=GumbelSoftmax())
     seen = []
-    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., :C]))
+    task.model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., :C]))
     before = torch.get_rng_state()
-    metrics = [trainer(tmp_path).test(model, Batches(stripes(), 40), verbose=False)[0] for _ in range(2)]
+    metrics = [trainer(tmp_path).test(task, Batches(stripes(), 40), verbose=False)[0] for _ in range(2)]
     assert metrics[0] == metrics[1]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(((y == 0) | (y == 1)).all() for y in seen)
@@ -186,7 +192,7 @@ def test_the_kl_of_the_gaussian_is_torchs():
 
 
 def test_pictures_show_classes_in_columns():
-    model = semi_supervised()
+    model = semi_supervised().model
     split = stripes(30)
     x = split.images / 255
     pictures = model.pictures(x, split.labels)
@@ -199,21 +205,25 @@ def test_pictures_show_classes_in_columns():
 
 @pytest.mark.parametrize("labels", [[0, 3], [-2, 0]])
 def test_labels_outside_the_classes_get_a_sentence_in_training_and_evaluation(labels, tmp_path):
-    model = semi_supervised()
+    task = semi_supervised()
     split = Split(torch.zeros(2, 4, 4, dtype=torch.uint8), torch.tensor(labels))
     sentence = rf"labels must be in 0 to 2, or -1 for none, got {min(labels)} to {max(labels)}: model.classes must be"
     with pytest.raises(DataError, match=sentence):
-        trainer(tmp_path, max_steps=1).fit(model, ShuffledBatches(split, 2, seed=0), Batches(split, 2))
+        trainer(tmp_path, max_steps=1).fit(task, ShuffledBatches(split, 2, seed=0), Batches(split, 2))
     with pytest.raises(DataError, match=sentence):
-        trainer(tmp_path).test(model, Batches(split, 2), verbose=False)
+        trainer(tmp_path).test(task, Batches(split, 2), verbose=False)
 
 
-@pytest.mark.parametrize(("part", "term"), [("posterior", "unlabelled bound"), ("decoder", "unlabelled bound")])
-def test_a_loss_that_is_not_finite_is_named(part, term):
-    model = semi_supervised()
-    next(getattr(model, part).parameters()).data.fill_(math.nan)
-    with pytest.raises(NonFiniteLossError, match=rf"the {term} term of the loss is nan at step 3 \(tau = 1\)"):
-        model.loss_terms(torch.zeros(2, 4, 4), torch.full((2,), -1), step=3)
+@pytest.mark.parametrize("part", ["posterior", "decoder"])
+@pytest.mark.parametrize(
+    ("label", "named"), [(-1, "loss = nan, elbo = nan"), (0, "loss = nan, labelled_elbo = nan")], ids=["none", "label"]
+)
+def test_a_loss_that_is_not_finite_names_the_bound_that_is(part, label, named, tmp_path):
+    task = semi_supervised()
+    next(getattr(task.model, part).parameters()).data.fill_(math.nan)
+    split = Split(torch.zeros(2, 4, 4, dtype=torch.uint8), torch.full((2,), label))
+    with pytest.raises(NonFiniteLossError, match=rf"not finite at step 0 \(tau = 1\), with {named}: a lower"):
+        trainer(tmp_path, max_steps=1).fit(task, ShuffledBatches(split, 2, seed=0), Batches(split, 2))
 
 
 @pytest.mark.parametrize(

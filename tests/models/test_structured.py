@@ -3,10 +3,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers.images import ESTIMATORS, K, Losses, N, images, loaders, structured, trainer
+from helpers.images import ESTIMATORS, K, N, first_and_last_loss, images, loaders, structured, trainer
 from helpers.samples import FALSE_FAILURE, mean_p_value
 
-from taugrad.data.images import Split
+from taugrad import RLOO, Enumeration, estimators
 from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import configurations
 from taugrad.models.structured import halves
@@ -15,7 +15,7 @@ from taugrad.ops.categorical import log_prob
 
 def exact():
     """A model in float64, images, E log p(x|z), log p(x|u), and log p(z|u), log p(x|z) of all configurations."""
-    model = structured(estimator={"_target_": "taugrad.estimators.Enumeration"}).double()
+    model = structured().model.double()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3)  # codes that matter
@@ -36,7 +36,7 @@ def exact():
 
 def test_the_training_loss_is_minus_the_expected_log_likelihood_and_bounds_the_evidence():
     model, x, expected, log_evidence, *_ = exact()
-    loss = model.loss_terms(x, torch.zeros(5), step=0)["loss"]
+    loss = model.loss_terms(x, torch.zeros(5), Enumeration(), 1.0)["loss"]
     torch.testing.assert_close(loss, -expected.mean(), rtol=0, atol=1e-10)
     assert -loss < log_evidence.mean()
 
@@ -44,7 +44,7 @@ def test_the_training_loss_is_minus_the_expected_log_likelihood_and_bounds_the_e
 def test_the_exact_loss_has_the_gradient_of_the_enumerated_one():
     model, x, expected, *_ = exact()
     parameters = list(model.parameters())
-    ours = torch.autograd.grad(model.loss_terms(x, torch.zeros(5), step=0)["loss"], parameters)
+    ours = torch.autograd.grad(model.loss_terms(x, torch.zeros(5), Enumeration(), 1.0)["loss"], parameters)
     enumerated = torch.autograd.grad(-expected.mean(), parameters)
     for a, b in zip(ours, enumerated, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
@@ -55,9 +55,9 @@ def test_the_loss_of_two_samples_is_their_enumerated_bound_and_tighter():
     pairs = (log_p.unsqueeze(0) + log_p.unsqueeze(1)).exp()
     bounds = torch.logaddexp(log_likelihood.unsqueeze(0), log_likelihood.unsqueeze(1)) - math.log(2)
     bound = (pairs * bounds).sum((0, 1)).mean()
-    two = structured(estimator={"_target_": "taugrad.estimators.Enumeration"}, samples=2).double()
+    two = structured(samples=2).model.double()
     two.load_state_dict(model.state_dict())
-    loss = two.loss_terms(x, torch.zeros(5), step=0)["loss"]
+    loss = two.loss_terms(x, torch.zeros(5), Enumeration(), 1.0)["loss"]
     torch.testing.assert_close(loss, -bound, rtol=0, atol=1e-10)
     assert expected.mean() < -loss < log_evidence.mean()
     ours = torch.autograd.grad(loss, list(two.parameters()))
@@ -67,15 +67,15 @@ def test_the_loss_of_two_samples_is_their_enumerated_bound_and_tighter():
 
 def test_the_score_function_is_unbiased_through_both_layers():
     model, x, expected, *_ = exact()
-    weight = model.first[0].weight
-    (gradient,) = torch.autograd.grad(expected[0], weight)
-    nested = structured(estimator={"_target_": "taugrad.estimators.RLOO", "samples": 4}).double()
-    nested.load_state_dict(model.state_dict())
-    draws = []
-    for _ in range(3000):
-        value = nested.expected_bound(x[:1], tau=1.0).sum()
-        draws.append((torch.autograd.grad(value, nested.first[0].weight)[0] * gradient).sum())
-    draws, target = torch.stack(draws), gradient.square().sum()
+    (gradient,) = torch.autograd.grad(expected[0], model.first[0].weight)
+    logits_1 = []
+    model.first.register_forward_hook(lambda _, inputs, output: logits_1.append(output))
+    draws = x[:1].expand(3000, -1, -1)
+    value = model.expected_bound(draws, RLOO(samples=4), tau=1.0).sum()
+    # A draw's gradient of the weight is that of its logits times the upper half.
+    along = halves(draws)[0].flatten(1) @ gradient.T
+    draws = (torch.autograd.grad(value, logits_1)[0] * along).sum(-1)
+    target = gradient.square().sum()
     assert mean_p_value(draws, target.detach()) > FALSE_FAILURE
     assert mean_p_value(draws, 0.8 * target.detach()) < FALSE_FAILURE
 
@@ -95,28 +95,23 @@ def test_the_bound_lies_below_the_evidence_and_approaches_it_as_m_grows():
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_training_lowers_the_loss_with_every_estimator(name, tmp_path):
     few = {"GumbelRao": {"draws": 5}, "RLOO": {"samples": 3}}.get(name, {})
-    losses = Losses()
-    model = structured(estimator={"_target_": f"taugrad.estimators.{name}"} | few)
+    task = structured(estimator=getattr(estimators, name)(**few))
     x = torch.zeros(50, 4, 4, dtype=torch.uint8)
     x[:25], x[25:, :, 2:] = 255, 255  # the lower half follows from the upper
-    trainer(tmp_path, losses, max_steps=150).fit(model, *loaders(Split(x, torch.zeros(50, dtype=torch.int64))))
-    first, last = (
-        torch.tensor([loss for loss, *_ in list(losses.losses.values())[s]]).mean()
-        for s in (slice(5), slice(-20, None))
-    )
+    first, last = first_and_last_loss(task, x, tmp_path)
     assert last < first / 2
 
 
 def test_the_test_reports_the_bound_with_its_number_of_samples_and_repeats(tmp_path):
-    model = structured(nll_samples=200)
-    metrics = [trainer(tmp_path).test(model, loaders()[1], verbose=False)[0] for _ in range(2)]
+    task = structured(nll_samples=200)
+    metrics = [trainer(tmp_path).test(task, loaders()[1], verbose=False)[0] for _ in range(2)]
     assert metrics[0] == metrics[1]
     assert metrics[0]["test/nll_samples"] == 200
     assert metrics[0]["test/nll"] < metrics[0]["test/loss"]
 
 
 def test_the_prediction_does_not_see_the_lower_half():
-    model = structured()
+    model = structured().model
     x = torch.rand(3, 4, 4)
     changed = x.clone()
     changed[:, 2:] = 1 - changed[:, 2:]
@@ -126,23 +121,23 @@ def test_the_prediction_does_not_see_the_lower_half():
 
 
 def test_a_centred_model_starts_at_the_mean_of_both_halves():
-    model, mean, x = structured(centred=True), torch.rand(4, 4), torch.rand(3, 4, 4)
+    model, mean, x = structured(centred=True).model, torch.rand(4, 4), torch.rand(3, 4, 4)
     model.start(mean)
     torch.testing.assert_close(model.decoder[-1].bias.sigmoid(), mean[2:].flatten().clamp(1e-3, 1 - 1e-3))
     torch.testing.assert_close(model.logits_1(x).flatten(1), model.first((x - mean)[:, :2].flatten(1)))
-    assert "mean" not in structured().state_dict()
+    assert "mean" not in structured().model.state_dict()
 
 
 def test_code_usage_counts_the_latents_of_both_layers(tmp_path):
-    model = structured()
-    metrics = trainer(tmp_path).validate(model, loaders()[1], verbose=False)[0]
-    perplexity, active = model.code_usage()
+    task = structured()
+    metrics = trainer(tmp_path).validate(task, loaders()[1], verbose=False)[0]
+    perplexity, active = task.code_usage()
     assert perplexity.shape == active.shape == (2 * N,)
     assert 1 <= metrics["val/code_perplexity"] <= K
 
 
 def test_completions_keep_the_upper_half_and_differ_below():
-    model = structured()
+    model = structured().model
     with torch.no_grad():
         model.decoder[-1].weight.mul_(20)
     split = images(30)
@@ -157,11 +152,15 @@ def test_completions_keep_the_upper_half_and_differ_below():
     assert torch.equal(model.pictures(x, labels)["completions"], pictures["completions"])
 
 
-def test_a_loss_that_is_not_finite_is_named():
-    model = structured()
-    model.decoder[-1].bias.data.fill_(math.nan)
-    with pytest.raises(NonFiniteLossError, match=r"the log-likelihood term of the loss is nan at step 3 \(tau = 1\)"):
-        model.loss_terms(torch.zeros(2, 4, 4), torch.zeros(2), step=3)
+def test_a_loss_that_is_not_finite_is_named(tmp_path):
+    task = structured()
+    task.model.decoder[-1].bias.data.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"not finite at step 0 \(tau = 1\), with loss = nan: a lower"):
+        trainer(tmp_path, max_steps=1).fit(task, *loaders())
+    task = structured()
+    task.model.second[-1].bias.data.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"at step 0 \(tau = 1\), with logits that are not finite: a lower"):
+        trainer(tmp_path, max_steps=1).fit(task, *loaders())
 
 
 @pytest.mark.parametrize(
@@ -173,7 +172,7 @@ def test_a_loss_that_is_not_finite_is_named():
         ({"second": [0]}, r"second\[0\] must be at least 1, got 0"),
         ({"nll_samples": 0}, "nll_samples must be at least 1, got 0"),
         (
-            {"latents": 10, "estimator": {"_target_": "taugrad.estimators.Enumeration"}},
+            {"latents": 10, "estimator": Enumeration()},
             r"20 latents of 3 classes have 3\^20 configurations",
         ),
     ],

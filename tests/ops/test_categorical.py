@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from helpers.backends import once
+from helpers.cases import each
 from scipy import stats
 from torch.distributions import Categorical, kl_divergence
 
@@ -12,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 SHAPES = [(5,), (7, 5), (2, 3, 5)]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@each("shape", SHAPES)
 def test_values_are_those_of_torch_distributions(shape):
     p, q = torch.randn(2, *shape, dtype=torch.float64).unbind()
     index = torch.randint(5, shape[:-1])
@@ -34,7 +36,7 @@ def test_the_classes_may_stand_in_any_dim():
         torch.testing.assert_close(log_prob(p, z, dim), log_prob(moved[0], z.movedim(dim, -1)))
 
 
-@pytest.mark.parametrize(
+@each(
     "call",
     [
         entropy,
@@ -79,7 +81,7 @@ def test_kl_is_infinite_where_q_masks_what_p_allows():
     assert log_prob(q, torch.tensor([0.0, 1.0])) == -math.inf
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_extreme_logits_stay_finite_in_every_dtype(dtype):
     x = torch.tensor([1e4, -1e4, 0.0]).to(dtype).requires_grad_()
     for value in (entropy(x), kl_to_uniform(x)):
@@ -101,7 +103,8 @@ def test_a_row_without_a_distribution_is_nan():
         assert kl_to_uniform(torch.tensor(row)).isnan()
 
 
-@pytest.mark.parametrize(
+@once
+@each(
     "call",
     [
         entropy,

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.backends import by_torch_alone
+from helpers.cases import each
 from helpers.oracles import relaxed_gradient, textbook_softmax
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -58,7 +59,7 @@ def layouts() -> list[Tensor]:
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("call", ["soft", "hard", "softmax"])
+@each("call", ["soft", "hard", "softmax"])
 def test_results_and_gradients_have_torchs_strides_for_every_layout_and_dim(call):
     torchs, ours = {
         "soft": (F.gumbel_softmax, taugrad.gumbel_softmax),
@@ -80,7 +81,7 @@ def test_results_and_gradients_have_torchs_strides_for_every_layout_and_dim(call
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@each("dtype", [torch.bfloat16, torch.float32])
 def test_every_sample_along_another_dim_can_be_viewed_and_is_that_of_the_last(dtype):
     logits = torch.randn(2, 3, 4, 5).to(dtype, memory_format=torch.channels_last)
     calls = [lambda x, dim, g, e=e: e.sample(x, 0.5, dim, generator=g) for e in PATHWISE]
@@ -120,18 +121,18 @@ ROWS = [  # of tau, and the dimension of the classes of logits (3, 2, 4)
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize(("shape", "dim"), ROWS)
+@each("shape, dim", ROWS)
 def test_a_temperature_a_row_is_the_dense_oracles_of_each_row(shape, dim):
     logits = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
     tau = (0.3 + torch.rand(shape, dtype=torch.float64)).requires_grad_()
     weights = torch.randn(3, 2, 4, dtype=torch.float64)
-    rows, each = logits.detach().movedim(dim, -1), tau.detach().expand(3, 2, 4).movedim(dim, -1)[..., 0]
+    rows, taus = logits.detach().movedim(dim, -1), tau.detach().expand(3, 2, 4).movedim(dim, -1)[..., 0]
     g = noise.gumbel_noise(rows, generator=generator()).to(rows.dtype)
     y = taugrad.gumbel_softmax(logits, tau, dim=dim, generator=generator())
     dx, dtau = torch.autograd.grad((y * weights).sum(), (logits, tau))
-    for i in range(each.shape[0]):
-        for j in range(each.shape[1]):
-            t, s = each[i, j].item(), (rows + g)[i, j]
+    for i in range(taus.shape[0]):
+        for j in range(taus.shape[1]):
+            t, s = taus[i, j].item(), (rows + g)[i, j]
             torch.testing.assert_close(y.movedim(dim, -1)[i, j], textbook_softmax(s, t, -1))
             expected = relaxed_gradient(s, weights.movedim(dim, -1)[i, j], t)
             torch.testing.assert_close(dx.movedim(dim, -1)[i, j], expected)
@@ -149,7 +150,7 @@ def test_a_temperature_a_row_is_the_dense_oracles_of_each_row(shape, dim):
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
+@each("estimator", PATHWISE)
 def test_estimators_take_a_temperature_a_row(estimator):
     logits = torch.randn(4, 2, 5, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(4, 2, 5, dtype=torch.float64)
@@ -164,9 +165,9 @@ def test_estimators_take_a_temperature_a_row(estimator):
         for a, b in zip(value_and_gradient(torch.full(shape, 0.7)), by_number, strict=True):
             torch.testing.assert_close(a, b)
     taus = torch.tensor([0.5, 0.9, 1.3, 2.0], dtype=torch.float64).view(4, 1, 1)
-    _, each = value_and_gradient(taus)
+    _, gradients = value_and_gradient(taus)
     for i in range(4):
-        torch.testing.assert_close(each[i], value_and_gradient(taus[i].item())[1][i])
+        torch.testing.assert_close(gradients[i], value_and_gradient(taus[i].item())[1][i])
     z = estimator.sample(logits.movedim(-1, 1), taus, 1)
     assert z.shape == (4, 5, 2)
     layer = OneHotSample(estimator, dim=1)(logits.movedim(-1, 1), taus)
@@ -176,7 +177,7 @@ def test_estimators_take_a_temperature_a_row(estimator):
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("estimator", [*SOFT, *TAUGHT], ids=repr)
+@each("estimator", [*SOFT, *TAUGHT])
 def test_a_temperature_that_is_a_parameter_learns(estimator):
     for shape in ((), (1,), (4, 1)):
         tau = nn.Parameter(torch.full(shape, 0.7))
@@ -264,7 +265,7 @@ CALLS = {
     "OneHotSample": OneHotSample(ReinMax(), dim=1),
     "OneHotSample.eval": OneHotSample(ReinMax(), dim=1).eval(),
 }
-over_calls = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+over_calls = each("name", CALLS)
 
 
 class Model(nn.Module):
@@ -281,26 +282,27 @@ def test_every_function_of_logits_is_tried_here():
     for module in (bounds, categorical, gumbel, noise, permutations, softmax, subsets):
         own = {name: f for name, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__}
         functions |= {name for name in own if not name.startswith("_")}
-    helpers = {"draw_seed", "is_scalar", "log_where_positive"}
-    assert functions - helpers <= set(CALLS)
+    assert functions <= set(CALLS)
 
 
 @over_calls
-def test_the_meta_device_and_fake_tensors_have_shapes(call):
+def test_the_meta_device_and_fake_tensors_have_shapes(name):
+    call = CALLS[name]
     x = torch.randn(4, 3, 3)
     y = call(x)
     meta = call(torch.randn(4, 3, 3, device="meta", requires_grad=True))
     assert meta.is_meta
     with FakeTensorMode() as mode:
         fake = call(torch.randn(4, 3, 3))
-    enumerated = call is CALLS["Enumeration()"]  # from an arange, which is no fake outside of the mode
+    enumerated = name == "Enumeration()"  # from an arange, which is no fake outside of the mode
     outside = fake if enumerated else call(mode.from_tensor(x))
     for other in (meta, fake, outside):
         assert (other.shape, other.stride(), other.dtype) == (y.shape, y.stride(), y.dtype)
 
 
 @over_calls
-def test_torch_fx_traces_it_symbolically_and_by_operators(call):
+def test_torch_fx_traces_it_symbolically_and_by_operators(name):
+    call = CALLS[name]
     x = torch.randn(4, 3, 3)
     y = call(x)
     traced = torch.fx.symbolic_trace(Model(call))
@@ -314,7 +316,7 @@ def test_torch_fx_traces_it_symbolically_and_by_operators(call):
 SHAPES_MATTER = {"bernoulli_log_prob", "kl_to_uniform", "elbo", "Enumeration()"}  # K becomes a constant; torch warns
 
 
-@pytest.mark.parametrize("name", sorted(CALLS.keys() - SHAPES_MATTER))
+@each("name", sorted(CALLS.keys() - SHAPES_MATTER))
 def test_torch_jit_traces_it_for_every_batch_without_a_warning(name):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.trace", module="torch.jit._trace")
@@ -441,7 +443,7 @@ def test_onnx_files_sample_in_onnxruntime(i, tmp_path):
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
+@each("estimator", PATHWISE)
 def test_autocast_changes_nothing(estimator):
     x = torch.randn(6, 5, requires_grad=True)
     weights = torch.randn(6, 5)
@@ -478,5 +480,5 @@ def test_modules_are_copied_pickled_called_by_functional_call_and_in_inference_m
 
 
 def test_a_pathwise_estimator_is_an_estimator_of_rows():
-    """What a user writes has no `dim`."""
+    """A user's own estimator has no `dim`."""
     assert list(inspect.signature(Pathwise.sample).parameters) == ["self", "logits", "tau", "generator"]

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers.backends import by_torch_alone
+from helpers.backends import by_torch_alone, of_programs
 from helpers.cases import each
 from helpers.oracles import relaxed_gradient, textbook_softmax
 from helpers.samples import FALSE_FAILURE, frequencies_p_value
@@ -255,7 +255,8 @@ def test_grad_through_vmap_equals_the_batched_gradient():
     torch.testing.assert_close(per_row, batched)
 
 
-@pytest.mark.parametrize("hard", [False, True])
+@of_programs
+@each("hard", [False, True])
 def test_compiles_without_a_graph_break(hard):
     torch.compiler.reset()
     compiled = torch.compile(gumbel_softmax, fullgraph=True, backend="aot_eager")

@@ -35,18 +35,15 @@ out=$2
 
 
 def forget() -> None:
-    """What a process finds out once is found out anew."""
+    """Clear what a process decides once."""
     kernels._kernels.cache_clear()
     kernels.bound.cache_clear()
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> Path:
-    """The kernels as the compiler makes them, to be copied by compilers that need no time."""
-    path = tmp_path_factory.mktemp("library") / "kernels.so"
-    command = [*shlex.split(os.environ.get("CXX") or "c++"), *build._FLAGS, "-std=c++17", "-march=native"]
-    subprocess.run([*command, str(SOURCES / "kernels.cpp"), "-o", str(path)], check=True)
-    return path
+def library() -> Path:
+    """The kernels as the compiler made them, with the binding, to be copied by compilers that need no time."""
+    return build.build_binding()
 
 
 @pytest.fixture
@@ -103,12 +100,12 @@ def expected() -> list[float]:
 
 
 def is_mapped(directory: Path) -> bool:
-    """Whether a file of the directory is loaded in this process."""
+    """Return whether a file of the directory is loaded in this process."""
     return str(directory.resolve()) in Path("/proc/self/maps").read_text()
 
 
 def assert_by_torch_because(reason: str, caplog) -> None:
-    """The kernels are not there, all works, and one line of the log says why."""
+    """Assert that there are no kernels, that all works, and that one line of the log says why."""
     caplog.clear()
     with caplog.at_level(logging.INFO, "taugrad"):
         x = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]])

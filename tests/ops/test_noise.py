@@ -33,7 +33,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @on_both_backends
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each("dtype", [torch.float32, torch.float64])
 def test_noise_is_gumbel_distributed(dtype):
     g = gumbel_noise(torch.empty(2_000_000, dtype=dtype))
     assert distribution_p_value(g, stats.gumbel_r.cdf) > FALSE_FAILURE
@@ -96,7 +96,7 @@ DRAWS = 30_000_000
 
 
 def tail_counts(edges: tuple[float, float, float]) -> list[int]:
-    """Of DRAWS in chunks: how many lie below the first edge, above the second and above the third."""
+    """Count, of DRAWS in chunks, those below the first edge, above the second and above the third."""
     counts = np.zeros(3, int)
     for _ in range(10):
         g = gumbel_noise(torch.empty(DRAWS // 10))
@@ -134,8 +134,8 @@ def test_two_million_indices_have_the_frequencies_of_softmax():
 SEEDS = [0, 1, 2**32, 2**63 - 1, 0x123456789ABCDEF]
 
 
-@pytest.mark.parametrize(
-    ("counter", "key", "words"),
+@each(
+    "counter, key, words",
     [
         ("00000000 " * 4, "00000000 " * 4, "9c6ca96a e17eae66 fc10ecd4 5256a7d8"),
         ("ffffffff " * 4, "ffffffff " * 4, "2a881696 57012287 f6c7446e a16a6732"),
@@ -284,20 +284,20 @@ def test_a_double_of_the_noise_is_the_formula_of_its_word_and_in_the_documented_
     assert g.max() <= 45.1
 
 
-@pytest.mark.parametrize("block", [0, 5, 2**28 - 1, 2**28, 3 * 2**40 + 7])
+@each("block", [0, 5, 2**28 - 1, 2**28, 3 * 2**40 + 7])
 def test_counters_go_on_in_their_high_word(harness, block):
     expected = float_words(0x123456789ABCDEF, block, 3)
     assert (kernel_words(harness, 0x123456789ABCDEF, 64 * block, 192) == expected).all()
     assert (kernel_words(harness, 0x123456789ABCDEF, 64 * block + 7, 100) == expected[7:107]).all()
 
 
-@pytest.mark.parametrize("stream", [1, 2, 2**32 - 1])
+@each("stream", [1, 2, 2**32 - 1])
 def test_a_stream_is_a_word_of_the_key(harness, stream):
     assert (kernel_words(harness, 2**63 - 1, 0, 192, stream) == float_words(2**63 - 1, 0, 3, stream=stream)).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "first", "last", "oracle", "relative", "bound"),
+@each(
+    "name, first, last, oracle, relative, bound",
     [
         (0, 1e-30, 0.5, lambda x: np.log1p(-x), True, 3.5e-7),
         (1, 1e-30, 0.5, lambda x: np.log1p(-x), False, 3e-7),
@@ -362,13 +362,13 @@ def test_noise_of_successive_calls_is_independent():
     assert dependence_p_value([(first[1:].flatten(), first[:-1].flatten())]) > FALSE_FAILURE
 
 
-@pytest.mark.parametrize("start", [0, 2**32 - 10, 2**62])
+@each("start", [0, 2**32 - 10, 2**62])
 def test_noise_of_neighbouring_seeds_is_independent(start):
     seeds = [noise_of(start + i, 100_000) for i in range(21)]
     assert dependence_p_value(pairwise(seeds)) > FALSE_FAILURE
 
 
-@pytest.mark.parametrize("shift", [1, 16, 64])
+@each("shift", [1, 16, 64])
 def test_noise_at_a_later_place_is_independent_of_that_of_the_next_seed(shift):
     # Counter c + 1 under one seed and c under the next start from the same sum: only the later rounds part them.
     seeds = [noise_of(i, 100_000) for i in range(21)]
@@ -384,7 +384,7 @@ def test_noise_of_neighbouring_streams_is_independent(harness):
     assert dependence_p_value(zip(streams[1:], next_seed[:-1], strict=True)) > FALSE_FAILURE
 
 
-@pytest.mark.parametrize("seed", [0, 0x123456789ABCDEF])
+@each("seed", [0, 0x123456789ABCDEF])
 def test_noise_of_seeds_that_differ_by_a_bit_is_independent(seed):
     g = noise_of(seed, 32_000)
     assert dependence_p_value((g, noise_of(seed ^ (1 << bit), 32_000)) for bit in range(63)) > FALSE_FAILURE
@@ -410,7 +410,7 @@ def test_the_independence_test_has_power():
 
 
 def collisions_p_value(words: np.ndarray) -> float:
-    """Of how many words repeat an earlier one, against Poisson's law, two-sided."""
+    """The p-value of how many words repeat an earlier one, against Poisson's law, two-sided."""
     n = words.size
     collisions = int((np.diff(np.sort(words)) == 0).sum())
     expected = n - WORDS * -math.expm1(n * math.log1p(-1 / WORDS))
@@ -450,12 +450,12 @@ def avalanche(words, seed: int) -> np.ndarray:
     return np.stack([words(seed) ^ words(seed ^ (1 << bit)) for bit in range(64)])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each("seed", SEEDS)
 def test_every_bit_of_the_seed_changes_half_of_every_bit_of_the_words(harness, seed):
     assert bits_p_value(avalanche(lambda seed: kernel_words(harness, seed, 0, 2**14), seed)) > FALSE_FAILURE
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each("seed", SEEDS)
 def test_the_next_counter_changes_half_of_every_bit_and_so_does_the_next_seed_in_its_stead(harness, seed):
     here = kernel_words(harness, seed, 0, 2**18)
     counters = np.arange(2**18).reshape(-1, 16)[:, :-1].ravel()  # the next element is of the next counter

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from helpers.cases import each
 
 from taugrad.ops.noise import gumbel_noise
 from taugrad.ops.permutations import gumbel_sinkhorn, sinkhorn
@@ -13,8 +14,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("lead", [(), (7,), (2, 3)])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@each("lead", [(), (7,), (2, 3)])
 def test_samples_are_permutation_matrices(lead, dtype):
     P = gumbel_sinkhorn(torch.randn(*lead, 4, 4).to(dtype))
     assert P.dtype == dtype

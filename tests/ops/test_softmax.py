@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.backends import once
 from helpers.cases import each
 from helpers.oracles import relaxed_gradient, textbook_softmax
 from torch.autograd import gradcheck, gradgradcheck
@@ -29,7 +30,7 @@ def test_a_tensor_tau_gives_what_its_number_gives(dtype, tau_dtype):
     assert torch.equal(softmax(x, torch.tensor(0.5, dtype=tau_dtype)), softmax(x, 0.5))
 
 
-@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+@each("dim", [0, 1, 2, -1])
 def test_gradients_to_x_and_tau_of_every_order_and_mode_match_finite_differences(dim):
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     tau = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -124,6 +125,7 @@ def test_jvp_equals_the_jacobian_product():
     torch.testing.assert_close(tangent, softmax_jacobian(y, 0.5) @ t)
 
 
+@once
 def test_compiles_without_a_graph_break_and_once_for_every_tensor_tau():
     torch.compiler.reset()
     compiled = torch.compile(softmax, fullgraph=True, backend="aot_eager")
@@ -154,8 +156,9 @@ def test_a_row_without_a_distribution_is_nan_and_leaves_others_alone(row):
     assert torch.equal(y[1], torch.tensor([0.5, 0.5]))
 
 
-@pytest.mark.parametrize(
-    ("x", "tau", "dim", "error", "sentence"),
+@once
+@each(
+    "x, tau, dim, error, sentence",
     [
         (torch.zeros(2, dtype=torch.int64), 1.0, -1, TypeError, "x must be a floating-point tensor, got torch.int64"),
         ([0.0], 1.0, -1, TypeError, "x must be a floating-point tensor, got list"),

@@ -20,7 +20,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def ordered_probabilities(k):
-    """Of every ordered choice of k classes, one draw after another, by enumeration."""
+    """Probability of every ordered choice of k classes, one draw after another, by enumeration."""
     pi = LOGITS.double().softmax(-1)
     table = {}
     for choice in itertools.permutations(range(5), k):
@@ -32,7 +32,7 @@ def ordered_probabilities(k):
     return table
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
+@each("k", [1, 2, 3])
 def test_top_k_draws_without_replacement_in_order(k):
     index = gumbel_top_k(LOGITS.expand(100_000, 5), k)
     table = ordered_probabilities(k)

@@ -49,7 +49,7 @@ def test_random_states_are_safe_to_load(tmp_path):
 
 
 def test_a_checkpoint_carries_the_config(tmp_path):
-    config = {"model": {"latents": 3}, "seed": 0}
+    config = {"task": {"model": {"latents": 3}}, "seed": 0}
     run = trainer(tmp_path, SaveConfig(config), max_steps=1)
     run.fit(cat_vae(), *loaders())
     run.save_checkpoint(tmp_path / "c.ckpt")
@@ -95,7 +95,7 @@ def test_steps_per_second_leaves_validation_out(tmp_path):
 
 
 def progress_of(tmp_path, capsys, **arguments):
-    """What a run of 39 steps and its test print."""
+    """Output of a run of 39 steps and its test."""
     best = ModelCheckpoint(tmp_path, monitor="val/loss")
     run = trainer(tmp_path, Progress(every=10), best, enable_progress_bar=True, max_steps=39, **arguments)
     run.fit(cat_vae(), *loaders(stack=4))
@@ -148,7 +148,7 @@ def test_processes_other_than_the_first_print_no_progress(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_training_without_a_validation_is_drawn_at_its_end_and_has_curves(tmp_path):
+def test_a_training_without_a_validation_has_pictures_of_its_end_and_curves(tmp_path):
     class Data(LightningDataModule):
         def train_dataloader(self):
             return loaders(stack=4)[0]

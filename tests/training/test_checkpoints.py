@@ -19,7 +19,7 @@ from taugrad.training.runs import TRUSTED, load_run, require_trusted
 
 
 def content(step=3):
-    return {"global_step": step, "state_dict": {"w": torch.arange(1000.0)}, "config": {"model": {"a": [1, "b", None]}}}
+    return {"global_step": step, "state_dict": {"w": torch.arange(1000.0)}, "config": {"task": {"a": [1, "b", None]}}}
 
 
 def test_what_is_saved_is_loaded_and_any_other_reader_opens_it(tmp_path):
@@ -27,7 +27,7 @@ def test_what_is_saved_is_loaded_and_any_other_reader_opens_it(tmp_path):
     checkpoints.save(content(), path)
     for loaded in (checkpoints.load(path), torch.load(path, weights_only=True)):
         assert torch.equal(loaded["state_dict"]["w"], torch.arange(1000.0))
-        assert loaded["config"] == {"model": {"a": [1, "b", None]}}
+        assert loaded["config"] == {"task": {"a": [1, "b", None]}}
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         assert archive.comment.decode() == hashlib.sha256(path.read_bytes()[:-66]).hexdigest()
@@ -50,7 +50,7 @@ def test_every_flipped_bit_and_every_truncation_is_refused(at, tmp_path):
         checkpoints.load(path)
 
 
-def test_a_damaged_checkpoint_names_the_newest_whole_one_beside_it(tmp_path):
+def test_a_damaged_checkpoint_names_the_newest_whole_one_next_to_it(tmp_path):
     for i, name in enumerate(["oldest", "older", "last"]):
         checkpoints.save(content(step=i), tmp_path / f"{name}.ckpt")
         os.utime(tmp_path / f"{name}.ckpt", (i, i))
@@ -154,7 +154,7 @@ DANGEROUS = [
     "taugrad.ops.native.build._run",
     "taugrad.data.mnist._download",
     "taugrad.data.mnist.pooch.retrieve",
-    "taugrad.training.task.instantiate",
+    "taugrad.training.runs.instantiate",
     "taugrad.training.images.torch.hub.load",
     "posix.system",
 ]
@@ -171,7 +171,8 @@ def test_a_config_may_call_only_what_is_trusted(target, place):
 def test_a_stranger_s_run_is_refused_before_anything_is_called(target, tmp_path):
     mark = tmp_path / "it_ran"
     evil = {"_target_": target, "command": f"touch {mark}"}
-    config = {"model": {"_target_": "taugrad.models.cat_vae.CatVAE", "estimator": evil}, "data": None, "seed": 0}
+    task = {"_target_": "taugrad.training.images.ImageTask", "estimator": evil}
+    config = {"task": task, "data": None, "seed": 0}
     checkpoints.save(content() | {"config": config}, tmp_path / "checkpoints" / "best.ckpt")
     with pytest.raises(CheckpointError, match=f"{target} is not trusted"):
         load_run(tmp_path)
@@ -191,7 +192,7 @@ def test_what_is_trusted_by_name_may_be_called_and_an_environment_s_module_too()
 
 def test_all_that_our_configs_put_into_a_checkpoint_is_trusted():
     conf = Path(__file__).parents[2] / "conf"
-    groups = ("model", "data", "estimator", "tau", "lr_factor", "optimizer", "env")
+    groups = ("model", "task", "data", "estimator", "tau", "lr_factor", "optimizer", "env")
     files = [file for group in groups for file in (conf / group).glob("*.yaml")]
     targets = {t for file in files for t in re.findall(r"_target_: ([\w.]+)", file.read_text())}
     assert len(targets) > 20
@@ -201,17 +202,18 @@ def test_all_that_our_configs_put_into_a_checkpoint_is_trusted():
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("model", "sentence"),
     [
-        ({"model": {"_target_": "taugrad.nets.gone"}}, "taugrad.nets.gone is not there in this version"),
+        ({"_target_": "taugrad.nets.gone"}, "taugrad.nets.gone is not there in this version"),
         (
-            {"model": {"_target_": "taugrad.models.cat_vae.CatVAE", "novel": 1}},
-            r"written by taugrad 9.9, does not load: .*novel",
+            {"_target_": "taugrad.models.cat_vae.CatVAE", "novel": 1},
+            r"written by taugrad 9.9, does not load: taugrad.models.cat_vae.CatVAE: .*novel",
         ),
     ],
 )
-def test_a_run_of_another_version_gets_a_sentence(change, sentence, tmp_path):
-    config = {"data": None, "seed": 0} | change
+def test_a_run_of_another_version_gets_a_sentence(model, sentence, tmp_path):
+    task = {"_target_": "taugrad.training.images.ImageTask", "model": model}
+    config = {"task": task, "data": None, "seed": 0}
     checkpoints.save(content() | {"config": config, "versions": {"taugrad": "9.9"}}, tmp_path / "checkpoints/best.ckpt")
     with pytest.raises(CheckpointError, match=sentence):
         load_run(tmp_path)

@@ -1,4 +1,4 @@
-"""Training by two processes as a user starts it, beside the same training by one."""
+"""Training by two processes as a user starts it, next to the same training by one."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class Spy(Callback):
 
 
 def train(cwd, *arguments):
-    """By the command of an installation."""
+    """Train by the command of an installation."""
     (cwd / "spy.py").write_text(SPY)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(cwd)}
     spy = ["+callbacks.spy._target_=spy.Spy", f"+callbacks.spy.directory={cwd}"]
@@ -121,7 +121,11 @@ def test_labelled_batches_are_shared_and_a_resumed_run_draws_apart_again(tmp_pat
             ["data.batch_size=75"],
             "error: data.batch_size must be a multiple of the number of processes, 2, got 75",
         ),
-        (run, ["model=policy", "trainer.max_steps=-1"], "error: trainer.devices must be 1 for Policy, got 2 processes"),
+        (
+            run,
+            ["model=policy", "trainer.max_steps=-1"],
+            "error: trainer.devices must be 1 for PolicyTask, got 2 processes",
+        ),
         (run, ["trainer.strategy=ddp_spawn"], "error: trainer.strategy must be ddp for 2 processes, got ddp_spawn"),
         (run, ["-m"], "error: job 0: trainer.devices must be 1 in a sweep, whose jobs are one process each"),
     ],

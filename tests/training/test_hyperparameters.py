@@ -15,7 +15,7 @@ from taugrad.training import hyperparameters
 
 @pytest.fixture
 def chosen(tmp_path, monkeypatch):
-    """What a run of these overrides has chosen; of a sweep with its own command line, and without Hydra."""
+    """A function to the hyperparameters of a run; of a sweep with its own command line, and without Hydra."""
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
 
     def choose(*overrides, sweep=(), hydra=True):
@@ -72,8 +72,8 @@ def test_lists_nulls_nodes_classes_and_deleted_keys_are_plain_values(chosen):
 
 def test_a_swept_key_has_one_type_in_all_jobs(chosen):
     key = "+trainer.gradient_clip_val"
-    for told, sweep, expected in (("0.5", "0.3,0.5", 0.5), ("0.5", "null,0.5", "0.5"), ("null", "null,0.5", "null")):
-        found = chosen(f"{key}={told}", sweep=[f"{key}={sweep}"])
+    for value, sweep, expected in (("0.5", "0.3,0.5", 0.5), ("0.5", "null,0.5", "0.5"), ("null", "null,0.5", "null")):
+        found = chosen(f"{key}={value}", sweep=[f"{key}={sweep}"])
         assert found["trainer.gradient_clip_val"] == expected
 
 

@@ -232,7 +232,7 @@ def printed(out):
 
 def test_the_command_that_goes_on_does_where_the_directory_has_an_odd_name(command):
     directory = "hydra.run.dir='odd = (né) it\\'s [1,2]'"
-    few = ["trainer.max_steps=30", "~model.tau", "+model.tau={_target_: taugrad.schedules.Constant, value: 0.5}"]
+    few = ["trainer.max_steps=30", "~task.tau", "+task.tau={_target_: taugrad.schedules.Constant, value: 0.5}"]
     code, err, out = command("train", *TINY, *few, *STOP, directory)
     assert code == 143, err
     assert saved("odd = (né) it's [1,2]", "last")["global_step"] == 20

@@ -78,7 +78,7 @@ SCHEDULES = {
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """What `fit` gives for each schedule of validations."""
+    """Results of `fit` for each schedule of validations."""
     return {name: fit(tmp_path_factory.mktemp("undisturbed"), **when) for name, when in SCHEDULES.items()}
 
 
@@ -173,7 +173,7 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path):
     signal.signal(signal.SIGHUP, outside)
 
 
-def test_a_terminal_that_is_gone_is_told_from_one_that_is_there():
+def test_a_terminal_that_is_gone_is_distinguished_from_one_that_is_there():
     master, terminal = os.openpty()
     assert not stopping._is_dead(terminal)
     os.close(master)

@@ -2,47 +2,38 @@
 
 import torch
 
+from taugrad import Pathwise, gumbel_max, straight_through
 from taugrad.bounds import elbo
 from taugrad.data.binarized_mnist import binarized_mnist
 from taugrad.data.images import Split, Splits
-from taugrad.estimators.base import Pathwise
 from taugrad.models.pictures import grid
 from taugrad.ops.categorical import bernoulli_log_prob
-from taugrad.ops.gumbel import gumbel_max
-from taugrad.ops.onehot import straight_through
-from taugrad.training.images import ImageModel
 
 
 class IdentityStraightThrough(Pathwise):
     """z = onehot(argmax(logits + g)), dz := dlogits: the derivative of softmax left out."""
 
-    def sample(self, logits, tau=1.0, dim=-1, *, generator=None):
-        return straight_through(gumbel_max(logits, dim=dim, generator=generator), logits)
+    def sample(self, logits, tau=1.0, *, generator=None):
+        return straight_through(gumbel_max(logits, generator=generator), logits)
 
 
-class Mixture(ImageModel):
+class Mixture(torch.nn.Module):
     """p(x) = 1/K sum_k prod_d Bernoulli(x_d; means_k), learned through q(k|x) = Cat(softmax(linear(x)))."""
 
-    def __init__(self, components: int, image_size: list[int], estimator, tau, optimizer, lr_factor):
-        super().__init__(image_size, estimator, tau, optimizer, lr_factor)
-        self.save_hyperparameters(logger=False)
-        self.logits = torch.nn.Linear(image_size[0] * image_size[1], components)
-        self.means = torch.nn.Linear(components, image_size[0] * image_size[1], bias=False)
+    image_size = (28, 28)
 
-    def loss_terms(self, x, labels, step):
-        logits = self.logits(x.flatten(1)).unsqueeze(-2)
-        expected = self.estimator.expectation(lambda z: self.log_likelihood(x, z), logits, self.tau(step))
-        return {"loss": -elbo(expected, logits).mean()}
+    def __init__(self, components: int):
+        super().__init__()
+        self.logits, self.means = torch.nn.Linear(784, components), torch.nn.Linear(components, 784, bias=False)
 
-    def evaluation_terms(self, x, labels, generator):
+    def loss_terms(self, x, labels, estimator, tau):
         logits = self.logits(x.flatten(1)).unsqueeze(-2)
-        z = gumbel_max(logits, generator=generator)
-        return {"loss": -elbo(self.log_likelihood(x, z), logits).mean()}, logits
+        return {"loss": -elbo(estimator.expectation(lambda z: self.log_likelihood(x, z), logits, tau), logits).mean()}
 
     def test_terms(self, x, labels, generator):
-        z = torch.eye(self.means.in_features).view(-1, 1, 1, self.means.in_features)
-        prior = torch.tensor(1 / len(z)).log()
-        return {"nll": -(self.log_likelihood(x, z) + prior).logsumexp(0).mean()}  # exact
+        K = self.means.in_features
+        every = torch.eye(K, device=x.device).view(K, 1, 1, K)
+        return {"nll": -(self.log_likelihood(x, every).logsumexp(0) - torch.tensor(K).log()).mean()}  # exact
 
     def greedy(self, x):
         return self.logits(x.flatten(1)).argmax(-1)

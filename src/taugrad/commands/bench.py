@@ -37,7 +37,7 @@ from taugrad.commands.bench_loops import (
 from taugrad.commands.bench_processes import busy_process, process
 from taugrad.errors import ConfigError
 from taugrad.files import require_file, require_picture, writing
-from taugrad.ops.native import kernels
+from taugrad.ops import _fused
 from taugrad.ops.softmax import softmax_backward, softmax_backward_by_jacobian
 
 Record = dict[str, Any]  # what was measured of one contestant at one shape and number of threads
@@ -258,8 +258,8 @@ def machine() -> Record:
     models = re.findall(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.is_file() else []
     return {
         "torch": torch.__version__,
-        "backend": "native" if kernels.available() else "torch",
-        "bound": kernels.bound(),  # to torch's C++ autograd, by python -m taugrad.ops.native
+        "backend": _fused.backend(),
+        "bound": _fused.bound(),  # to torch's C++ autograd, by python -m taugrad.ops.native
         "cpu": [*models, platform.processor()][0],
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -24,7 +24,7 @@ from taugrad.config import Config, instantiate, keys_of, read
 from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError, TaugradError
 from taugrad.files import writing
-from taugrad.ops.native import kernels
+from taugrad.ops._fused import backend
 from taugrad.training import checkpoints, ownership, resuming
 from taugrad.training.images import ImageTask
 from taugrad.training.progress import ShowConfig
@@ -99,7 +99,7 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
     if run.threads is not None:
         torch.set_num_threads(run.threads)
         os.environ["OMP_NUM_THREADS"] = str(run.threads)  # else Lightning sets the threads of several processes
-    backend = "native" if kernels.available() else "torch"  # of the samples; detected and logged first
+    drawn_by = backend()  # the first call decides and logs it, before all else
     console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # only rank 0 prints
     task, data = _task_and_data(run)
     checkpoint = resuming.checkpoint(Path(run.run_dir), run.ckpt_path, partial(console.print, soft_wrap=True))
@@ -148,7 +148,7 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
         "seed": run.seed,
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
-        "backend": backend,
+        "backend": drawn_by,
     }
     facts |= {name: before[name] for name in facts if name in before}
     print_metrics(console, results)  # first, because writing may fail

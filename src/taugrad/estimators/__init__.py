@@ -1,11 +1,11 @@
-r"""E_z f(z) over one-hot z, with a gradient to the logits.
+r"""Estimators of E_z f(z) over one-hot `z`, with a gradient to the logits.
 
     estimator.expectation(f, logits, tau) ~ E_{z ~ softmax(logits)} f(z)
 
 The contract: logits (..., N, K) are N independent categoricals of K classes. `f` takes one-hot vectors
 (*more, ..., N, K), with further leading dimensions or without, and returns one value for each, (*more, ...).
 `expectation` returns (...): an estimate of E f(z) whose backward is the estimator's gradient, to the logits and to
-whatever else f depends on. Pathwise estimators also give the one-hot itself, with a gradient, as `sample`. tau is an
+all else that f depends on. Pathwise estimators also give the one-hot itself, with a gradient, as `sample`. tau is an
 argument and never state; an estimator is a frozen dataclass of plain numbers.
 
 All take `generator=`, any dtype from float16 to float64, masks (a class of logit -inf is never drawn and gets zero

@@ -1,4 +1,4 @@
-"""What an estimator is: E f(z) over one-hot z, with a gradient to the logits."""
+"""Interface of the estimators of E f(z) over one-hot `z`, with a gradient to the logits."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Estimator(ABC):
-    """An estimator of E f(z) with a gradient."""
+    """Estimator of E f(z) with a gradient."""
 
     @abstractmethod
     def expectation(
@@ -19,17 +19,17 @@ class Estimator(ABC):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """An estimate of E f(z), (...), for `f` from (*more, ..., N, K) to (*more, ...) and logits (..., N, K)."""
+        """Estimate E f(z), (...), for `f` from (*more, ..., N, K) to (*more, ...) and logits (..., N, K)."""
 
 
 class Pathwise(Estimator):
-    """An estimator whose gradient flows through the sample itself."""
+    """Estimator whose gradient flows through the sample itself."""
 
     @abstractmethod
     def sample(self, logits: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
-        """A sample in the shape and dtype of `logits` (..., K), with a gradient.
+        """Draw a sample in the shape and dtype of `logits` (..., K), with a gradient.
 
-        That is all that is asked for. The estimators here also take `dim`, for logits (..., K, ...).
+        An estimator of one's own needs no more. The estimators here also take `dim`, for logits (..., K, ...).
         """
 
     def expectation(
@@ -40,5 +40,5 @@ class Pathwise(Estimator):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The one-sample estimate f(z), (...), for `f` from (..., N, K) to (...) and logits (..., N, K)."""
+        """Estimate E f(z) by f of one sample, (...), for `f` from (..., N, K) to (...) and logits (..., N, K)."""
         return f(self.sample(logits, tau, generator=generator))

@@ -1,4 +1,4 @@
-"""Enumeration of every value of z: exact, and the oracle of the other estimators."""
+"""Enumeration of every value of `z`: exact, and the oracle of the other estimators."""
 
 import math
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from taugrad.estimators.base import Estimator
 from taugrad.ops.categorical import log_prob
 from taugrad.ops.onehot import one_hot
 
-_MOST_CONFIGURATIONS = 2**20  # of z: what enumeration takes before it says that it is the wrong tool
+_MOST_CONFIGURATIONS = 2**20  # more are refused: another estimator is the right tool
 
 
 @dataclass(frozen=True)
 class Enumeration(Estimator):
-    r"""Exact: $\sum_z \prod_n p_n(z_n) f(z)$ over all K^N values of z: the oracle.
+    r"""Exact enumeration: $\sum_z \prod_n p_n(z_n) f(z)$ over all K^N values of `z`: the oracle.
 
     Bias: none; no variance. tau and generator have no effect. Cost: K^N evaluations of f, at most 2^20.
 
@@ -35,7 +35,7 @@ class Enumeration(Estimator):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """E f(z), (...), for `f` from (K^N, ..., N, K) to (K^N, ...) and logits (..., N, K)."""
+        """Return E f(z), (...), for `f` from (K^N, ..., N, K) to (K^N, ...) and logits (..., N, K)."""
         z = configurations(logits)
         values = f(z)
         if not has_torch_function_variadic(z, values) and values.shape != z.shape[:-2]:
@@ -47,7 +47,7 @@ class Enumeration(Estimator):
 
 
 def configurations(logits: Tensor) -> Tensor:
-    """Every value that z can take, for logits (..., N, K): one-hot (K^N, ..., N, K), without gradient.
+    """Return every value of `z` for logits (..., N, K): one-hot (K^N, ..., N, K), without gradient.
 
     >>> configurations(torch.zeros(1, 2)).tolist()
     [[[1.0, 0.0]], [[0.0, 1.0]]]
@@ -64,7 +64,7 @@ def configurations(logits: Tensor) -> Tensor:
 
 
 def check_enumerable(N: int, K: int) -> None:
-    """Raise unless the K^N configurations of N latents of K classes are few enough to go through.
+    """Raise unless the K^N configurations of N latents of K classes are few enough to enumerate.
 
     >>> check_enumerable(20, 10)
     Traceback (most recent call last):

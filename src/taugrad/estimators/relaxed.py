@@ -1,7 +1,6 @@
 """Estimators whose gradient is that of a Gumbel-Softmax relaxation."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,11 +8,11 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.checks import check_count, check_positive
 from taugrad.estimators.base import Pathwise
-from taugrad.ops._checks import check_logits, check_rows, check_tau, classes_last, log_where_positive, raise_bad_rows
+from taugrad.ops import _fused
+from taugrad.ops._checks import check_logits, check_rows, check_tau, classes_last, log_where_positive
 from taugrad.ops.gumbel import gumbel_max, gumbel_softmax
-from taugrad.ops.native import kernels
-from taugrad.ops.noise import conditional_perturbed, draw_seed
-from taugrad.ops.onehot import Relaxation, straight_through, tangent
+from taugrad.ops.noise import conditional_perturbed
+from taugrad.ops.onehot import straight_through, tangent
 from taugrad.ops.softmax import softmax, softmax_jacobian
 
 
@@ -32,7 +31,7 @@ class GumbelSoftmax(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """y, soft: strictly between 0 and 1 up to rounding."""
+        """Draw `y`, soft: strictly between 0 and 1 up to rounding."""
         return gumbel_softmax(logits, tau, dim=dim, generator=generator)
 
 
@@ -50,7 +49,7 @@ class STGumbelSoftmax(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z, exactly one-hot."""
+        """Draw `z`, exactly one-hot."""
         return gumbel_softmax(logits, tau, hard=True, dim=dim, generator=generator)
 
 
@@ -61,8 +60,8 @@ class DecoupledSTGumbelSoftmax(Pathwise):
     $z = \mathrm{onehot}(\arg\max_k y^f_k)$, $y^f = \mathrm{softmax}((\mathrm{logits} + g) / \tau)$;
     $dz := dy^b$, $y^b = \mathrm{softmax}((\mathrm{logits} + g) / \tau_b)$, the same noise.
 
-    The argmax of y^f is the same at every forward temperature, so that a hard z depends on `backward_tau` alone: what
-    decoupling changes beside straight-through Gumbel-Softmax is that the gradient's temperature is no schedule's.
+    The argmax of y^f is the same at every forward temperature, so a hard `z` depends on `backward_tau` alone. The one
+    difference from straight-through Gumbel-Softmax is that no schedule sets the gradient's temperature.
 
     Bias: as straight-through Gumbel-Softmax's at `backward_tau`. Source: 2410.13331.
 
@@ -78,7 +77,7 @@ class DecoupledSTGumbelSoftmax(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z, exactly one-hot."""
+        """Draw `z`, exactly one-hot."""
         if not has_torch_function_variadic(logits, tau):
             check_logits(logits, dim)
             check_tau(tau, logits, dim)
@@ -93,9 +92,8 @@ class GumbelRao(Pathwise):
     $y_i = \mathrm{softmax}((\mathrm{logits} + g_i) / \tau)$, $g_i \sim p(g \mid z)$.
 
     With one draw it is straight-through Gumbel-Softmax in distribution; with more, its variance is never larger and
-    its expectation the same. The memory does not depend on the number of draws. The native kernels draw the noise in
-    the backward, from the seed, so that nothing but the logits is kept; by torch the average Jacobian is, K numbers a
-    logit.
+    its expectation the same. The memory does not depend on the number of draws. Kernels draw the noise in the backward
+    from a seed, and save only that and the logits; torch code saves the average Jacobian, K numbers a logit.
 
     Bias: as straight-through Gumbel-Softmax's. Source: 2010.04838.
 
@@ -111,7 +109,7 @@ class GumbelRao(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z, exactly one-hot."""
+        """Draw `z`, exactly one-hot."""
         return _sample_of_many(logits, tau, dim, self.draws, generator=generator)
 
 
@@ -121,8 +119,9 @@ def _sample_of_many(
     if has_torch_function_variadic(logits, tau):
         return handle_torch_function(_sample_of_many, (logits, tau), logits, tau, dim, draws, generator=generator)
     x, tau = classes_last(logits, tau, dim)
-    if kernels.takes(logits) and not isinstance(tau, Tensor):
-        return _GumbelRao.apply(logits, tau, dim, draws, draw_seed(generator))
+    fused = _fused.gumbel_rao(logits, tau, dim, draws, generator)
+    if fused is not None:
+        return fused
     z = gumbel_max(logits, dim, generator=generator)
     x, one_hot = x.detach(), z.movedim(dim, -1)
     fixed = tau.detach() if isinstance(tau, Tensor) else tau
@@ -133,51 +132,10 @@ def _sample_of_many(
         check_rows(y, -1, tau)
         J = softmax_jacobian(y, fixed) / draws
         jacobian = jacobian + J
-        if isinstance(tau, Tensor):  # dy/dtau = -J x / tau = -J log y, as J has no use for a constant
+        if isinstance(tau, Tensor):  # dy/dtau = -J x / tau = -J log y, because J of a constant is zero
             to_tau = to_tau - (J * log_where_positive(y).unsqueeze(-2)).sum(-1)
-    # A product and a sum, since a matrix product would be one of half precision under autocast.
+    # A product and a sum, because autocast would compute a matrix product in half precision.
     dy = (jacobian * tangent(logits).movedim(dim, -1).unsqueeze(-2)).sum(-1)
     if isinstance(tau, Tensor):
         dy = dy + to_tau * (tau - tau.detach())
     return straight_through(z, dy.movedim(-1, dim).to(z.dtype))
-
-
-class _GumbelRao(torch.autograd.Function):
-    """By the kernels: the logits and the seed are saved."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, tau: float, dim: int, draws: int, seed: Tensor) -> Tensor:
-        x = logits.movedim(dim, -1).contiguous()
-        z, _, failures = kernels.sample(x, seed, Relaxation.NONE, tau)
-        if failures:
-            raise_bad_rows(failures, x.numel() // x.shape[-1])
-        ctx.tau, ctx.dim, ctx.draws = tau, dim, draws
-        ctx.save_for_backward(logits, seed)
-        return z.movedim(-1, dim).contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, seed = ctx.saved_tensors
-        x = logits.detach().movedim(ctx.dim, -1)
-        dx = _MeanJacobian.apply(grad.movedim(ctx.dim, -1), x, ctx.tau, ctx.draws, seed)
-        return dx.movedim(-1, ctx.dim).contiguous(), None, None, None, None
-
-
-class _MeanJacobian(torch.autograd.Function):
-    """J g of Gumbel-Rao. J is symmetric, hence its own backward; its derivative to the logits is not estimated."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, tau: float, draws: int, seed: Tensor) -> Tensor:
-        ctx.tau, ctx.draws = tau, draws
-        ctx.save_for_backward(x, seed)
-        if kernels.takes(grad):
-            return kernels.gumbel_rao(grad.contiguous(), x.contiguous(), seed, draws, tau)
-        # A batch of gradients: J column by column.
-        units = torch.eye(x.shape[-1], dtype=x.dtype).view(-1, *[1] * (x.ndim - 1), x.shape[-1]).expand(-1, *x.shape)
-        columns = (kernels.gumbel_rao(unit.contiguous(), x.contiguous(), seed, draws, tau) for unit in units)
-        return torch.stack([column * grad.select(-1, k).unsqueeze(-1) for k, column in enumerate(columns)]).sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, seed = ctx.saved_tensors
-        return _MeanJacobian.apply(grad, x, ctx.tau, ctx.draws, seed), None, None, None, None

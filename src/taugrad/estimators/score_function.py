@@ -1,4 +1,4 @@
-"""Estimators that use the values of f, not its gradient: unbiased."""
+"""Unbiased estimators, which use the values of f and not its gradient."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class RLOO(Estimator):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The mean of f over the samples, (...), for `f` from (n, ..., N, K) to (n, ...) and logits (..., N, K)."""
+        """Mean of f over the samples, (...), for `f` from (n, ..., N, K) to (n, ...) and logits (..., N, K)."""
         n = self.samples
         z = hard_samples(logits.detach(), n, generator=generator)
         values = f(z)
@@ -54,7 +54,7 @@ class RLOO(Estimator):
 
 @dataclass(frozen=True)
 class REBAR(Estimator):
-    r"""REBAR: REINFORCE with f of the relaxation as control variate, its mean given z corrected by reparametrization.
+    r"""REBAR: REINFORCE with f of the relaxation as control variate, corrected by reparametrization given `z`.
 
     $s = \log\pi + g$, $z = \mathrm{onehot}(\arg\max s)$, and $\tilde s \sim p(s \mid z)$ reparametrized in the
     logits; $y = \mathrm{softmax}(s/\tau)$, $\tilde y = \mathrm{softmax}(\tilde s/\tau)$. The gradient is
@@ -83,7 +83,7 @@ class REBAR(Estimator):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """f(z), (...), for `f` from (..., N, K) to (...) and logits (..., N, K)."""
+        """Return f(z), (...), for `f` from (..., N, K) to (...) and logits (..., N, K)."""
         g = gumbel_noise(logits, generator=generator)
         log_pi = torch.log_softmax(logits.to(g.dtype), -1)
         s = log_pi + g
@@ -97,10 +97,10 @@ class REBAR(Estimator):
 
 
 def _reparametrized_given(z: Tensor, s: Tensor, log_pi: Tensor) -> Tensor:
-    """The value of `s` as a function of log_pi and of noise that is independent of z (see `conditional_perturbed`).
+    """Return the value of `s` as a function of log_pi and of noise independent of `z` (see `conditional_perturbed`).
 
-    Given z the largest s is a Gumbel(0) variable, and another is -log(E / pi + exp(-top)) with E ~ Exp(1). It is solved
-    for E, which then is held constant.
+    Given `z` the largest s is a Gumbel(0) variable, and another is -log(E / pi + exp(-top)) with E ~ Exp(1). The
+    equation is solved for E, which is then constant.
     """
     masked = log_pi == -torch.inf
     log_pi = log_pi.masked_fill(masked, 0.0)

@@ -25,7 +25,7 @@ class StraightThrough(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z, exactly one-hot."""
+        """Draw `z`, exactly one-hot."""
         return sample(logits, tau, dim, Relaxation.PLAIN, generator=generator)
 
 
@@ -50,7 +50,7 @@ class GappedStraightThrough(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z, exactly one-hot."""
+        """Draw `z`, exactly one-hot."""
         return sample(logits, tau, dim, Relaxation.GAPPED, gap=self.gap, generator=generator)
 
 
@@ -62,7 +62,7 @@ class ReinMax(Pathwise):
     gradient $2 J(\pi_D)\, g - \frac12 J(\pi)\, g$, $J(p) = \mathrm{diag}(p) - p p^\top$.
 
     Bias: none in the value; at tau = 1 the gradient is exact for linear and quadratic f. Above 1 it trades some bias
-    for less variance; below 1 there is no reason to go. tau itself gets no gradient. Source: 2304.08612.
+    for less variance; a tau below 1 has no advantage. tau itself gets no gradient. Source: 2304.08612.
 
     >>> ReinMax().sample(torch.zeros(2, 3)).sum(-1)
     tensor([1., 1.])
@@ -71,5 +71,5 @@ class ReinMax(Pathwise):
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z, exactly one-hot."""
+        """Draw `z`, exactly one-hot."""
         return sample(logits, tau, dim, Relaxation.MARKED, generator=generator)

@@ -1,4 +1,4 @@
-"""Modules over one estimator, to put into models of one's own."""
+"""Modules over one estimator, as parts of your own models."""
 
 from taugrad.layers.one_hot import OneHotSample
 

@@ -12,7 +12,7 @@ class OneHotSample(nn.Module):
     """One-hot samples of logits with an estimator's gradient; hard samples without gradient in evaluation mode.
 
     Args:
-        estimator: any pathwise estimator, also one of your own, which needs no `dim`.
+        estimator: any pathwise estimator; one of your own needs no `dim`.
         dim: the dimension of the K classes.
 
     >>> from taugrad.estimators import STGumbelSoftmax
@@ -32,15 +32,15 @@ class OneHotSample(nn.Module):
         self.dim = dim
 
     def forward(self, logits: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
-        """`z` in the shape and dtype of `logits` (..., K, ...), the K classes along the layer's `dim`."""
+        """Draw `z` in the shape and dtype of `logits` (..., K, ...), the K classes along the layer's `dim`."""
         if not self.training:
             return gumbel_max(logits, self.dim, generator=generator)
         if self.dim == -1:
             return self.estimator.sample(logits, tau, generator=generator)
         rows, tau = classes_last(logits, tau, self.dim)
         z = self.estimator.sample(rows, tau, generator=generator)
-        return z.movedim(z.ndim - 1, self.dim).contiguous()  # -1 has no place in torch's old export to ONNX
+        return z.movedim(z.ndim - 1, self.dim).contiguous()  # torch's old export to ONNX has no -1
 
     def extra_repr(self) -> str:
-        """The estimator and the dimension, in the module's repr."""
+        """Show the estimator and the dimension in the module's repr."""
         return f"{self.estimator!r}, dim={self.dim}"

@@ -6,8 +6,8 @@ r"""A variational auto-encoder with N categorical latents of K classes (1611.011
 The KL is analytic; E_q log p(x|z) and its gradient come from any estimator, at tau = schedule(step). Bernoulli latents
 are categorical ones of two classes.
 
-Centred, the encoder sees x - mean and the decoder's last bias starts at logit(mean), for the mean image of the data
-(1402.0030 centres its inputs likewise). A decoder that must learn the mean image first leaves the codes without a
+With `centred`, the encoder sees x - mean and the decoder's last bias starts at logit(mean), for the mean image of the
+data (1402.0030 centres its inputs likewise). A decoder that must learn the mean image first leaves the codes without a
 gradient worth having, and hard samples then take twice as many steps to the same likelihood.
 """
 
@@ -32,14 +32,14 @@ class CatVAE(nn.Module):
 
     Args:
         latents: N, the number of categorical latents.
-        categories: K, classes a latent, at least 2.
+        categories: K, the number of classes of a latent, at least 2.
         encoder: sizes of the encoder's hidden layers.
         decoder: sizes of the decoder's hidden layers.
         activation: name of the activation of `torch.nn` between their layers.
         image_size: height and width of an image.
-        nll_samples: m, the samples of the importance-weighted bound at test.
-        centred: start from the mean image.
-        samples: S, the estimates of E_q log p(x|z) for each image in a training step; their mean is the loss.
+        nll_samples: m, the number of samples of the importance-weighted bound at test.
+        centred: start from the data's mean image.
+        samples: S, the number of estimates of E_q log p(x|z) for each image in a training step; their mean is the loss.
 
     Raises:
         ValueError: a size is out of range.
@@ -82,7 +82,7 @@ class CatVAE(nn.Module):
         self.register_buffer("mean", torch.zeros(pixels) if centred else None)
 
     def check(self, estimator: Estimator, labels: Tensor | None = None) -> None:
-        """Refuse an enumeration of too many codes.
+        """Refuse to enumerate too many codes.
 
         Raises:
             ValueError: there are too many.
@@ -92,26 +92,26 @@ class CatVAE(nn.Module):
 
     @torch.no_grad()
     def start(self, mean: Tensor) -> None:
-        """Centre the encoder's input, and start the decoder there, unless the model is not `centred`."""
+        """Centre the encoder's input at the mean, and start the decoder there, if the model is `centred`."""
         if self.mean is not None:
             self.mean.copy_(mean.flatten())
             start_at(self.decoder, self.mean)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Logits of q(z|x), (batch, N, K), of images (batch, height, width) in [0, 1]."""
+        """Return the logits of q(z|x), (batch, N, K), of images (batch, height, width) in [0, 1]."""
         x = x.flatten(1) if self.mean is None else x.flatten(1) - self.mean
         return self.encoder(x).unflatten(-1, (self.latents, self.categories))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Logits of p(x|z), (..., pixels), of one-hot z (..., N, K)."""
+        """Return the logits of p(x|z), (..., pixels), of one-hot `z` (..., N, K)."""
         return self.decoder(z.flatten(-2))
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """Log p(x|z), (*more, batch), of images (batch, height, width) and one-hot z (*more, batch, N, K)."""
+        """Return log p(x|z), (*more, batch), of images (batch, height, width), one-hot `z` (*more, batch, N, K)."""
         return bernoulli_log_prob(self.decode(z), x.flatten(1))
 
     def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
-        """-ELBO with E_q log p(x|z) by the estimator at tau, and its terms."""
+        """Return -ELBO with E_q log p(x|z) by the estimator at tau, and its terms."""
         logits = self.encode(x)
         kl = kl_to_uniform(logits).sum(-1).mean()
         repeated = logits.expand(self.samples, *logits.shape)
@@ -123,7 +123,7 @@ class CatVAE(nn.Module):
     def evaluation_terms(
         self, x: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """-ELBO with one hard sample, and its terms."""
+        """Return -ELBO with one hard sample, its terms, and the logits."""
         logits = self.encode(x)
         z = hard_samples(logits, 1, generator=generator)[0]
         reconstruction = self.log_likelihood(x, z)
@@ -132,7 +132,7 @@ class CatVAE(nn.Module):
         return {"loss": -bound, "elbo": bound, "reconstruction": expected, "kl": expected - bound}, logits
 
     def test_terms(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor | float]:
-        """The importance-weighted bound on the negative log-likelihood."""
+        """Return the importance-weighted bound on the negative log-likelihood."""
         log_prior = -self.latents * math.log(self.categories)
         bound = importance_weighted_bound(
             lambda z: self.log_likelihood(x, z) + log_prior, self.encode(x), self.nll_samples, generator=generator
@@ -140,14 +140,14 @@ class CatVAE(nn.Module):
         return {"nll": -bound.mean(), "nll_samples": float(self.nll_samples)}
 
     def greedy(self, x: Tensor) -> Tensor:
-        """The most probable code (batch, N) of images."""
+        """Return the most probable code (batch, N) of images."""
         return self.encode(x).argmax(-1)
 
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Reconstructions, samples from the prior and for each class (a row), and the first image's latents, varied.
+        """Return reconstructions, samples of the prior and of each class (a row), the first image's latents, varied.
 
-        A class's codes are drawn from the mean of q(z|x) over its images, each latent by itself.
+        A class's codes are drawn from the mean of q(z|x) over its images, each latent independently.
         """
         generator = torch.Generator(x.device).manual_seed(0)
         logits = self.encode(x)
@@ -167,5 +167,5 @@ class CatVAE(nn.Module):
         }
 
     def _means(self, z: Tensor) -> Tensor:
-        """Means of p(x|z) as images (..., height, width)."""
+        """Return the means of p(x|z) as images (..., height, width)."""
         return self.decode(z).sigmoid().unflatten(-1, self.image_size)

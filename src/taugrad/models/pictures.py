@@ -10,7 +10,7 @@ _MOST_LATENTS = 20  # rows of a traversal
 
 
 def grid(images: Tensor) -> Tensor:
-    """Images (rows, columns, height, width) as one picture.
+    """Return images (rows, columns, height, width) as one picture.
 
     >>> grid(torch.arange(4.0).view(2, 2, 1, 1))
     tensor([[0., 1.],
@@ -20,7 +20,7 @@ def grid(images: Tensor) -> Tensor:
 
 
 def traversal(z: Tensor) -> Tensor:
-    """One latent a row, its K classes in the columns, the others as in one-hot z (N, K): (rows, K, N, K).
+    """Return one-hot `z` (N, K) with one latent a row varied, a class a column: (rows, K, N, K).
 
     Rows are the first twenty latents at most.
 

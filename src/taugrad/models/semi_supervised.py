@@ -11,7 +11,8 @@ E_q(y|x) and its gradient come from any estimator at tau = schedule(step): `esti
 cost that grows with C; a pathwise one evaluates F once. z is Gaussian, its expectation by one reparametrized sample.
 
 In training the classifier sees images through a random `augment`: q(y|x) is then q(y|augment(x)), a proposal like any
-other, for which U is a bound as before. Every augmentation of an image so has to agree with what its F(x, y) prefers.
+other, for which U is a bound as before. Every augmentation of an image thus has to agree with the class that F(x, y)
+prefers.
 """
 
 import math
@@ -38,7 +39,8 @@ class SemiSupervised(nn.Module):
     Args:
         classes: C, at least 2.
         latent_size: D, the size of z.
-        channels: of the convolutions of classifier and h, each of which halves the image; the decoder mirrors them.
+        channels: output channels of the convolutions of classifier and h, each of which halves the image; the decoder
+            mirrors them.
         hidden: size of h(x), and of the hidden layers of classifier and q(z|x,y).
         activation: name of the activation of `torch.nn`.
         dropout: probability that a hidden unit of the classifier is set to zero in training.
@@ -75,7 +77,7 @@ class SemiSupervised(nn.Module):
         self.image_size = tuple(image_size)
         self.classes, self.latent_size, self.alpha = classes, latent_size, alpha
         self.augment = augment
-        # Its own convolutions: what tells classes apart is not what reconstructs an image.
+        # The classifier has its own convolutions: what separates classes is not what reconstructs an image.
         trunk = ConvEncoder(image_size, channels, hidden, activation)
         head = mlp(hidden, [hidden], classes, activation, dropout=dropout)
         self.classifier = nn.Sequential(trunk, nn.Dropout(dropout), head)
@@ -93,29 +95,29 @@ class SemiSupervised(nn.Module):
             self._check(labels)
 
     def classify(self, x: Tensor) -> Tensor:
-        """Logits of q(y|x), (batch, C), of images (batch, height, width) in [0, 1]."""
+        """Return the logits of q(y|x), (batch, C), of images (batch, height, width) in [0, 1]."""
         return self.classifier(x)
 
     def encode(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log sigma of q(z|x,y), (..., D) each, of features h and one-hot y that broadcast."""
+        """Return mean and log sigma of q(z|x,y), (..., D) each, of features `h` and one-hot `y` that broadcast."""
         shape = torch.broadcast_shapes(h.shape[:-1], y.shape[:-1])
         hy = torch.cat([h.expand(*shape, -1), y.expand(*shape, -1)], -1)
         mean, log_sigma = self.posterior(hy).chunk(2, -1)
         return mean, log_sigma
 
     def decode(self, y: Tensor, z: Tensor) -> Tensor:
-        """Logits of p(x|y,z), (..., pixels), of one-hot y (..., C) and z (..., D)."""
+        """Return the logits of p(x|y,z), (..., pixels), of one-hot `y` (..., C) and `z` (..., D)."""
         return self.decoder(torch.cat([y, z], -1))
 
     def bound_given(self, x: Tensor, h: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """F(x, y) by one sample of z, (*more, batch), of images (batch, ...), features h and y (*more, batch, C)."""
+        """Return F(x, y) by one sample of z, (*more, batch), of images, features (batch, ...), y (*more, batch, C)."""
         mean, log_sigma = self.encode(h, y)
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
         log_likelihood = bernoulli_log_prob(self.decode(y, mean + log_sigma.exp() * noise), x.flatten(1))
         return log_likelihood - kl_to_standard_normal(mean, log_sigma)
 
     def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
-        """The loss, U of the unlabelled images, and of the labelled ones L, accuracy and log q(y|x), as there are."""
+        """Return the loss, U where there are unlabelled images, L, accuracy and -log q(y|x) where there are labels."""
         self._check(labels)
         h = self.features(x)
         logits = self.classify(self.augment(x))
@@ -138,7 +140,7 @@ class SemiSupervised(nn.Module):
         return {"loss": loss - torch.cat(bounds).mean(), **terms}
 
     def unlabelled_bound(self, x: Tensor, h: Tensor, logits: Tensor, estimator: Estimator, tau: float) -> Tensor:
-        """U(x), (batch,), with E_q(y|x) by the estimator."""
+        """Return U(x), (batch,), with E_q(y|x) by the estimator."""
         one = logits.unsqueeze(-2)  # a single latent
         expected = estimator.expectation(lambda y: self.bound_given(x, h, y.squeeze(-2)), one, tau, generator=None)
         return elbo(expected, one)
@@ -146,7 +148,7 @@ class SemiSupervised(nn.Module):
     def evaluation_terms(
         self, x: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """U with a hard sample of y, and the share of images whose most probable class is their label."""
+        """Return U with a hard sample of y, and the share of images whose most probable class is their label."""
         self._check(labels)
         h = self.features(x)
         logits = self.classify(x)
@@ -156,12 +158,12 @@ class SemiSupervised(nn.Module):
         return {"loss": -bound, "elbo": bound, "accuracy": accuracy}, logits.unsqueeze(-2)
 
     def greedy(self, x: Tensor) -> Tensor:
-        """The most probable class (batch,) of images."""
+        """Return the most probable class (batch,) of images."""
         return self.classify(x).argmax(-1)
 
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Samples of each class, images in the style of others, and the first image's z, varied; a class a column.
+        """Return samples of each class (a column), images in the style of others, and the first image's `z`, varied.
 
         A row of samples has one z from the prior. A row of analogies is an image and its z, by its most probable class,
         with every class. A traversal's row has one element of z from -3 to 3 and the first image's most probable class.
@@ -184,7 +186,7 @@ class SemiSupervised(nn.Module):
         }
 
     def _of_every_class(self, z: Tensor) -> Tensor:
-        """Means of p(x|y,z) for every class and each z (n, D): (n, C, height, width)."""
+        """Return the means of p(x|y,z) for every class and each `z` (n, D): (n, C, height, width)."""
         y = torch.eye(self.classes, device=z.device).expand(len(z), -1, -1)
         return self._means(y, z.unsqueeze(1).expand(-1, self.classes, -1))
 

@@ -7,8 +7,8 @@ r"""Structured output prediction: the lower half of an image from its upper half
 
 The expectations over the layers are nested, each by any estimator at tau = schedule(step). With S = 1 (1611.01144) a
 single sample has to be right, which leaves no room for several lower halves that fit one upper half. Bernoulli units
-are categorical ones of two classes. Centred, `first` sees u less its mean over the data, and the decoder starts at the
-mean of x, as in `CatVAE`.
+are categorical ones of two classes. With `centred`, `first` sees u less its mean over the data, and the decoder starts
+at the mean of x, as in `CatVAE`.
 """
 
 import math
@@ -32,15 +32,15 @@ class Structured(nn.Module):
 
     Args:
         latents: N, the number of categorical latents of each of the two layers.
-        categories: K, classes a latent, at least 2.
+        categories: K, the number of classes of a latent, at least 2.
         first: sizes of the hidden layers between the upper half and z1.
         second: sizes of the hidden layers between z1 and z2.
         decoder: sizes of the hidden layers between z2 and the lower half.
         activation: name of the activation of `torch.nn` between their layers.
         image_size: height and width of an image; the height is even.
-        nll_samples: m, the samples of the bound at test.
-        centred: start from the mean image.
-        samples: S, of both layers for each image in a training step.
+        nll_samples: m, the number of samples of the bound at test.
+        centred: start from the data's mean image.
+        samples: S, the number of samples of both layers for each image in a training step.
 
     Raises:
         ValueError: a size is out of range, or the height is odd.
@@ -84,7 +84,7 @@ class Structured(nn.Module):
         self.register_buffer("mean", torch.zeros(pixels) if centred else None)
 
     def check(self, estimator: Estimator, labels: Tensor | None = None) -> None:
-        """Refuse an enumeration of too many codes.
+        """Refuse to enumerate too many codes.
 
         Raises:
             ValueError: there are too many.
@@ -94,35 +94,35 @@ class Structured(nn.Module):
 
     @torch.no_grad()
     def start(self, mean: Tensor) -> None:
-        """Centre the upper halves, and start the decoder at the mean lower half, unless the model is not `centred`."""
+        """Centre the upper halves, and start the decoder at the mean lower half, if the model is `centred`."""
         if self.mean is not None:
             upper, lower = halves(mean)
             self.mean.copy_(upper.flatten())
             start_at(self.decoder, lower.flatten())
 
     def logits_1(self, x: Tensor) -> Tensor:
-        """Logits of p(z1|u), (batch, N, K), of whole images (batch, height, width), whose lower half is not used."""
+        """Return the logits of p(z1|u), (batch, N, K), of images (batch, height, width); only upper halves count."""
         upper = halves(x)[0].flatten(1)
         if self.mean is not None:
             upper = upper - self.mean
         return self.first(upper).unflatten(-1, (self.latents, self.categories))
 
     def logits_2(self, z1: Tensor) -> Tensor:
-        """Logits of p(z2|z1), (..., N, K), of one-hot z1 (..., N, K)."""
+        """Return the logits of p(z2|z1), (..., N, K), of one-hot `z1` (..., N, K)."""
         return self.second(z1.flatten(-2)).unflatten(-1, (self.latents, self.categories))
 
     def decode(self, z2: Tensor) -> Tensor:
-        """Logits of p(x|z2), (..., pixels of a half), of one-hot z2 (..., N, K)."""
+        """Return the logits of p(x|z2), (..., pixels of a half), of one-hot `z2` (..., N, K)."""
         return self.decoder(z2.flatten(-2))
 
     def log_likelihood(self, x: Tensor, z2: Tensor) -> Tensor:
-        """Log p(lower half|z2), (*more, batch), of images (batch, height, width) and z2 (*more, batch, N, K)."""
+        """Return log p(lower half|z2), (*more, batch), of images (batch, height, width), `z2` (*more, batch, N, K)."""
         return bernoulli_log_prob(self.decode(z2), halves(x)[1].flatten(1))
 
     def expected_bound(self, x: Tensor, estimator: Estimator, tau: float) -> Tensor:
-        """E log 1/S sum_i p(x|z2_i), (batch,), over S independent samples of both layers, by the estimator.
+        """Return E log 1/S sum_i p(x|z2_i), (batch,), over S independent samples of both layers, by the estimator.
 
-        The S samples of a layer are one draw of S N latents, so that any estimator serves.
+        The S samples of a layer are one draw of S N latents, so that any estimator can be used.
         """
         S, N = self.samples, self.latents
 
@@ -138,13 +138,13 @@ class Structured(nn.Module):
         return estimator.expectation(given_z1, logits_1.repeat(1, S, 1), tau, generator=None)
 
     def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
-        """The negative of the expected bound."""
+        """Return the negative of the expected bound."""
         return {"loss": -self.expected_bound(x, estimator, tau).mean()}
 
     def evaluation_terms(
         self, x: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The same by S hard samples; the codes are those of both layers, of the first sample."""
+        """Return the same by S hard samples, and the logits of both layers, of the first sample."""
         logits_1 = self.logits_1(x)
         logits_2 = self.logits_2(hard_samples(logits_1, self.samples, generator=generator))
         z2 = hard_samples(logits_2, 1, generator=generator)[0]
@@ -152,12 +152,12 @@ class Structured(nn.Module):
         return {"loss": -bound.mean()}, torch.cat([logits_1, logits_2[0]], -2)
 
     def test_terms(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor | float]:
-        """The bound on the negative log-likelihood of the lower half."""
+        """Return the bound on the negative log-likelihood of the lower half."""
         bound = self.log_likelihood_bound(x, self.nll_samples, generator=generator)
         return {"nll": -bound.mean(), "nll_samples": float(self.nll_samples)}
 
     def log_likelihood_bound(self, x: Tensor, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """A lower bound on log p(lower half|upper half), (batch,), by hard samples of both layers."""
+        """Return a lower bound on log p(lower half|upper half), (batch,), by hard samples of both layers."""
         logits_1 = self.logits_1(x)
 
         def log_weights(S: int) -> Tensor:
@@ -168,14 +168,14 @@ class Structured(nn.Module):
         return multi_sample_bound(log_weights, num_samples)
 
     def greedy(self, x: Tensor) -> Tensor:
-        """Images whose lower halves are the means of p(x|z2) at the most probable z1, and z2 given it."""
+        """Return images whose lower halves are the means of p(x|z2) at the most probable `z1`, and `z2` given it."""
         logits_1 = self.logits_1(x)
         logits_2 = self.logits_2(one_hot(logits_1.argmax(-1), logits_1))
         return self._completed(x, one_hot(logits_2.argmax(-1), logits_2))
 
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Completions of the first upper half of each class (a row), and the first image's z2, varied.
+        """Return completions of the first upper half of each class (a row), and the first image's `z2`, varied.
 
         A row of completions is the whole image, then the means of p(x|z2) for nine hard samples of both layers.
         """
@@ -193,14 +193,14 @@ class Structured(nn.Module):
         }
 
     def _completed(self, x: Tensor, z2: Tensor) -> Tensor:
-        """Images (..., height, width): the upper halves of x, below them the means of p(x|z2)."""
+        """Return images (..., height, width): the upper halves of `x`, below them the means of p(x|z2)."""
         upper, lower = halves(x)
         means = self.decode(z2).sigmoid().unflatten(-1, lower.shape[-2:])
         return torch.cat([upper.expand_as(means), means], -2)
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The upper and lower half of images (..., height, width), the height even.
+    """Return the upper and lower half of images (..., height, width), the height even.
 
     >>> halves(torch.tensor([[1.0], [2.0]]))
     (tensor([[1.]]), tensor([[2.]]))

@@ -1,4 +1,4 @@
-"""Functions of logits, in the order of the equations: noise, samples, relaxations, their gradients."""
+"""Functions of logits: noise, samples, relaxations and their gradients."""
 
 from taugrad.ops import categorical, gumbel, noise, onehot, permutations, softmax, subsets
 

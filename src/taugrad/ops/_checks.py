@@ -1,15 +1,14 @@
-"""What every function of logits checks of its arguments, and the dtype that it computes in."""
+"""Checks of logits, tau and rows, and the dtype to compute in: for every function of logits."""
 
 import math
 from numbers import Real
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-_MODES: Any = torch._C._TorchDispatchModeKey  # pyright: ignore[reportAttributeAccessIssue]
-_MODES_WITHOUT_VALUES = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
+from taugrad.ops._torch import readable, tracing
 
 
 def check_logits(logits: Tensor, dim: int, name: str = "logits") -> None:
@@ -36,8 +35,8 @@ def check_logits(logits: Tensor, dim: int, name: str = "logits") -> None:
 def check_tau(tau: float | Tensor, logits: Tensor, dim: int = -1) -> float | Tensor:
     """Return `tau` as a float, a 0-d tensor or, with one value a row, a tensor of as many dimensions as `logits`.
 
-    A tensor's value is not read, for that would stall a GPU and break a compiled graph: a tensor that is not positive
-    becomes NaN and shows in everything computed from it.
+    A tensor's value is not read, because that would stall a GPU and break a compiled graph: where it is not positive it
+    becomes NaN, which shows in everything computed from it.
 
     Raises:
         TypeError: `tau` is no real number and no tensor of real numbers.
@@ -52,7 +51,7 @@ def check_tau(tau: float | Tensor, logits: Tensor, dim: int = -1) -> float | Ten
     >>> check_tau(torch.ones(2, 1), torch.zeros(4, 2, 3)).shape
     torch.Size([1, 2, 1])
     """
-    if type(tau) is float and 0 < tau < math.inf:  # the usual case, which a call's few microseconds are worth
+    if type(tau) is float and 0 < tau < math.inf:  # the usual case first: a call takes only microseconds
         return tau
     if isinstance(tau, Tensor):
         if tau.is_complex() or tau.dtype is torch.bool:
@@ -60,7 +59,7 @@ def check_tau(tau: float | Tensor, logits: Tensor, dim: int = -1) -> float | Ten
         tau = _one_a_row(tau, logits, dim) if tau.ndim else tau
         tau = tau if tau.is_floating_point() else tau.to(torch.get_default_dtype())
         return tau.masked_fill(~(tau > 0), math.nan)
-    if isinstance(tau, (torch.SymFloat, torch.SymInt)):  # these stand for numbers while exporting
+    if isinstance(tau, (torch.SymFloat, torch.SymInt)):  # they stand for numbers in an export
         return tau  # pyright: ignore[reportReturnType]
     if not isinstance(tau, Real) or isinstance(tau, bool):
         raise TypeError(f"tau must be a number or a floating-point tensor, got {type(tau).__name__}")
@@ -87,8 +86,8 @@ def _one_a_row(tau: Tensor, logits: Tensor, dim: int) -> Tensor:
 def check_rows(y: Tensor, dim: int, tau: float | Tensor = 1.0) -> None:
     """Raise when a row of the probabilities `y` is NaN: its logits allow no class or hold NaN or +inf, or tau is bad.
 
-    One NaN logit makes its whole row NaN under softmax, so one entry of each row tells. Where values cannot be read the
-    NaN is left to propagate.
+    One NaN logit makes its whole row NaN under softmax, so it is enough to check one entry of each row. Where values
+    cannot be read the NaN propagates.
     """
     if not readable(y):
         return
@@ -97,38 +96,8 @@ def check_rows(y: Tensor, dim: int, tau: float | Tensor = 1.0) -> None:
         raise_bad_rows(int(bad.sum()), bad.numel(), tau)
 
 
-def readable(x: Tensor) -> bool:
-    """Whether Python may depend on the values of `x`.
-
-    It may not where there are none (the meta device, fake tensors, what `torch.fx` traces with), where the program is
-    recorded for other values (compiling, exporting, tracing), nor under `torch.func` transforms. Of a tensor on a GPU
-    it would have to wait for them.
-
-    >>> readable(torch.zeros(2)), readable(torch.zeros(2, device="meta"))
-    (True, False)
-    """
-    return (
-        isinstance(x, Tensor)
-        and not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and type(x).__torch_dispatch__ is Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
-        and not tracing()
-        and not any(torch._C._get_dispatch_mode(mode) for mode in _MODES_WITHOUT_VALUES)  # pyright: ignore
-    )
-
-
-def tracing() -> bool:
-    """Whether `torch.jit.trace` is at work, whose shapes are tensors: Python had better not depend on them.
-
-    >>> tracing()
-    False
-    """
-    return torch._C._get_tracing_state() is not None
-
-
 def raise_bad_rows(bad: int, rows: int, tau: float | Tensor = 1.0) -> NoReturn:
-    """Raise for `bad` of `rows` rows of logits that nothing can be drawn from, or for the tau that is the reason."""
+    """Raise for `bad` of `rows` rows of logits that have no sample, or for the tau that is the reason."""
     if isinstance(tau, Tensor) and not (tau > 0).all():
         raise ValueError(f"tau must be a positive finite number, got a tensor with {tau[~(tau > 0)][0].item()}")
     raise ValueError(
@@ -137,7 +106,7 @@ def raise_bad_rows(bad: int, rows: int, tau: float | Tensor = 1.0) -> NoReturn:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to calculate in: float32 for half precision, else the tensor's own.
+    """Return the dtype to compute in: float32 for half precision, else the tensor's own.
 
     >>> compute_dtype(torch.bfloat16)
     torch.float32
@@ -146,7 +115,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def classes_last(logits: Tensor, tau: float | Tensor, dim: int) -> tuple[Tensor, float | Tensor]:
-    """Logits, and tau where it has a value for each row, with the K classes moved from `dim` to the end.
+    """Return the logits, and tau where it has a value for each row, with the K classes moved from `dim` to the end.
 
     >>> rows, tau = classes_last(torch.zeros(4, 3, 2), torch.ones(4, 1, 1), dim=1)
     >>> rows.shape, tau.shape
@@ -160,7 +129,7 @@ def classes_last(logits: Tensor, tau: float | Tensor, dim: int) -> tuple[Tensor,
 
 
 def is_scalar(tau: float | Tensor) -> bool:
-    """Whether one temperature holds for all rows: what the kernels take.
+    """Return whether one temperature holds for all rows, as the kernels need it.
 
     >>> is_scalar(0.5), is_scalar(torch.ones(2, 1))
     (True, False)
@@ -169,7 +138,7 @@ def is_scalar(tau: float | Tensor) -> bool:
 
 
 def log_where_positive(y: Tensor) -> Tensor:
-    """Log y where it multiplies something that is zero wherever y is: finite there, so that 0 * log 0 is 0.
+    """Return log y, finite where `y` is zero, for products with what is zero there too: 0 * log 0 is 0.
 
     >>> log_where_positive(torch.tensor([1.0, 0.0])).isfinite()
     tensor([True, True])

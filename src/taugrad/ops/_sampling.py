@@ -1,4 +1,4 @@
-r"""A hard sample, and the relaxation whose gradient it takes: what the pathwise estimators have in common.
+r"""Hard samples with the gradient of a relaxation: the common part of the pathwise estimators.
 
     z  = onehot(argmax(x + g)),   dz := dy                      g Gumbel(0,1) noise
     y  = softmax((x + g) / tau)                                 PERTURBED     (1611.01144)
@@ -7,13 +7,13 @@ r"""A hard sample, and the relaxation whose gradient it takes: what the pathwise
     dz := (2 J(pi_D) - J(pi) / 2) dx                            MARKED        ReinMax (2304.08612)
           pi = softmax(x),  pi_D = (softmax(x / tau) + z) / 2,  J(p) = diag(p) - p p^T
 
-One tensor of the size of the logits is saved for the backward, in their dtype: y. For ReinMax it is softmax(x / tau)
-with the sign bit of the drawn class set, from which pi comes back as y^tau, normalized.
+The backward needs one saved tensor of the size and dtype of the logits: `y`. For ReinMax it is softmax(x / tau) with
+the sign bit of the drawn class set; pi is y^tau, normalized.
 
-The contract is that of `taugrad.ops.gumbel`. Tensors in the CPU's memory go through the native kernels where there are
-some, one pass over the logits for noise, argmax and softmax; all others, and whatever a transform of `torch.func` looks
-at, go through the torch code beside them. The two draw different noise from the same generator, of the same
-distribution.
+The contract is that of `taugrad.ops.gumbel`. There are three ways, of one meaning: a fused function (`_fused`), one
+pass over the logits for noise, argmax and softmax; the same as an operator, in compiled programs; torch code, for all
+other tensors and under the transforms of `torch.func`. Kernels and torch draw different noise from the same generator,
+of the same distribution.
 """
 
 from typing import Any
@@ -22,22 +22,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad.ops._checks import (
-    check_logits,
-    check_rows,
-    check_tau,
-    compute_dtype,
-    is_scalar,
-    log_where_positive,
-    raise_bad_rows,
-)
-from taugrad.ops.native import kernels
-from taugrad.ops.noise import draw_seed, gumbel_noise
+from taugrad.ops import _fused
+from taugrad.ops._checks import check_logits, check_rows, check_tau, compute_dtype, is_scalar, log_where_positive
+from taugrad.ops._torch import watched
+from taugrad.ops.noise import gumbel_noise
 from taugrad.ops.onehot import Relaxation, one_hot, straight_through, tangent
 from taugrad.ops.softmax import softmax, softmax_backward
-
-_autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
-_UNKNOWN = object()  # before torch 2.13 a saved tensor does not tell its hook: then its memory is left alone
 
 
 def sample(
@@ -50,15 +40,15 @@ def sample(
     hard: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The hard sample z with the gradient of its relaxation, or, unless `hard`, the relaxation y itself.
+    """Draw the hard sample `z` with the gradient of its relaxation, or the relaxation `y` itself unless `hard`.
 
     Args:
         logits: (..., K, ...), floating point; -inf masks a class.
         tau: temperature, a positive number or a tensor that broadcasts to `logits`, of size 1 along `dim`.
         dim: the dimension of the K classes.
-        relaxation: whose gradient a hard sample takes.
-        gap: by how much the drawn class leads, for Relaxation.GAPPED.
-        hard: return z in place of y.
+        relaxation: relaxation whose gradient a hard sample takes.
+        gap: lead of the drawn class, for Relaxation.GAPPED.
+        hard: return `z` in place of `y`.
         generator: a source of randomness; default torch's own.
 
     Returns:
@@ -72,24 +62,21 @@ def sample(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    watched = kernels.watched()
-    if not watched and dim == -1 and generator is None and kernels.bound():  # the usual case, before all questions
-        out = kernels.bound_sample(logits, relaxation, tau, gap, hard)
-        if isinstance(out, Tensor):
-            return out
+    if dim == -1 and generator is None:  # the usual case first, before any check
+        out = _fused.bound_sample(logits, tau, relaxation, gap, hard)
         if out is not None:
-            raise_bad_rows(out, logits.numel() // logits.shape[-1])
+            return out
     if has_torch_function_variadic(logits, tau):
         return handle_torch_function(
             sample, (logits, tau), logits, tau, dim, relaxation, gap=gap, hard=hard, generator=generator
         )
     check_logits(logits, dim)
     tau = check_tau(tau, logits, dim)
-    if not watched:
+    if not watched():
         z, y = _Sample.apply(logits, tau, dim, relaxation, gap, hard, generator)
     elif _takes_operator(logits, tau, generator):
         seed = torch.randint(2**63 - 1, (), device="cpu")
-        if not isinstance(tau, Tensor):  # a product, and no constant: another tau then compiles nothing anew
+        if not isinstance(tau, Tensor):  # a product is no constant, so another tau does not recompile
             tau = torch.ones((), dtype=torch.float64, device="cpu") * tau
         outputs = torch.ops.taugrad.sample(logits.movedim(dim, -1), seed, tau, int(relaxation), gap)
         z, y = (out.movedim(-1, dim).contiguous() for out in outputs)
@@ -99,22 +86,21 @@ def sample(
 
 
 def _takes_operator(logits: Tensor, tau: float | Tensor, generator: torch.Generator | None) -> bool:
-    """Whether a compiled program samples by taugrad's operator. An exported one must run where there is no taugrad."""
+    """Return whether a compiled program samples by the operator. An exported one must run where there is no taugrad."""
     return (
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
-        and logits.device.type == "cpu"
         and generator is None
         and is_scalar(tau)
-        and kernels.available()
+        and _fused.has_operator(logits)
     )
 
 
 def _drawn(
     x: Tensor, tau: float | Tensor, dim: int, relaxation: Relaxation, gap: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """`z` without gradient and `y` with, by torch."""
-    g = gumbel_noise(x.movedim(dim, -1), generator=generator).movedim(x.ndim - 1, dim)  # as the kernels place it
+    """Draw `z` without gradient and `y` with its gradient, by torch."""
+    g = gumbel_noise(x.movedim(dim, -1), generator=generator).movedim(x.ndim - 1, dim)  # as kernels place it
     x = x.to(g.dtype)
     s = x + g
     z = one_hot(s.detach().argmax(dim), s, dim)
@@ -132,7 +118,7 @@ def _drawn(
 def _traced_sample(
     x: Tensor, tau: float | Tensor, dim: int, relaxation: Relaxation, gap: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """`z` and `y`, both with their gradient, in operators of torch that a transform or a compiler can follow."""
+    """Draw `z` and `y`, both with their gradient, by operators that a transform or a compiler can follow."""
     z, y = _drawn(x, tau, dim, relaxation, gap, generator)
     if relaxation is not Relaxation.MARKED:
         y = y.to(x.dtype)
@@ -144,15 +130,15 @@ def _traced_sample(
 
 
 def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor, dim: int = -1) -> Tensor:
-    """ReinMax's gradient, from softmax(x / tau) with the sign bit of the drawn class set.
+    """Return ReinMax's gradient from softmax(x / tau) with the sign bit of the drawn class set.
 
     >>> marked = torch.tensor([-0.25, 0.75])
     >>> reinmax_backward(torch.tensor([1.0, 0.0]), marked, 1.0)
     tensor([ 0.3750, -0.3750])
     """
-    if is_scalar(tau) and kernels.takes(grad, marked) and not torch.is_grad_enabled():
-        grad, marked = (x.movedim(dim, -1).contiguous() for x in (grad, marked))
-        return kernels.reinmax_backward(grad, marked, float(tau)).movedim(-1, dim).contiguous()
+    dx = _fused.reinmax_backward(grad, marked, tau, dim)
+    if dx is not None:
+        return dx
     q, z = marked.abs(), marked.signbit()
     pi = (q / q.amax(dim, keepdim=True)) ** tau
     pi = pi / pi.sum(dim, keepdim=True)
@@ -160,7 +146,7 @@ def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor, dim: int
 
 
 class _Sample(torch.autograd.Function):
-    """For plain tensors, which `sample` has made sure of; a transform or a compiler never sees it."""
+    """Sample of plain tensors: `sample` checks that no transform or compiler sees this Function."""
 
     @staticmethod
     def forward(
@@ -175,15 +161,9 @@ class _Sample(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor]:
         dtype, wide = logits.dtype, compute_dtype(logits.dtype)
         x = logits.to(wide)
-        if is_scalar(tau) and kernels.holds(x):
-            last = dim in (-1, x.ndim - 1)
-            rows = (x if last else x.movedim(dim, -1)).contiguous()
-            z, y, failures = kernels.sample(rows, draw_seed(generator), relaxation, float(tau), gap, hard=hard)
-            if failures:
-                raise_bad_rows(failures, rows.numel() // rows.shape[-1], tau)
-            if not last:
-                y = y.movedim(-1, dim)
-                z, y = (z.movedim(-1, dim).contiguous(), y) if hard else (z, y.contiguous())
+        fused = _fused.sample(x, tau, dim, relaxation, gap, hard, generator)
+        if fused is not None:
+            z, y = fused
         else:
             z, y = _drawn(x, tau, dim, relaxation, gap, generator)
             if relaxation is Relaxation.MARKED:
@@ -192,7 +172,6 @@ class _Sample(torch.autograd.Function):
             z, y = z.to(dtype), y.to(dtype)
         ctx.set_materialize_grads(False)
         ctx.relaxation, ctx.tau, ctx.dim = relaxation, tau, dim
-        ctx.hooked = _autograd._top_saved_tensors_default_hooks(False) is not None
         if isinstance(tau, Tensor):
             ctx.tau = None
             ctx.save_for_backward(y, tau)
@@ -203,32 +182,8 @@ class _Sample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, z_grad: Tensor | None, y_grad: Tensor | None) -> tuple[Tensor | None, ...]:
         y, tau = ctx.saved_tensors if ctx.tau is None else (*ctx.saved_tensors, ctx.tau)
-        if (
-            z_grad is not None
-            and y_grad is None
-            and not (ctx.hooked or ctx.needs_input_grad[1] or torch.is_grad_enabled())
-            and is_scalar(tau)
-            and ctx.dim in (-1, y.ndim - 1)
-            and kernels.takes(z_grad, y)
-            and getattr(ctx._raw_saved_tensors[0], "unpack_hook", _UNKNOWN) is None
-            and _is_expendable(y)
-        ):
-            backward = kernels.reinmax_backward if ctx.relaxation is Relaxation.MARKED else kernels.softmax_backward
-            dx = backward(z_grad.contiguous(), y, float(tau), out=y.detach())
-            return dx, None, None, None, None, None, None
         dx, dtau = _sample_backward(z_grad, y_grad, y, tau, ctx.dim, ctx.relaxation, ctx.needs_input_grad[1])
         return dx, dtau, None, None, None, None, None
-
-
-def _is_expendable(y: Tensor) -> bool:
-    """Whether a saved tensor's memory can take the gradient: autograd frees it next, and nobody else holds it.
-
-    The gradient then costs no memory of its own, whose first touch is dearer than the arithmetic. Two holders are the
-    saved variable and the tensor unpacked from it; the third is the storage object made here to ask.
-    """
-    return not _autograd._get_current_graph_task_keep_graph() and (
-        torch._C._storage_Use_Count(y.untyped_storage()._cdata) <= 3  # pyright: ignore[reportAttributeAccessIssue]
-    )
 
 
 def _sample_backward(
@@ -256,7 +211,7 @@ def _sample_backward(
     return dx.to(dtype), dtau
 
 
-# The same as an operator, for compiled programs. Nothing may depend on a value there: a row without a sample is NaN.
+# The same as an operator, for compiled programs. Nothing may depend on a value there, so a row without a sample is NaN.
 torch.library.define(
     "taugrad::sample", "(Tensor x, Tensor seed, Tensor tau, int relaxation, float gap) -> (Tensor z, Tensor y)"
 )
@@ -265,7 +220,7 @@ torch.library.define(
 @torch.library.impl("taugrad::sample", "CPU")  # pyright: ignore[reportOptionalCall]
 def _sample_on_cpu(x: Tensor, seed: Tensor, tau: Tensor, relaxation: int, gap: float) -> tuple[Tensor, Tensor]:
     wide = x.to(compute_dtype(x.dtype)).contiguous()
-    z, y, _ = kernels.sample(wide, seed, Relaxation(relaxation), tau.item(), gap)
+    z, y = _fused.sample_of_seed(wide, seed, tau.item(), Relaxation(relaxation), gap)
     return z.to(x.dtype), y.to(x.dtype)
 
 
@@ -293,7 +248,7 @@ torch.library.register_autograd("taugrad::sample", _sample_op_backward, setup_co
 def _sample_of_batch(
     info: Any, in_dims: tuple[int | None, ...], *inputs: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    # A function of its seed: every example of the batch takes the noise that it would take alone.
+    # The operator is a function of its seed, so every example of the batch takes the noise that it would take alone.
     examples = [
         torch.ops.taugrad.sample(*(x if d is None else x.select(d, i) for x, d in zip(inputs, in_dims, strict=True)))
         for i in range(info.batch_size)

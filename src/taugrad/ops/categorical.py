@@ -9,19 +9,18 @@ The contract: logits (..., K) along `dim`, results without `dim`, natural logari
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
+from taugrad.ops import _fused
 from taugrad.ops._checks import check_logits
-from taugrad.ops.native import kernels
 
 
 def log_prob(logits: Tensor, z: Tensor, dim: int = -1) -> Tensor:
-    r"""$\log p(z) = \sum_k z_k \log \mathrm{softmax}(\mathrm{logits})_k$ of one-hot `z`, in nats.
+    r"""Return $\log p(z) = \sum_k z_k \log \mathrm{softmax}(\mathrm{logits})_k$ of one-hot `z`, in nats.
 
     Args:
         logits: (..., K, ...).
@@ -37,15 +36,16 @@ def log_prob(logits: Tensor, z: Tensor, dim: int = -1) -> Tensor:
     if has_torch_function_variadic(logits, z):
         return handle_torch_function(log_prob, (logits, z), logits, z, dim)
     check_logits(logits, dim)
-    if _kernels_take_log_prob(logits, z, dim):
-        return kernels.log_prob(logits.contiguous(), z.contiguous())
+    fused = _fused.log_prob(logits, z, dim)
+    if fused is not None:
+        return fused
     log_p = torch.log_softmax(logits, dim)
-    # Where z is zero its product counts as zero, also for a log_p of -inf.
+    # Where z is zero the product is zero, also for a log_p of -inf.
     return (z * log_p.masked_fill((z == 0) & (log_p == -math.inf), 0.0)).sum(dim)
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
-    r"""$\log p(x) = \sum_d x_d \log \sigma(l_d) + (1 - x_d) \log \sigma(-l_d)$ of independent Bernoullis, in nats.
+    r"""Return $\log p(x) = \sum_d x_d \log \sigma(l_d) + (1 - x_d) \log \sigma(-l_d)$ of Bernoullis, in nats.
 
     Args:
         logits: l, (..., D).
@@ -59,14 +59,14 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(logits, x):
         return handle_torch_function(bernoulli_log_prob, (logits, x), logits, x)
-    tracked = torch.is_grad_enabled() and x.requires_grad
-    if not tracked and x.dtype is logits.dtype and kernels.takes(logits, x) and _extends(logits, x):
-        return _BernoulliLogProb.apply(logits, x)
+    fused = _fused.bernoulli_log_prob(logits, x)
+    if fused is not None:
+        return fused
     return -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
 
 
 def entropy(logits: Tensor, dim: int = -1) -> Tensor:
-    r"""$H(p) = -\sum_k p_k \log p_k$ in nats.
+    r"""Return the entropy $H(p) = -\sum_k p_k \log p_k$ in nats.
 
     Args:
         logits: (..., K, ...).
@@ -81,14 +81,15 @@ def entropy(logits: Tensor, dim: int = -1) -> Tensor:
     if has_torch_function_unary(logits):
         return handle_torch_function(entropy, (logits,), logits, dim)
     check_logits(logits, dim)
-    if dim in (-1, logits.ndim - 1) and kernels.takes(logits):
-        return _Entropy.apply(logits)
+    fused = _fused.entropy(logits, dim)
+    if fused is not None:
+        return fused
     log_p = torch.log_softmax(logits, dim)
     return -_expectation(log_p, log_p, dim)
 
 
 def kl_to_uniform(logits: Tensor, dim: int = -1) -> Tensor:
-    r"""$\mathrm{KL}(p \| \mathrm{uniform}) = \log K - H(p)$ in nats, over all K classes, masked ones included.
+    r"""Return $\mathrm{KL}(p \| \mathrm{uniform}) = \log K - H(p)$ in nats, over all K classes, masked ones included.
 
     Args:
         logits: (..., K, ...).
@@ -107,7 +108,7 @@ def kl_to_uniform(logits: Tensor, dim: int = -1) -> Tensor:
 
 
 def kl(logits_p: Tensor, logits_q: Tensor, dim: int = -1) -> Tensor:
-    r"""$\mathrm{KL}(p \| q) = \sum_k p_k (\log p_k - \log q_k)$ in nats.
+    r"""Return $\mathrm{KL}(p \| q) = \sum_k p_k (\log p_k - \log q_k)$ in nats.
 
     Args:
         logits_p: (..., K, ...).
@@ -129,56 +130,5 @@ def kl(logits_p: Tensor, logits_q: Tensor, dim: int = -1) -> Tensor:
 
 
 def _expectation(log_p: Tensor, values: Tensor, dim: int) -> Tensor:
-    """sum_k p_k values_k, where a class of probability zero counts nothing, whatever its value."""
+    """Return sum_k p_k values_k, where a class of probability zero counts as zero for any value."""
     return (log_p.exp() * values.masked_fill(log_p == -math.inf, 0.0)).sum(dim)
-
-
-def _kernels_take_log_prob(logits: Tensor, z: Tensor, dim: int) -> bool:
-    """Without gradient, and for z of the shape of the logits or with leading dimensions more."""
-    return (
-        not (torch.is_grad_enabled() and (logits.requires_grad or z.requires_grad))
-        and dim in (-1, logits.ndim - 1)
-        and z.dtype is logits.dtype
-        and kernels.takes(logits, z)
-        and _extends(z, logits)
-    )
-
-
-def _extends(many: Tensor, few: Tensor) -> bool:
-    """Whether `many` has the shape of `few`, perhaps after leading dimensions more."""
-    return few.ndim > 0 and many.shape[-few.ndim :] == few.shape
-
-
-class _Entropy(torch.autograd.Function):
-    """By the kernels: x and H are saved, dH/dx_k = -p_k (log p_k + H)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        H = kernels.entropy(x.contiguous())
-        ctx.save_for_backward(x, H)
-        return H
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, H = ctx.saved_tensors
-        if not torch.is_grad_enabled() and kernels.takes(grad, x):
-            return kernels.entropy_backward(grad.contiguous(), x.contiguous(), H)
-        log_p = torch.log_softmax(x, -1)
-        p = log_p.exp()
-        return -grad.unsqueeze(-1) * p * (log_p.masked_fill(log_p == -math.inf, 0.0) + H.unsqueeze(-1))
-
-
-class _BernoulliLogProb(torch.autograd.Function):
-    """By the kernels: logits l and x are saved, d/dl = x - sigma(l)."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, x)
-        return kernels.bernoulli(logits.contiguous(), x.contiguous())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits, x = ctx.saved_tensors
-        if not torch.is_grad_enabled() and kernels.takes(grad, logits):
-            return kernels.bernoulli_backward(grad.contiguous(), logits.contiguous(), x.contiguous()), None
-        return grad.unsqueeze(-1) * (x - logits.sigmoid()), None

@@ -6,11 +6,11 @@ r"""Discrete sampling as noise + argmax, and its relaxation.
     z   = onehot(i),  dz := dy               straight-through
 
 The contract: a sample has the dtype, shape and device of its logits; a hard one is 0.0 and 1.0 to the bit. Noise is
-drawn and added in float32 for half precision, in the logits' own dtype otherwise, and is finite always. A class whose
-logit is -inf is never drawn and gets zero gradient. A row without a finite logit, or with NaN or +inf, raises; where no
-value may be looked at (while compiling, exporting or tracing, under `torch.func` transforms, on a GPU, which Python
-would have to wait for) its sample is NaN instead (an index, which cannot be NaN, is then arbitrary). Samples and their
-gradients are contiguous, whatever the layout of the logits, as torch's are.
+drawn and added in float32 for half precision, in the logits' own dtype otherwise, and is always finite. A class whose
+logit is -inf is never drawn and gets zero gradient. A row without a finite logit, or with NaN or +inf, raises. Where
+Python must not read values (in a compiled, exported or traced program, under `torch.func` transforms, on a GPU, which
+it would have to wait for) its sample is NaN instead; an index, which cannot be NaN, is then arbitrary. Samples and
+their gradients are contiguous for any layout of the logits, as torch's are.
 """
 
 import warnings
@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from taugrad.ops._checks import check_logits, check_rows, compute_dtype, raise_bad_rows
+from taugrad.ops import _fused
+from taugrad.ops._checks import check_logits, check_rows, compute_dtype
 from taugrad.ops._sampling import sample
-from taugrad.ops.native import kernels
-from taugrad.ops.noise import draw_seed, perturbed
-from taugrad.ops.onehot import Relaxation, one_hot
+from taugrad.ops.noise import perturbed
+from taugrad.ops.onehot import one_hot
 
-_UNUSED_EPS = 1e-10  # torch's default, which torch ignores too
+_UNUSED_EPS = 1e-10  # torch's default, which has no effect there either
 
 
 def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator | None = None) -> Tensor:
-    r"""Gumbel-Max: $i = \arg\max_k (\mathrm{logits}_k + g_k)$, an exact sample of softmax(logits).
+    r"""Draw classes by Gumbel-Max: $i = \arg\max_k (\mathrm{logits}_k + g_k)$, an exact sample of softmax(logits).
 
     Args:
         logits: (..., K, ...), floating point; -inf masks a class.
@@ -51,10 +51,8 @@ def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator |
     check_logits(logits, dim)
     x = logits.detach().movedim(dim, -1)
     x = x.to(compute_dtype(x.dtype))
-    if kernels.takes(x):
-        index, failures = kernels.argmax(x.contiguous(), draw_seed(generator))
-        if failures:
-            raise_bad_rows(failures, index.numel())
+    index = _fused.argmax(x, generator)
+    if index is not None:
         return index
     top, index = perturbed(x, generator=generator).max(-1)
     check_rows((top * 0).unsqueeze(-1), -1)  # NaN where the maximum is not finite
@@ -62,7 +60,7 @@ def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator |
 
 
 def gumbel_max(logits: Tensor, dim: int = -1, *, generator: torch.Generator | None = None) -> Tensor:
-    r"""An exact sample of softmax(logits) as a one-hot vector: that of `gumbel_argmax`.
+    r"""Draw an exact sample of softmax(logits) as a one-hot vector: that of `gumbel_argmax`.
 
     Args:
         logits: (..., K, ...), floating point; -inf masks a class.
@@ -83,12 +81,8 @@ def gumbel_max(logits: Tensor, dim: int = -1, *, generator: torch.Generator | No
         return handle_torch_function(gumbel_max, (logits,), logits, dim, generator=generator)
     check_logits(logits, dim)
     x = logits.detach()
-    if dim in (-1, x.ndim - 1) and kernels.takes(x):
-        z, _, failures = kernels.sample(x.contiguous(), draw_seed(generator), Relaxation.NONE, 1.0)
-        if failures:
-            raise_bad_rows(failures, x.numel() // x.shape[-1])
-        return z
-    return one_hot(gumbel_argmax(x, dim, generator=generator), x, dim)
+    z = _fused.one_hot(x, dim, generator)
+    return z if z is not None else one_hot(gumbel_argmax(x, dim, generator=generator), x, dim)
 
 
 def gumbel_softmax(
@@ -100,7 +94,7 @@ def gumbel_softmax(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Gumbel-Softmax, a drop-in for `torch.nn.functional.gumbel_softmax`.
+    r"""Draw from Gumbel-Softmax, a drop-in for `torch.nn.functional.gumbel_softmax`.
 
     $y = \mathrm{softmax}((\mathrm{logits} + g) / \tau)$; with `hard`, the one-hot of its argmax, whose gradient is
     that of $y$ (straight-through).
@@ -108,8 +102,8 @@ def gumbel_softmax(
     Args:
         logits: (..., K, ...), floating point; -inf masks a class.
         tau: temperature, a positive number or a tensor that broadcasts to `logits`, of size 1 along `dim`.
-        hard: return the one-hot z in place of y.
-        eps: unused, kept for the signature's sake: this noise needs no guard.
+        hard: return the one-hot `z` in place of `y`.
+        eps: unused, kept because torch's function has it; this noise needs no guard.
         dim: the dimension of the K classes.
         generator: a source of randomness; default torch's own.
 

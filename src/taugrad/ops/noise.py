@@ -2,29 +2,25 @@ r"""Gumbel(0,1) noise, the randomness of every sample here.
 
     g = -log(-log u),  u ~ U(0,1)
 
-The contract: noise is finite always, float64 for float64 and float32 for every other dtype, and reproducible under
-`torch.manual_seed` or by `generator=`. On a CPU it comes from the native kernels where there are some, as a function of
-a seed drawn from torch's generator and of the element's place, whatever the number of threads; from `torch.rand`
-elsewhere.
+The contract: noise is always finite, float64 for float64 and float32 for every other dtype, and reproducible under
+`torch.manual_seed` or by `generator=`. Where there are kernels for the device it is a function of a seed, drawn from
+torch's generator, and of the element's position, for any number of threads. Elsewhere it comes from `torch.rand`.
 
 Deviation: float32 noise has a limited range: [-3.13, 22.9] from the kernels, whose uniform numbers have 32 bits, and
-[-2.86, 16.64] from torch, whose numbers have 24. So a class more than 26 or 19.5 nats behind, of probability below
-5e-12 or 4e-9, is never drawn.
+[-2.86, 16.64] from torch, whose numbers have 24. A class more than 26 or 19.5 nats behind, of probability below 5e-12
+or 4e-9, is therefore never drawn.
 """
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from taugrad.ops import _fused
 from taugrad.ops._checks import compute_dtype
-from taugrad.ops.native import kernels
-
-_SEEDS = 2**63 - 1
-_SCALAR = ()
 
 
 def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    r"""Gumbel(0,1) noise, $g = -\log(-\log u)$ with $u \sim U(0,1)$: always finite.
+    r"""Draw Gumbel(0,1) noise, $g = -\log(-\log u)$ with $u \sim U(0,1)$: always finite.
 
     Args:
         like: gives shape and device; float64 gives float64 noise, every other dtype float32.
@@ -40,11 +36,10 @@ def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> T
     if has_torch_function_unary(like):
         return handle_torch_function(gumbel_noise, (like,), like, generator=generator)
     dtype = compute_dtype(like.dtype)
-    if not kernels.watched():
-        g = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
-        if kernels.holds(g):
-            return kernels.noise(g, draw_seed(generator))
-    if generator is None:  # of the kind of `like`, be it a fake tensor or one that a program is recorded with
+    g = _fused.noise(like, dtype, generator)
+    if g is not None:
+        return g
+    if generator is None:  # a fake or traced `like` gives noise of its own kind
         u = torch.rand_like(like, dtype=dtype, memory_format=torch.contiguous_format)
     else:
         u = torch.rand(like.shape, generator=generator, dtype=dtype, device=like.device)
@@ -54,7 +49,7 @@ def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> T
 
 
 def perturbed(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Logits + g, differentiable, in the dtype of the noise: what every sample here starts from.
+    """Return logits + g, differentiable, in the dtype of the noise: the start of every sample here.
 
     >>> perturbed(torch.tensor([0.0, -torch.inf], dtype=torch.float16)).dtype
     torch.float32
@@ -64,7 +59,7 @@ def perturbed(logits: Tensor, *, generator: torch.Generator | None = None) -> Te
 
 
 def conditional_perturbed(logits: Tensor, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    r"""Perturbed log-probabilities $s = \log\pi + g$ given that their argmax is z (2010.04838).
+    r"""Draw perturbed log-probabilities $s = \log\pi + g$ given that their argmax is z (2010.04838).
 
     The largest is Gumbel(0) whatever the class, $s_i = g_i$; another is cut off at it,
     $s_j = -\log(e^{-(\log\pi_j + g_j)} + e^{-s_i})$, with fresh noise g.
@@ -85,12 +80,3 @@ def conditional_perturbed(logits: Tensor, z: Tensor, *, generator: torch.Generat
     top = (g * z).sum(-1, keepdim=True)
     others = -torch.logaddexp(-(torch.log_softmax(logits.detach().to(g.dtype), -1) + g), -top)
     return torch.where(z > 0, top, others)
-
-
-def draw_seed(generator: torch.Generator | None) -> Tensor:
-    """A seed for the kernels, 63 random bits of torch's generator.
-
-    >>> draw_seed(torch.Generator().manual_seed(0)).dtype
-    torch.int64
-    """
-    return torch.randint(_SEEDS, _SCALAR, generator=generator, device="cpu")

@@ -1,4 +1,4 @@
-r"""Hard one-hot vectors, and how they get the gradient of a relaxation.
+r"""Hard one-hot vectors with the gradient of a relaxation.
 
 z = onehot(i),  dz/dlogits := dy/dlogits          straight-through
 """
@@ -13,7 +13,7 @@ from taugrad.ops._checks import compute_dtype
 
 
 def one_hot(index: Tensor, like: Tensor, dim: int = -1) -> Tensor:
-    """One-hot vectors along `dim` in the shape and dtype of `like`, without gradient.
+    """Return one-hot vectors along `dim` in the shape and dtype of `like`, without gradient.
 
     Args:
         index: class indices, int64, the shape of `like` without `dim`.
@@ -31,9 +31,9 @@ def one_hot(index: Tensor, like: Tensor, dim: int = -1) -> Tensor:
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of `hard`, to the bit, with the gradient of `soft`.
+    """Return the value of `hard`, to the bit, with the gradient of `soft`.
 
-    The difference of `soft` to itself is exactly zero, and NaN where `soft` is.
+    The difference between `soft` and itself is exactly zero, and NaN where `soft` is NaN.
 
     Args:
         hard: the value, any shape.
@@ -51,10 +51,10 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def tangent(logits: Tensor) -> Tensor:
-    """Zero in value, the identity in gradient: what a Jacobian is applied to, to be the gradient of a sample.
+    """Return zeros whose gradient is the identity: a Jacobian applied to them becomes the gradient of a sample.
 
-    The Jacobian J of a softmax is symmetric, so `J @ tangent(logits)` has the value 0 and the backward J g. It is
-    calculated in float32 for half precision; a masked class gets no gradient.
+    The Jacobian J of a softmax is symmetric, so `J @ tangent(logits)` has the value 0 and the backward J g. Half
+    precision becomes float32; a masked class gets no gradient.
 
     >>> tangent(torch.tensor([1.0, -torch.inf]))
     tensor([0., 0.])
@@ -66,7 +66,7 @@ def tangent(logits: Tensor) -> Tensor:
 
 
 class Relaxation(IntEnum):
-    """What y is, the relaxation whose gradient a hard sample takes."""
+    """Relaxation `y` whose gradient a hard sample takes."""
 
     NONE = 0
     PERTURBED = 1  # softmax((x + g) / tau)

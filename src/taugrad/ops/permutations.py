@@ -11,20 +11,21 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.checks import check_count
-from taugrad.ops._checks import check_tau, readable, tracing
+from taugrad.ops._checks import check_tau
+from taugrad.ops._torch import readable, tracing
 from taugrad.ops.noise import perturbed
 from taugrad.ops.onehot import straight_through
 
 
 def sinkhorn(x: Tensor, iterations: int = 20) -> Tensor:
-    r"""Sinkhorn's operator in log space: $\exp(x)$ with columns and rows normalized in turn.
+    r"""Apply Sinkhorn's operator in log space: $\exp(x)$ with columns and rows normalized in turn.
 
     Args:
         x: scores, (..., n, n), floating point.
-        iterations: of a normalization of the columns and one of the rows.
+        iterations: number of normalizations of the columns and then the rows.
 
     Returns:
-        A matrix in the shape of `x` whose rows sum to one, and columns the nearer the more iterations.
+        A matrix in the shape of `x` whose rows sum to one; its columns approach one with the iterations.
 
     >>> sinkhorn(torch.zeros(2, 2))
     tensor([[0.5000, 0.5000],
@@ -43,7 +44,7 @@ def gumbel_sinkhorn(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""A random permutation matrix with the gradient of its relaxation.
+    r"""Draw a random permutation matrix with the gradient of its relaxation.
 
     $X = \mathrm{scores} + g$; the value is the permutation $P$ that maximizes $\langle P, X\rangle$, found by scipy's
     assignment solver; the gradient is that of $S(X / \tau)$.
@@ -52,7 +53,7 @@ def gumbel_sinkhorn(
         scores: (..., n, n), floating point, finite.
         tau: temperature of the relaxation, a positive number or a tensor that broadcasts to `scores`, with one value a
             matrix.
-        iterations: of Sinkhorn's operator; a small tau needs more.
+        iterations: number of Sinkhorn's normalizations; a small tau needs more.
         generator: a source of randomness; default torch's own.
 
     Returns:
@@ -84,10 +85,10 @@ def gumbel_sinkhorn(
     return straight_through(_assignment(x.detach()), sinkhorn(x / tau, iterations)).to(scores.dtype)
 
 
-# An operator, since a compiler or fake tensors can see no further than its shape.
+# This is an operator because a compiler or a fake tensor can know nothing but its shape.
 @torch.library.custom_op("taugrad::assignment", mutates_args=())
 def _assignment(x: Tensor) -> Tensor:
-    from scipy.optimize import linear_sum_assignment  # half a second to import, which only these users wait for
+    from scipy.optimize import linear_sum_assignment  # it takes half a second to import
 
     n = x.shape[-1]
     flat = x.reshape(-1, n, n)

@@ -5,11 +5,11 @@ r"""The tempered softmax and its backward without the Jacobian.
 
 The Jacobian of y is (diag(y) - y y^T) / tau, K x K numbers a row. Its product with dL/dy needs none of them: the
 diagonal is one multiplication, the outer product one dot product. The autograd Function here saves y and nothing else.
-That serves tau's gradient too: x = tau log y + const, and dL/dx sums to zero over a row, so the constant drops out of
+The gradient to tau needs no more: x = tau log y + const, and dL/dx sums to zero over a row, so the constant is gone in
 
     dL/dtau = -<dL/dx, x> / tau = -<dL/dx, log y>.
 
-The contract: any `dim` and leading shape, any stride, float16 to float64 (half precision is calculated in float32),
+The contract: any `dim` and leading shape, any stride, float16 to float64 (half precision is computed in float32),
 tau a number or a tensor with one value in all or one for each row, with or without gradient, double backward,
 `torch.func` transforms, forward mode, `torch.compile(fullgraph=True)`. Results and gradients are contiguous, as
 torch's are.
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad.ops._checks import check_logits, check_tau, compute_dtype, is_scalar, log_where_positive
-from taugrad.ops.native import kernels
+from taugrad.ops import _fused
+from taugrad.ops._checks import check_logits, check_tau, compute_dtype, log_where_positive
 
 
 def softmax(x: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
-    r"""Tempered softmax, $y = \mathrm{softmax}(x / \tau)$, with the efficient backward.
+    r"""Return the tempered softmax, $y = \mathrm{softmax}(x / \tau)$, with the efficient backward.
 
     Args:
         x: logits (..., K, ...), floating point; -inf masks a class.
@@ -53,13 +53,13 @@ def softmax(x: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
     check_logits(x, dim, "x")
     tau = check_tau(tau, x, dim)
     if torch.compiler.is_compiling():
-        # The compiler does not trace a Function with forward mode, and derives this same backward by itself.
+        # The compiler cannot trace a Function with forward mode, and derives the same backward by itself.
         return _tempered_softmax(x, tau, dim)
     return _TemperedSoftmax.apply(x, tau, dim)
 
 
 def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
-    r"""Gradient with respect to the logits, $(g - \langle g, y\rangle)\, y / \tau$: O(K) a row in time and memory.
+    r"""Return the gradient to the logits, $(g - \langle g, y\rangle)\, y / \tau$: O(K) a row in time and memory.
 
     Args:
         grad: dL/dy, the shape of `y`.
@@ -74,21 +74,16 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor = 1.0, dim: in
     >>> softmax_backward(torch.tensor([1.0, 0.0]), y)
     tensor([ 0.1875, -0.1875])
     """
-    if dim == -1 and not kernels.watched() and kernels.bound():
-        dx = kernels.bound_softmax_backward(grad, y, tau)
-        if dx is not None:
-            return dx
+    dx = _fused.softmax_backward(grad, y, tau, dim)
+    if dx is not None:
+        return dx
     if has_torch_function_variadic(grad, y, tau):
         return handle_torch_function(softmax_backward, (grad, y, tau), grad, y, tau, dim)
-    tracked = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (grad, y, tau))
-    if not tracked and is_scalar(tau) and kernels.takes(grad, y) and grad.dtype is y.dtype and grad.shape == y.shape:
-        grad, y = (x.movedim(dim, -1).contiguous() for x in (grad, y))
-        return kernels.softmax_backward(grad, y, float(tau)).movedim(-1, dim).contiguous()
     return ((grad - (grad * y).sum(dim, keepdim=True)) * (y / tau)).contiguous()
 
 
 def softmax_jacobian(y: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
-    r"""The dense Jacobian $(\mathrm{diag}(y) - y y^\top) / \tau$: the oracle, K times the memory of `y`.
+    r"""Return the dense Jacobian $(\mathrm{diag}(y) - y y^\top) / \tau$: the oracle, K times the memory of `y`.
 
     Args:
         y: the softmax's output (..., K, ...).
@@ -110,7 +105,7 @@ def softmax_jacobian(y: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Ten
 
 
 def softmax_backward_by_jacobian(grad: Tensor, y: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
-    r"""The same gradient the textbook's way, $J^\top g$ with the Jacobian written out: the slow side of the benchmark.
+    r"""Return the gradient by the textbook, $J^\top g$ with the dense Jacobian: the slow side of the benchmark.
 
     Args:
         grad: dL/dy, the shape of `y`.
@@ -130,10 +125,8 @@ def softmax_backward_by_jacobian(grad: Tensor, y: Tensor, tau: float | Tensor = 
 
 
 def _tempered_softmax(x: Tensor, tau: float | Tensor, dim: int) -> Tensor:
-    tracked = torch.is_grad_enabled() and x.requires_grad
-    if not tracked and dim in (-1, x.ndim - 1) and is_scalar(tau) and kernels.takes(x):
-        return kernels.softmax(x.contiguous(), float(tau))
-    return torch.softmax(x.to(compute_dtype(x.dtype)) / tau, dim).to(x.dtype)
+    y = _fused.softmax(x, tau, dim)
+    return y if y is not None else torch.softmax(x.to(compute_dtype(x.dtype)) / tau, dim).to(x.dtype)
 
 
 class _TemperedSoftmax(torch.autograd.Function):

@@ -1,4 +1,4 @@
-r"""Subsets: k of K classes without replacement, by the k largest of logits + Gumbel noise.
+r"""Subsets of k of K classes without replacement, by the k largest of logits + Gumbel noise.
 
 s = logits + g;  the classes of the k largest s, in their order, are a sample without replacement (1903.06059)
 a_1 = s,  y_j = softmax(a_j / tau),  a_{j+1} = a_j + log(1 - y_j),  y = sum_j y_j          (1901.10517)
@@ -9,18 +9,19 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from taugrad.checks import check_count
-from taugrad.ops._checks import check_logits, readable, tracing
+from taugrad.ops._checks import check_logits
+from taugrad.ops._torch import readable, tracing
 from taugrad.ops.noise import perturbed
 from taugrad.ops.onehot import straight_through
 from taugrad.ops.softmax import softmax
 
 
 def gumbel_top_k(logits: Tensor, k: int, dim: int = -1, *, generator: torch.Generator | None = None) -> Tensor:
-    r"""Indices of k classes drawn one after another from softmax(logits) without replacement.
+    r"""Draw the indices of k classes, one after another from softmax(logits) without replacement.
 
     Args:
         logits: (..., K, ...), floating point; -inf masks a class.
-        k: how many, at most the number of classes that every row allows.
+        k: number of classes to draw, at most the number that every row allows.
         dim: the dimension of the K classes.
         generator: a source of randomness; default torch's own.
 
@@ -44,13 +45,13 @@ def gumbel_top_k(logits: Tensor, k: int, dim: int = -1, *, generator: torch.Gene
 def gumbel_k_hot(
     logits: Tensor, k: int, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    r"""A k-hot sample of k classes without replacement, with the gradient of its relaxation.
+    r"""Draw a k-hot sample of k classes without replacement, with the gradient of its relaxation.
 
-    The relaxation is a sum of k softmaxes, each with the classes before it faded out, $y = \sum_j y_j$.
+    The relaxation is a sum of k softmaxes, each without the classes before it, $y = \sum_j y_j$.
 
     Args:
         logits: (..., K, ...), floating point; -inf masks a class.
-        k: how many, at most the number of classes that every row allows.
+        k: number of classes to draw, at most the number that every row allows.
         tau: temperature of the relaxation, a positive number or a tensor that broadcasts to `logits`, of size 1 along
             `dim`.
         dim: the dimension of the K classes.
@@ -78,7 +79,7 @@ def gumbel_k_hot(
     for _ in range(k):
         y = softmax(s, tau, dim)
         soft = soft + y
-        # A class that is certain leaves -inf behind, which has no gradient: it is kept just finite.
+        # A class that is certain would leave -inf, which has no gradient, so it stays just finite.
         s = s + torch.log1p(-y.clamp_max(1 - torch.finfo(y.dtype).eps))
     return straight_through(hard, soft).to(logits.dtype)
 

@@ -1,1 +1,1 @@
-"""One LightningModule a file."""
+"""Training with Lightning: tasks, callbacks, checkpoints, resuming."""

@@ -1,8 +1,8 @@
-"""Checkpoint files that are whole or absent: written under another name, synced, renamed; read only by their checksum.
+"""Checkpoint files that are whole or absent: written under another name, synced, renamed; checked when read.
 
-A file is what `torch.save` writes, a zip archive, with the SHA-256 of all before it as the archive's comment: one file,
-which any other reader opens too. It holds plain values and tensors, and is loaded with `weights_only=True`: a pickle in
-it is refused, and runs nothing.
+A file is the zip archive that `torch.save` writes, with the SHA-256 of its content as the archive's comment: any other
+reader can open it too. It holds plain values and tensors, and is loaded with `weights_only=True`: a pickle in it is
+refused, and nothing in it is run.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _DIGEST = 64  # hexadecimal digits of SHA-256
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at any time, a crash of the system included, `path` is the old one or the new one.
+    """Write a file so that `path` is always the old one or the new one, also after a crash of the system.
 
     Raises:
         OSError: it cannot be written; the old one is as it was.
@@ -62,11 +62,11 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint's content on the CPU.
+    """Return a checkpoint's content on the CPU.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, or holds what is no plain value; the message names the newest
-            whole one beside it.
+            whole one next to it.
     """
     try:
         return _read(path)
@@ -78,9 +78,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest(directory: Path) -> tuple[Path | None, list[CheckpointError]]:
-    """The whole checkpoint below a directory that was written last, and what is wrong with those written after it.
+    """Return the newest whole checkpoint below a directory, and the errors of the damaged ones that are newer.
 
-    The best one comes last of all: in a copied directory the times are those of the copying, in any order.
+    The best one counts as the oldest: in a copied directory the times are those of the copying, in any order.
     """
     damaged = []
     by_time = sorted(directory.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
@@ -117,16 +117,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class WholeCheckpoints(CheckpointIO):
-    """How a `lightning.Trainer` is to write and read checkpoints: its plugin."""
+    """Plugin of a `lightning.Trainer` that writes and reads checkpoints by the functions above."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write one."""
+        """Write a checkpoint."""
         save(checkpoint, Path(path))
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """Read one, always to the CPU and without running what it holds: Lightning moves the values."""
+        """Read a checkpoint to the CPU, without running anything in it; Lightning moves the values."""
         return load(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove one."""
+        """Remove a checkpoint."""
         Path(path).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How good the estimator's gradient is while a VAE trains."""
+"""Quality of the estimator's gradient while a VAE trains."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from taugrad.training.images import ImageTask
 
 
 class GradientProbe(Callback):
-    """Logs how good the estimator's gradient is during training: `probe/cosine` and `probe/snr`. Off by default.
+    """Logs the quality of the estimator's gradient during training: `probe/cosine` and `probe/snr`. Off by default.
 
     Args:
         every: training steps between two probes.
-        images: of the batch at hand, taken together.
-        draws: gradients a probe, a multiple of ten.
-        reference_samples: behind the reference gradient where enumeration is too large.
+        images: number of images of the current batch, probed together.
+        draws: number of gradients of a probe, a multiple of ten.
+        reference_samples: number of samples of the reference gradient where enumeration is too large.
     """
 
     def __init__(self, every: int = 500, images: int = 4, draws: int = 100, reference_samples: int = 20_000) -> None:
@@ -36,7 +36,7 @@ class GradientProbe(Callback):
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Probe the loss at the weights as they are; the training's random numbers stay what they were."""
+        """Probe the gradient at the current weights; the training's random state is left as it was."""
         if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.every or not trainer.is_global_zero:
             return
         x = batch[0].flatten(0, -3)[: self.images]

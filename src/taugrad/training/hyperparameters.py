@@ -1,7 +1,7 @@
-"""What TensorBoard's HParams tab shows of a run: what was swept or set, what defines the model, and what came out.
+"""Records for TensorBoard's HParams tab: the values that were swept or set, the model's choice, and the metrics.
 
-TensorBoard shows five hyperparameters at first, those marked as differing before the others and each kind by name; the
-metrics stand to their right, in the order in which they were written. So few are written, and the most telling marked.
+TensorBoard at first shows five hyperparameters: those marked as differing before the others, each kind by name. The
+metrics stand to their right, in the order in which they were written. So few are written, and the main ones marked.
 """
 
 import math
@@ -30,13 +30,13 @@ _NOT_OF_THE_TRAINING = ("hydra", "run_dir", "ckpt_path", "debug", "objective", "
 
 
 def chosen(config: Mapping[str, Any]) -> dict[str, Value]:
-    """The hyperparameters of a run by their keys, the most telling first.
+    """Return the hyperparameters of a run by their keys, the most important first.
 
-    In a sweep those are what was swept, else what was set on the command line, then the seed, the estimator and the
-    model. The file that was chosen of a group, or a class, stands by its name. Without Hydra nothing counts as set.
+    Swept keys come first, or outside of a sweep the keys set on the command line; then the seed, the estimator and the
+    model. The file chosen for a group, or a class, stands by its name. Without Hydra nothing counts as set.
 
     Args:
-        config: of the run, resolved.
+        config: the run's config, resolved.
 
     >>> chosen({"model": {"_target_": "a.B", "size": 3}, "estimator": {"_target_": "c.D"}, "seed": 1, "data": None})
     {'seed': 1, 'estimator': 'D', 'model': 'B'}
@@ -52,7 +52,7 @@ def chosen(config: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def summaries(hyperparameters: Mapping[str, Value], metrics: Sequence[str]) -> list[Any]:
-    """TensorBoard's three records of a run that has ended; its metrics are scalars of these tags."""
+    """Return TensorBoard's three records of a run that has ended; its metrics are scalars with these tags."""
     infos = [
         _api.HParamInfo(name=name, type=_data_type(value), differs=i < _SHOWN)
         for i, (name, value) in enumerate(hyperparameters.items())
@@ -70,7 +70,7 @@ def summaries(hyperparameters: Mapping[str, Value], metrics: Sequence[str]) -> l
 
 
 def _options() -> dict[str, str]:
-    """The file chosen of each config group; none without Hydra."""
+    """Return the file chosen for each config group; none without Hydra."""
     if not HydraConfig.initialized():
         return {}
     choices = HydraConfig.get().runtime.choices
@@ -78,13 +78,13 @@ def _options() -> dict[str, str]:
 
 
 def _overrides() -> list[Override]:
-    """What the command line sets of the training; in a sweep only what it sweeps."""
+    """Return the overrides of the command line that concern the training; in a sweep only those that it sweeps."""
     if not HydraConfig.initialized():
         return []
-    lines, told = HydraConfig.get().overrides.task, Path(HydraConfig.get().sweep.dir) / "multirun.yaml"
-    of_sweep = in_sweep() and told.is_file()
+    lines, file = HydraConfig.get().overrides.task, Path(HydraConfig.get().sweep.dir) / "multirun.yaml"
+    of_sweep = in_sweep() and file.is_file()
     if of_sweep:
-        lines = OmegaConf.load(told).hydra.overrides.task
+        lines = OmegaConf.load(file).hydra.overrides.task
     overrides = OverridesParser.create().parse_overrides(list(lines))
     return [
         o
@@ -96,7 +96,7 @@ def _overrides() -> list[Override]:
 
 
 def _values(config: Mapping[str, Any], options: Mapping[str, str], key: str) -> Iterator[tuple[str, Value]]:
-    """What a key of the config, or a group, has come to; nothing where it has been deleted since."""
+    """Yield the values of a key of the config, or of a group; none where it has been deleted since."""
     parent, _, last = key.rpartition(".")
     if key in options:
         yield key, options[key]
@@ -119,7 +119,7 @@ def _values(config: Mapping[str, Any], options: Mapping[str, str], key: str) -> 
 
 
 def _plain(value: Any) -> Value:
-    """A value of the config as one of TensorBoard's types: a text that reads as a number is one.
+    """Return a value of the config as one of TensorBoard's types; text that reads as a number becomes one.
 
     >>> [_plain(x) for x in ("1e-3", True, None, [32, 16], "reinmax", float("inf"))]
     [0.001, True, 'null', '[32, 16]', 'reinmax', 'inf']
@@ -138,7 +138,7 @@ def _plain(value: Any) -> Value:
 
 
 def _kinds(override: Override) -> set[str]:
-    """TensorBoard's types of the values that are swept."""
+    """Return TensorBoard's types of the values that are swept."""
     if override.value_type not in (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP):  # names match a glob
         return set()
     return {_field(_plain(value)) for value in override.sweep_iterator()}

@@ -1,11 +1,11 @@
 r"""The task of a model of images: training on stacks of batches, discrete evaluation, code usage.
 
 A training step takes a stack of batches and makes an optimizer step for each (manual optimization): what Lightning does
-around a training step costs a fifth of a small model's optimizer step. Lightning's x-axis would count training steps,
-so during a fit `tensorboard.Scalars` writes what is logged here to the loggers, over optimizer steps.
+around a training step costs a fifth of a small model's optimizer step. Lightning's x-axis would count training steps.
+So during a fit `tensorboard.Scalars` writes what is logged here to the loggers, over optimizer steps.
 
-Evaluation is discrete whatever training relaxed: hard samples, by a generator of their own, so that neither does
-evaluating change training nor the number of evaluations a result.
+Evaluation is discrete, also where training is relaxed. Its hard samples come from a generator of their own, so that
+evaluating does not change training, and the number of evaluations does not change a result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,10 @@ from taugrad.estimators import Estimator, StraightThrough
 from taugrad.models.base import Checked, Evaluated, Greedy, ImageModel, Pictured, Started, Tested
 from taugrad.ops.categorical import entropy
 from taugrad.schedules import Schedule
-from taugrad.training.task import MakeOptimizer, Task, is_kept, scale_lr
+from taugrad.training.task import MakeOptimizer, Task, check_schedule, is_kept, scale_lr
 
 _EVALUATION_SEED = 0
+_BAD_LOGITS = "logits must have a finite entry"  # how sampling on the CPU refuses a model that has diverged
 _ACTIVE = 0.01  # the share of the data that a code must stand for to count as used
 
 
@@ -33,14 +34,14 @@ class ImageTask(Task):
     """Trains a model of images through an estimator, at a temperature that a schedule gives.
 
     Args:
-        model: an `nn.Module` with `loss_terms`, and as much more of `taugrad.models.base` as it has.
+        model: an `nn.Module` with `loss_terms`; the other protocols of `taugrad.models.base` are optional.
         estimator: of the gradient through the samples.
         tau: schedule of the temperature, over optimizer steps.
         optimizer: makes the optimizer of the parameters, such as `partial(torch.optim.Adam, lr=1e-3)`.
         lr_factor: schedule that multiplies the optimizer's learning rate.
 
     Raises:
-        TypeError: `model` is no module with `loss_terms`.
+        TypeError: `model` is no module with `loss_terms`, or another argument is not what it should be.
         ValueError: the model refuses the estimator.
 
     >>> from functools import partial
@@ -69,12 +70,16 @@ class ImageTask(Task):
         super().__init__(optimizer, lr_factor)
         if not isinstance(model, nn.Module) or not isinstance(model, ImageModel):
             raise TypeError(f"model must be an nn.Module with loss_terms, got {type(model).__name__}")
+        if not isinstance(estimator, Estimator):
+            raise TypeError(f"estimator must be an Estimator, such as STGumbelSoftmax(), got {estimator!r}")
+        check_schedule("tau", tau)
         if isinstance(model, Checked):
             model.check(estimator)
         self.model: ImageModel = model
         self.estimator, self.tau = estimator, tau
         self.metrics = (
-            *("train/epoch_loss", "val/loss", "test/loss", "val/code_perplexity", "val/active_codes"),
+            *("train/epoch_loss", "val/loss", "test/loss"),
+            *(("val/code_perplexity", "val/active_codes") if isinstance(model, Evaluated) else ()),
             *getattr(model, "metrics", ()),
         )
         changeable = (f"model.{name}" for name in getattr(model, "changeable", ()))
@@ -85,7 +90,7 @@ class ImageTask(Task):
         self.aggregate: Tensor | None = None  # sum of the codes' probabilities over the validation images, (N, K)
 
     def greedy(self, x: Tensor) -> Tensor:
-        """The model's most probable choices for images (batch, height, width).
+        """Return the model's most probable choices for images (batch, height, width).
 
         Raises:
             ConfigError: the model has no `greedy`.
@@ -95,19 +100,19 @@ class ImageTask(Task):
         return self.model.greedy(x)
 
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Pictures (height, width) in [0, 1] by their names, of images x (n, height, width); a model may have none."""
+        """Return the model's pictures (height, width) in [0, 1] by their names, from images `x` (n, height, width)."""
         return self.model.pictures(x, labels) if isinstance(self.model, Pictured) else {}
 
     def clock(self) -> tuple[int, int]:
-        """Optimizer steps done, and in all (-1: no end)."""
+        """Return the optimizer steps done, and their total (-1: no end)."""
         return self.trainer.global_step, self.trainer.max_steps
 
     def results(self) -> dict[str, Any]:
-        """The optimizer steps."""
+        """Return the number of optimizer steps."""
         return {"steps": self.trainer.global_step}
 
     def setup(self, stage: str) -> None:
-        """Check the images' size and the labels, before anything is trained."""
+        """Check the images' size and the labels before the first step."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageData):
             self._check_size(data.image_size)
@@ -134,12 +139,17 @@ class ImageTask(Task):
             self.log_dict(shown, prog_bar=True, logger=False, sync_dist=True)
 
     def optimization_step(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Make one step on the loss of a batch; tau and the learning rate follow from the step."""
+        """Make one optimizer step on a batch; tau and the learning rate follow from the step."""
         step = self.global_step
         optimizer = cast(LightningOptimizer, self.optimizers())
         scale_lr(cast(Optimizer, optimizer), self.lr_factor(step))
         tau = self.tau(step)
-        terms = self.model.loss_terms(x, labels, self.estimator, tau)
+        try:
+            terms = self.model.loss_terms(x, labels, self.estimator, tau)
+        except ValueError as error:
+            if not str(error).startswith(_BAD_LOGITS):
+                raise
+            raise _non_finite("logits that are not finite", step, tau) from error
         _require_finite(terms, step, tau)
         optimizer.zero_grad()
         self.manual_backward(terms["loss"])
@@ -155,7 +165,7 @@ class ImageTask(Task):
             )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradients to `gradient_clip_val`, as the trainer's `gradient_clip_algorithm` says."""
+        """Clip the gradients to `gradient_clip_val` by the trainer's `gradient_clip_algorithm`."""
         if self.gradient_clip_val is None:
             return
         by_value = self.trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE
@@ -163,7 +173,7 @@ class ImageTask(Task):
         clip(self.parameters(), self.gradient_clip_val)
 
     def on_train_epoch_start(self) -> None:
-        """Gather the epoch's losses anew."""
+        """Forget the losses of the epoch before."""
         self.epoch_losses = []
 
     def on_train_epoch_end(self) -> None:
@@ -172,23 +182,23 @@ class ImageTask(Task):
             self.log("train/epoch_loss", torch.stack(self.epoch_losses).mean(), logger=False, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
-        """Start the evaluation's own noise, the same at every evaluation."""
+        """Seed the evaluation's own noise, the same for every evaluation."""
         self.aggregate = None
         self._generator = torch.Generator(self.device).manual_seed(_EVALUATION_SEED + self.global_rank)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the loss by hard samples, and gather which codes are used."""
+        """Log the loss by hard samples, and add up the usage of the codes."""
         self._log_terms("val", self._evaluate(batch), batch_size=len(batch[0]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log how many codes a latent uses, on average over the latents."""
+        """Log how many codes a latent uses, averaged over the latents."""
         if self.aggregate is not None:
             self.aggregate = cast(Tensor, self.trainer.strategy.reduce(self.aggregate, reduce_op="sum"))
             perplexity, active = self.code_usage()
             self._log_terms("val", {"code_perplexity": perplexity.mean(), "active_codes": active.mean()})
 
     def code_usage(self) -> tuple[Tensor, Tensor]:
-        """Perplexity and number of the codes above 1 % of the data, each (N,), over the last validation.
+        """Return the perplexity of the codes, and the number that stand for over 1 % of the last validation, (N,) each.
 
         Raises:
             RuntimeError: there was none, or the model has no codes.
@@ -199,17 +209,17 @@ class ImageTask(Task):
         return entropy(share.log()).exp(), (share > _ACTIVE).sum(-1).float()
 
     def on_test_epoch_start(self) -> None:
-        """Start the evaluation's own noise."""
+        """Seed the evaluation's own noise."""
         self._generator = torch.Generator(self.device).manual_seed(_EVALUATION_SEED + self.global_rank)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the loss by hard samples, and what only the test computes."""
+        """Log the loss by hard samples, and the terms that only the test computes."""
         terms = self._evaluate(batch)
         more = self.model.test_terms(*batch, self._generator) if isinstance(self.model, Tested) else {}
         self._log_terms("test", {**terms, **more}, batch_size=len(batch[0]))
 
     def _evaluate(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """The terms of a batch by hard samples; the codes' probabilities are added to `aggregate`."""
+        """Return the terms of a batch by hard samples, and add the codes' probabilities to `aggregate`."""
         if isinstance(self.model, Evaluated):
             terms, logits = self.model.evaluation_terms(*batch, self._generator)
             total = logits.softmax(-1).sum(0)
@@ -233,8 +243,11 @@ def _require_finite(terms: Mapping[str, Tensor], step: int, tau: float) -> None:
     if torch.isfinite(terms["loss"]):
         return
     bad = {name: term.item() for name, term in terms.items() if not torch.isfinite(term)}
-    named = ", ".join(f"{name} = {value}" for name, value in bad.items())
-    raise NonFiniteLossError(
+    raise _non_finite(", ".join(f"{name} = {value}" for name, value in bad.items()), step, tau)
+
+
+def _non_finite(named: str, step: int, tau: float) -> NonFiniteLossError:
+    return NonFiniteLossError(
         f"the loss is not finite at step {step} (tau = {tau:.4g}), with {named}: a lower learning rate or a higher tau "
         "usually helps"
     )

@@ -1,4 +1,4 @@
-"""Who may write into a directory: one run at a time, and never over what another run left there.
+"""Ownership of a run's directory: one run at a time, and never over what another run left there.
 
 A run holds `.lock` in its directory from before Hydra writes `.hydra/` until its process ends; the system frees the
 lock of a process that died. A sweep holds its own directory, and each of its jobs the job's.
@@ -21,7 +21,7 @@ from taugrad.errors import ConfigError
 from taugrad.training.resuming import assigned
 
 _LOCK = ".lock"
-_PATIENCE = 0.5  # seconds: somebody who only asks whether the lock is held holds it for a moment
+_PATIENCE = 0.5  # seconds: a process that only checks the lock holds it for a moment
 _LEFT_BY_A_RUN = ("*.ckpt", "checkpoints/*", "tensorboard/*", "csv/*", "wandb/*", "mlflow.db", "metrics.json")
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set for each of several processes that train together
 _TIME = "${now:"  # in a directory's name, which nobody chose then
@@ -29,14 +29,14 @@ _TIME = "${now:"  # in a directory's name, which nobody chose then
 
 @contextmanager
 def owned(directory: Path, key: str, ckpt_path: str | None = None) -> Iterator[None]:
-    """Hold a run's directory, made if need be, until the end or the death of this process.
+    """Hold a run's directory until the context or this process ends; make it where it is missing.
 
-    Of several processes that train together the first holds it for all.
+    If several processes train together, rank 0 holds it for all.
 
     Args:
-        directory: of the run.
-        key: of the config, which the directory is the value of.
-        ckpt_path: the run's, which says whether it goes on with what is there.
+        directory: the run's directory.
+        key: the config's key whose value is the directory.
+        ckpt_path: the run's checkpoint to resume from, which may be in the directory.
 
     Raises:
         ConfigError: another process trains there, the directory holds a run that this one does not go on with, or
@@ -56,7 +56,7 @@ def owned(directory: Path, key: str, ckpt_path: str | None = None) -> Iterator[N
 
 @contextmanager
 def held(directory: Path, key: str) -> Iterator[None]:
-    """Hold a directory, made if need be, until the end or the death of this process, whatever is in it.
+    """Hold a directory, whatever is in it, until the context or this process ends; make it where it is missing.
 
     Raises:
         ConfigError: another process holds it, or nothing can be written there; the message names the argument `key`.
@@ -74,12 +74,12 @@ def held(directory: Path, key: str) -> Iterator[None]:
 
 
 def holds_run(directory: Path) -> bool:
-    """Whether a training left something there that another one would overwrite or mix with its own."""
+    """Return True if a training left files there that another one would overwrite or mix with its own."""
     return any(True for _ in chain.from_iterable(directory.glob(pattern) for pattern in _LEFT_BY_A_RUN))
 
 
 def is_training(directory: Path) -> bool:
-    """Whether a run that is training holds the directory."""
+    """Return True if a run that is training holds the directory."""
     if not (directory / _LOCK).is_file():
         return False
     try:
@@ -100,7 +100,7 @@ def unused(directory: Path) -> Path:
 class OwnDirectory(Callback):
     """Hydra's callback that gives a run or a sweep its directory before Hydra writes into it.
 
-    A name made of the time that is taken gets a number behind it; any other name that is taken ends the program.
+    A taken name that was made from the time gets a number behind it; any other taken name ends the program.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class OwnDirectory(Callback):
                 raise SystemExit(f"error: {error}") from error
 
     def on_run_end(self, **_: Any) -> None:
-        """Let it go."""
+        """Release the run's directory."""
         self._held.close()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The task of a policy: collecting, improving, evaluating, the clock of environment steps, what a checkpoint holds.
+"""The task of a policy: collecting, improving, evaluating, the clock of environment steps, the state in a checkpoint.
 
 A training step collects one rollout from the vector environment and improves the agent by several optimizer steps
 (manual optimization). The clock of schedules and of the x-axis is environment steps. An evaluation plays whole episodes
@@ -43,6 +43,7 @@ class PolicyTask(Task):
         lr_factor: schedule that multiplies the optimizer's learning rate, over environment steps.
 
     Raises:
+        TypeError: `model` is no algorithm, or `optimizer` or `lr_factor` is no function.
         ConfigError: the environment's spaces are not supported.
         ValueError: the algorithm refuses the environment's sizes.
 
@@ -78,6 +79,8 @@ class PolicyTask(Task):
         lr_factor: Schedule,
     ) -> None:
         super().__init__(optimizer, lr_factor)
+        if not isinstance(model, Algorithm):
+            raise TypeError(f"model must be an Algorithm, such as PPO(), got {model!r}")
         self.make_env, self.collection, self.evaluation = env, collection, evaluation
         environments = build(env, collection.num_envs)
         self.factors = environments.factors
@@ -103,11 +106,11 @@ class PolicyTask(Task):
         )
 
     def clock(self) -> tuple[int, int]:
-        """Environment steps done, and in all."""
+        """Return the environment steps done, and their total."""
         return self.collector.env_steps, self.collection.max_env_steps
 
     def greedy(self, x: Tensor) -> Tensor:
-        """The most probable choices (E, F) for observations (E, D)."""
+        """Return the most probable choices (E, F) for observations (E, D)."""
         return self.agent.policy.greedy(x)
 
     def training_step(self, batch: int, batch_idx: int) -> None:
@@ -125,25 +128,25 @@ class PolicyTask(Task):
 
     @torch.no_grad()
     def collect(self) -> Rollout:
-        """The next rollout of the window, filled by the policy; its observations count for the normalization."""
+        """Fill and return the next rollout of the window; its observations count for the normalization."""
         rollout = self.window.oldest()
         self.collector.fill(rollout, self.agent.policy.act)
         self.agent.policy.count(rollout.observation[:-1][rollout.valid])
         return rollout
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The count of training steps up to the next evaluation, which makes an epoch; they need no other data."""
+        """Return the numbers of the training steps of an epoch, which ends at the next evaluation; no other data."""
         steps = self.evaluation.every / self.window.rollout_size
         return DataLoader(range(math.ceil(steps)), batch_size=None)  # pyright: ignore[reportArgumentType]
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """One batch: an evaluation."""
+        """Return one batch: an evaluation."""
         return DataLoader(range(1), batch_size=None)  # pyright: ignore[reportArgumentType]
 
     test_dataloader = val_dataloader
 
     def on_fit_start(self) -> None:
-        """Refuse what the plain backward and optimizer steps would not follow.
+        """Refuse several devices and other precisions, which the agent's own optimizer steps do not support.
 
         Raises:
             ConfigError: the trainer's precision is not 32 bits, or it has several devices.
@@ -155,7 +158,7 @@ class PolicyTask(Task):
             )
 
     def on_train_start(self) -> None:
-        """Begin new episodes after a resume, with seeds that the earlier ones had not; stop where nothing is left."""
+        """Begin new episodes after a resume, with new seeds; stop if no environment steps are left."""
         if self.collector.env_steps >= self.collection.max_env_steps:
             self.trainer.should_stop = True
         elif self.collector.env_steps:
@@ -166,13 +169,13 @@ class PolicyTask(Task):
         self._evaluate(self.evaluation.episodes)
 
     def test_step(self, batch: int, batch_idx: int) -> None:
-        """The same with the episodes of the end."""
+        """Play the test's episodes, and log the interquartile mean of their returns too."""
         returns = self._evaluate(self.evaluation.test_episodes)
         names = ("eval/iqm", "eval/iqm_low", "eval/iqm_high")
         self.log_evaluation(dict(zip(names, interquartile_mean(returns), strict=True)), batch_size=1)
 
     def play(self, episodes: int, *, greedy: bool) -> Episodes:
-        """One episode in each of `episodes` environments, the same ones at every call."""
+        """Play one episode in each of `episodes` environments, the same ones at every call."""
         environments = build(self.make_env, episodes)
         choose = self.greedy if greedy else lambda x: self.agent.policy.act(x)[0]
         try:
@@ -183,10 +186,10 @@ class PolicyTask(Task):
             environments.close()
 
     def film(self) -> tuple[np.ndarray, int]:
-        """Pictures (n, height, width, 3) of the greedy policy's first evaluation episode, and how many make a second.
+        """Return frames (n, height, width, 3) of the greedy policy's first evaluation episode, and their rate a second.
 
         Raises:
-            ConfigError: the environment cannot be drawn.
+            ConfigError: the environment cannot be rendered.
         """
         try:
             environments = build(self.make_env, 1, render_mode="rgb_array")
@@ -199,11 +202,11 @@ class PolicyTask(Task):
             environments.close()
 
     def results(self) -> dict[str, Any]:
-        """What a finished run reports beside its metrics."""
+        """Return the environment steps, and the number at which the environment was solved."""
         return {"env_steps": self.collector.env_steps, "solved_at_env_steps": self.solved_at}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is no parameter and no buffer."""
+        """Add the state that is neither a parameter nor a buffer."""
         checkpoint["acting"] = {
             "window": self.window.state_dict(),
             "env_steps": self.collector.env_steps,
@@ -213,7 +216,7 @@ class PolicyTask(Task):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore that state."""
         state = checkpoint["acting"]
         self.window.load_state_dict(state["window"])
         self.collector.env_steps, self.solved_at = state["env_steps"], state["solved_at"]
@@ -221,13 +224,13 @@ class PolicyTask(Task):
         self.collector.lengths.extend(state["lengths"])
 
     def _count_step(self) -> None:
-        """Let Lightning's `global_step`, which keeps checkpoints apart, count this training step."""
+        """Let Lightning's `global_step`, which names checkpoints, count this training step."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
         optimizer.step()  # without gradients it changes nothing
 
     def _evaluate(self, episodes: int) -> Tensor:
-        """Log whole episodes played by sampling and greedily; the returns of the latter."""
+        """Log whole episodes played by sampling and greedily; return the returns of the greedy ones."""
         returns = torch.empty(0)
         for kind, greedy in (("eval_sampled", False), ("eval", True)):
             returns, lengths, whole = self.play(episodes, greedy=greedy)
@@ -257,7 +260,7 @@ class PolicyTask(Task):
         self.log_dict({**terms, **self._usage(rollout.action[rollout.valid])}, logger=False)
 
     def _usage(self, chosen: Tensor) -> dict[str, Tensor]:
-        """How the choices (n, F) spread, one by one only where there are few: each scalar takes time to log."""
+        """Return the usage of the choices (n, F); single shares only where there are few, as each scalar takes time."""
         if len(chosen) == 0:
             return {}
         share = shares(chosen, max(self.factors))
@@ -268,7 +271,7 @@ class PolicyTask(Task):
 
 
 def shares(chosen: Tensor, choices: int) -> Tensor:
-    """The share (F, K) of each of K choices among n of every factor, (n, F).
+    """Return the share (F, K) of each of K choices among n of every factor, (n, F).
 
     >>> shares(torch.tensor([[0, 2], [1, 2]]), choices=3)
     tensor([[0.5000, 0.5000, 0.0000],

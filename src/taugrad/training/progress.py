@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: its config, and how far it is."""
+"""Output of a run while it trains: its config, and its progress."""
 
 import time
 from datetime import timedelta
@@ -19,7 +19,7 @@ _QUIET_SECONDS = 30.0  # after which a log file gets another line
 
 
 class ShowConfig(Callback):
-    """Prints the run's config when training starts: after all that may be wrong with it was checked.
+    """Prints the run's config when training starts, after everything in it was checked.
 
     Args:
         text: the config, as YAML.
@@ -30,20 +30,20 @@ class ShowConfig(Callback):
         self.shown = False
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Print it, of several processes in the first."""
+        """Print the config, on rank 0 only."""
         self.shown = True
         if trainer.is_global_zero:
             Console().print(Syntax(self.text, "yaml", background_color="default"))
 
 
 class Progress(ProgressBar):
-    """How far a training and an evaluation are: by a bar in a terminal or a notebook, by lines of text in a log file.
+    """Progress of a training and a test: a bar in a terminal or a notebook, lines of text in a log file.
 
-    Both show the task's clock, loss, tau and the time left. A line is written after a validation, with what checkpoints
-    are chosen by, at every tenth of the training, and after 30 seconds without one.
+    Both show the task's clock, loss, tau and the time left. A line is written after a validation, with the monitored
+    metric, at every tenth of the training, and after 30 seconds without one.
 
     Args:
-        every: training steps between two refreshes of the bar; drawing costs more than a small model's step.
+        every: training steps between two refreshes of the bar; a refresh costs more than a small model's step.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -54,7 +54,7 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def enable(self) -> None:
-        """Show the progress, as on the first process of several."""
+        """Show the progress, as on rank 0."""
         self._enabled = True
 
     def disable(self) -> None:
@@ -67,7 +67,7 @@ class Progress(ProgressBar):
         self._start("training", total if total > 0 else None, done, self.every, 10)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Write a line, not before a validation that falls on the same step has."""
+        """Write a line, after that of a validation at the same step."""
         if isinstance(self._display, _Lines):
             self._move(pl_module.clock()[0], trainer)
 
@@ -77,7 +77,7 @@ class Progress(ProgressBar):
             self._move(pl_module.clock()[0], trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write a line with what the validation found."""
+        """Write a line with the validation's metric."""
         if isinstance(self._display, _Lines) and not trainer.sanity_checking:
             self._display.evaluated = True
             self._move(pl_module.clock()[0], trainer)
@@ -127,7 +127,7 @@ class Progress(ProgressBar):
 
 
 class _Bar:
-    """A bar that is drawn over again."""
+    """A bar that is refreshed in place."""
 
     def __init__(self, console: Console, name: str, total: int | None, done: int, every: int) -> None:
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -149,7 +149,7 @@ class _Bar:
 
 
 class _Lines:
-    """Lines of plain text, a moderate number whatever the training's length."""
+    """Lines of plain text, a moderate number for a training of any length."""
 
     def __init__(self, console: Console, name: str, total: int | None, done: int, lines: int) -> None:
         self._console, self._name, self._total, self._lines = console, name, total, lines
@@ -180,7 +180,7 @@ class _Lines:
 
 
 def _metrics_at_hand(trainer: Trainer) -> str:
-    """What the task wants in a progress bar, and the last value of what checkpoints are chosen by."""
+    """Return the task's metrics for a progress bar, and the last value of the monitored one."""
     metrics = dict(trainer.progress_bar_metrics)
     monitor = getattr(trainer.checkpoint_callback, "monitor", None)
     if monitor in trainer.callback_metrics:

@@ -1,4 +1,4 @@
-"""Going on with a run: the command that does, and its best checkpoints, which come along."""
+"""Resuming a run: the command that does it, the checkpoint, and the best checkpoints of before."""
 
 import os
 import re
@@ -17,8 +17,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from taugrad.commands.train import Config
-from taugrad.config import in_sweep
+from taugrad.config import Config, in_sweep
 from taugrad.errors import CheckpointError, ConfigError
 from taugrad.files import user_path
 from taugrad.training import checkpoints
@@ -26,7 +25,7 @@ from taugrad.training.task import Task
 
 
 def assigned(key: str, value: str) -> str:
-    """The override that gives `key` a text, quoted where Hydra would not read that text otherwise.
+    """Return the override that sets `key` to a text, quoted where Hydra would not read that text otherwise.
 
     >>> print(assigned("hydra.run.dir", "outputs/a"), assigned("hydra.run.dir", "lr=1 (new)"))
     hydra.run.dir=outputs/a hydra.run.dir='lr=1 (new)'
@@ -42,13 +41,13 @@ def assigned(key: str, value: str) -> str:
 
 
 def command(key: str, directory: Path, arguments: list[str], ckpt_path: str | None = "last") -> str:
-    """The command line of this process, for a shell, with its directory and what to go on from.
+    """Return the command line of this process, for a shell, with its directory and the checkpoint to resume from.
 
     Args:
-        key: of Hydra's config that is to be the directory.
-        directory: of the run or the sweep.
-        arguments: the process's own, program first.
-        ckpt_path: None leaves the one that was given.
+        key: key of Hydra's config that holds the directory.
+        directory: directory of the run or the sweep.
+        arguments: arguments of the process, program first.
+        ckpt_path: None keeps the one that was given.
     """
     program, *given = arguments
     name = Path(program).name
@@ -61,7 +60,7 @@ def command(key: str, directory: Path, arguments: list[str], ckpt_path: str | No
 
 
 def directory_is_given() -> bool:
-    """Whether the run's directory was named by the user, and not by Hydra and the clock."""
+    """Return True if the user named the run's directory, and not Hydra by the clock."""
     if not HydraConfig.initialized():
         return True
     given = HydraConfig.get().overrides
@@ -70,7 +69,7 @@ def directory_is_given() -> bool:
 
 
 def advice(run_dir: Path) -> str:
-    """How to go on with a run that was stopped."""
+    """Return the sentence that says how to resume a run that was stopped."""
     if HydraConfig.initialized() and not in_sweep():
         output = Path(HydraConfig.get().runtime.output_dir)
         return f"to go on: {command('hydra.run.dir', output, sys.argv)}"
@@ -81,22 +80,22 @@ def advice(run_dir: Path) -> str:
 
 
 class BestComesAlong(Callback):
-    """Lets a resumed run know its best checkpoints, also in another directory than the one in which they were saved.
+    """Keeps the best checkpoints of a resumed run, also in another directory than the one in which they were saved.
 
-    Lightning's `ModelCheckpoint` forgets them there, and a worse one would pass for the best. They are looked for where
-    the run now saves, beside the checkpoint it goes on from, and where they were saved; found elsewhere, they are
-    copied, and so is the checkpoint it goes on from: the directory holds all of the run from its start.
+    Lightning's `ModelCheckpoint` forgets them there, and a worse one would pass for the best. They are searched where
+    the run now saves, next to the checkpoint it is resumed from, and where they were saved. Found elsewhere, they are
+    copied, and so is the checkpoint it is resumed from: the directory holds all of the run from its start.
 
     Args:
-        last: where the run saves its last checkpoint.
-        say: what to do with a sentence on a best checkpoint that is gone.
+        last: path of the run's last checkpoint.
+        say: function that prints a sentence about a best checkpoint that is missing.
     """
 
     def __init__(self, last: Path, say: Callable[[str], Any]) -> None:
         self.last, self.say = last, say
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Rewrite what the checkpoint says of the best ones, before Lightning reads it."""
+        """Rewrite the checkpoint's record of the best ones before Lightning reads it."""
         if trainer.state.fn != TrainerFn.FITTING or not trainer.checkpoint_callbacks:
             return
         loaded = Path(str(trainer.ckpt_path))
@@ -118,14 +117,14 @@ class BestComesAlong(Callback):
     def _found(
         self, callback: ModelCheckpoint, state: Mapping[str, Any], loaded: Path, step: int
     ) -> dict[Path, tuple[Path, Any]]:
-        """The run's best checkpoints by where they belong now: where they are, and their scores."""
+        """Return the run's best checkpoints by the paths they belong at: the paths they are at, and their scores."""
         here, there = Path(str(callback.dirpath)), str(state["dirpath"])
         found = {}
         for recorded, score in state["best_k_models"].items():
             name = _within(recorded, there)
             for directory in (here, loaded.parent, loaded.parent / "checkpoints", Path(there)):
                 best = _score(directory / name, callback.state_key, score)
-                # Elsewhere the run that was left may have gone on, and what is the best there came after this.
+                # The original run may have gone on: a best checkpoint of a later step is not this run's.
                 if best is not None and (directory == here or best[0] <= step):
                     found[here / name] = directory / name, best[1]
                     break
@@ -138,7 +137,7 @@ class BestComesAlong(Callback):
 
 
 def _state(callback: ModelCheckpoint, state: Mapping[str, Any], scores: Mapping[Path, Any]) -> dict[str, Any]:
-    """A callback's state with the best checkpoints there are, in the directory of the callback."""
+    """Return a callback's state with the best checkpoints that were found, in the directory of the callback."""
     here, there = Path(str(callback.dirpath)), str(state["dirpath"])
     moved = dict(state) | {"dirpath": callback.dirpath, "best_k_models": {str(p): s for p, s in scores.items()}}
     last = here / _within(state["last_model_path"], there) if state["last_model_path"] else None
@@ -157,7 +156,7 @@ def _state(callback: ModelCheckpoint, state: Mapping[str, Any], scores: Mapping[
 
 
 def _score(path: Path, state_key: str, recorded: Any) -> tuple[int, Any] | None:
-    """Step and score of a checkpoint that can be read; the score is what it says itself, if it does."""
+    """Return step and score of a checkpoint that can be read; the score in the file counts, if there is one."""
     if not path.is_file():
         return None
     try:
@@ -169,7 +168,7 @@ def _score(path: Path, state_key: str, recorded: Any) -> tuple[int, Any] | None:
 
 
 def _within(path: str, directory: str) -> str:
-    """A path relative to the directory that it lies in, else its last part."""
+    """Return a path relative to the directory that it lies in, else its last part."""
     inner = path.removeprefix(directory)
     return re.split(r"[/\\]", path)[-1] if inner == path else inner.lstrip("/\\")
 
@@ -185,7 +184,7 @@ def _copy(source: Path, path: Path) -> None:
 
 
 def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) -> Path | None:
-    """What to resume from: `ckpt_path`, or for `last` the newest whole checkpoint of the run's directory, if any.
+    """Return the checkpoint to resume from: `ckpt_path`, or for `last` the newest whole one of the run's directory.
 
     Raises:
         ConfigError: there is no such file, no run's directory, or none of its checkpoints is whole.
@@ -204,13 +203,13 @@ def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) 
         say(str(error))
     if newest is None and damaged:
         raise ConfigError(f"ckpt_path=last: no checkpoint in {run_dir} is whole")
-    told = f"going on from {newest}" if newest else f"{run_dir} holds no checkpoint yet: from the beginning"
-    say(told)
+    sentence = f"going on from {newest}" if newest else f"{run_dir} holds no checkpoint yet: from the beginning"
+    say(sentence)
     return newest
 
 
 def check_resume(checkpoint: Path, config: Config, task: Task, set_as: Callable[[str], str]) -> None:
-    """Refuse what a resumed run cannot follow: a checkpoint's weights, optimizer and rollouts have their sizes.
+    """Refuse changes that a resumed run cannot follow: a checkpoint's weights and rollouts have fixed sizes.
 
     Args:
         checkpoint: to resume from.
@@ -234,7 +233,7 @@ def check_resume(checkpoint: Path, config: Config, task: Task, set_as: Callable[
 
 
 def _flat(node: Any, key: str = "") -> Config:
-    """The leaves of nested dicts, by their dotted keys."""
+    """Return the leaves of nested dicts by their dotted keys."""
     if not isinstance(node, dict):
         return {key: node}
     return {name: leaf for k, child in node.items() for name, leaf in _flat(child, f"{key}.{k}" if key else k).items()}

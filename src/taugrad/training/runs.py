@@ -1,4 +1,4 @@
-"""Loading what a run left: its model and data from a checkpoint alone, which may come from a stranger."""
+"""Loading a run: its task and data from a checkpoint alone, which may come from a stranger."""
 
 import inspect
 import pkgutil
@@ -14,8 +14,9 @@ from taugrad.errors import CheckpointError, ConfigError, TaugradError
 from taugrad.training import checkpoints
 from taugrad.training.task import Task
 
-# What a checkpoint's config may name as `_target_`. Whole packages would be too much: torch has a class that starts a
-# process when it is built, hydra a function that calls anything, and our own build runs a compiler.
+# Packages that a checkpoint's config may name as `_target_`. All of torch, of hydra or of taugrad would be too much:
+# torch has a class that starts a process when it is built, hydra a function that calls anything, our own build runs a
+# compiler.
 TRUSTED = (
     *("taugrad.data", "taugrad.estimators", "taugrad.models", "taugrad.nets", "taugrad.rl", "taugrad.schedules"),
     *("taugrad.training.images", "taugrad.training.policies", "torch.nn", "torch.optim"),
@@ -26,13 +27,13 @@ _TRUSTED_ENVIRONMENTS = ("lbforaging",)  # modules that an environment's id impo
 def load_run(
     run: Path, checkpoint: str | None = None, trust: Sequence[str] = (), changes: Mapping[str, Any] | None = None
 ) -> tuple[Task, LightningDataModule | None, dict[str, Any]]:
-    """A run's task with its weights, its data, and the config that its checkpoint carries.
+    """Load a run's task with its weights, its data, and the config that its checkpoint carries.
 
     Args:
         run: the run's directory; only `checkpoints/` is read.
         checkpoint: `best` or `last`; by default the one that the task reports, its `evaluated`.
-        trust: packages beside `TRUSTED` that the config may name.
-        changes: arguments to set otherwise than the run did, such as `model.nll_samples`.
+        trust: packages next to `TRUSTED` that the config may name.
+        changes: arguments to set to other values than the run had, such as `model.nll_samples`.
 
     Raises:
         ConfigError: the directory holds no such checkpoint, or `changes` does not fit the task.
@@ -74,7 +75,7 @@ def _set(task: dict[str, Any], key: str, value: Any) -> None:
 def require_trusted(config: Any, trust: Sequence[str] = ()) -> None:
     """Refuse a config that would call anything but `TRUSTED` and what the user trusts, before anything is called.
 
-    Both the name and what it leads to must lie there: a trusted module holds names of what it imports itself.
+    Both the name and the object must be of a trusted package: a trusted module also holds names that it imports.
 
     Raises:
         CheckpointError: it names something else.

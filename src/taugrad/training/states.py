@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the task: the random states and the run's config."""
+"""State that a checkpoint holds next to the task: the random states and the run's config."""
 
 import random
 from typing import Any
@@ -11,16 +11,16 @@ from taugrad import __version__
 
 
 class RandomStates(Callback):
-    """Puts the states of all random generators into checkpoints, so that a resumed run draws what it would have.
+    """Puts the states of all random generators into checkpoints, so that a resumed run repeats an uninterrupted one.
 
-    Of several processes each draws numbers of its own, at the start and after a resume.
+    Each of several processes draws numbers of its own, at the start and after a resume.
     """
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states as plain values and tensors."""
+        """Return the states as plain values and tensors."""
         name, key, *rest = np.random.get_state()  # noqa: NPY002  # libraries do use the global one
         return {
             "python": random.getstate(),
@@ -30,11 +30,11 @@ class RandomStates(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until training starts: set-up draws numbers too."""
+        """Keep the states until training starts, as set-up draws numbers too."""
         self._loaded = state_dict
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Restore what a checkpoint brought, and part the processes, which have the same states till here."""
+        """Restore the checkpoint's states, and give each of several processes another one."""
         if self._loaded is not None:
             random.setstate(self._loaded["python"])
             name, key, *rest = self._loaded["numpy"]
@@ -48,7 +48,7 @@ class RandomStates(Callback):
 
 
 class SaveConfig(Callback):
-    """Puts the run's config, and whose it is, into its checkpoints: a checkpoint alone can be evaluated."""
+    """Puts the run's config and the version of taugrad into its checkpoints: a checkpoint alone can be evaluated."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config

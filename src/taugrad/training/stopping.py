@@ -1,4 +1,4 @@
-"""How a training ends: by itself, with its last step validated and saved; by a signal, with a checkpoint to go on from.
+"""End of a training: by itself, with its last step validated and saved; by a signal, with a checkpoint to resume from.
 
 SIGTERM, Ctrl-C and SIGHUP (a terminal that is gone) end it after the step in progress.
 """
@@ -19,7 +19,7 @@ CODES = tuple(128 + s for s in (signal.SIGINT, signal.SIGTERM, _HANGUP) if s is 
 
 
 class Stopped(SystemExit):
-    """A signal ended the run; the exit code is 128 and the signal's number, as a shell has it: 130, 143 or 129."""
+    """Exit of a run that a signal stopped; as in a shell, the code is 128 plus the signal's number: 130, 143 or 129."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -27,12 +27,12 @@ class Stopped(SystemExit):
 
 
 class StopSignals(Callback):
-    """Turns the signals into `Stopped`: while a model trains after its step and a checkpoint, else at once.
+    """Turns the signals into `Stopped`: during training after the current step and a checkpoint, else at once.
 
     A second signal ends the process at once.
 
     Args:
-        checkpoint: where to write it.
+        checkpoint: path of the checkpoint to write.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -55,18 +55,18 @@ class StopSignals(Callback):
             signal.signal(signum, handler)
 
     def on_train_start(self, *_: Any) -> None:
-        """Take the signals from Lightning, which loses what was trained since the last checkpoint."""
+        """Replace Lightning's handlers, which would lose the steps since the last checkpoint."""
         self._handle()
         self._training = True
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save; a validation that is due now still runs, as a resumed run would leave it out."""
+        """Save if a signal came; a validation that is due now still runs, as a resumed run would skip it."""
         if trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):  # of all processes
             trainer.save_checkpoint(self.checkpoint)
             self._saved_for = self._received or signal.SIGTERM  # another process had it
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Stop; this batch is the next run's first."""
+        """Stop if a checkpoint was saved for a signal; the resumed run begins with this batch."""
         if self._saved_for is not None:
             raise Stopped(self._saved_for)
 
@@ -77,7 +77,7 @@ class StopSignals(Callback):
             raise Stopped(self._saved_for)
 
     def on_train_end(self, *_: Any) -> None:
-        """From here on there is nothing to save."""
+        """Stop if a signal came; there is nothing left to save."""
         self._training = False
         signum = self._saved_for or self._received
         if signum is not None:
@@ -102,12 +102,12 @@ class StopSignals(Callback):
 class LastStep(Callback):
     """Ends every fit with a validation and a checkpoint of its last step, whatever ended it; none is made twice.
 
-    Both come right after the step, before Lightning closes the epoch: from a checkpoint of that place a run with more
-    steps goes on bit for bit. This callback belongs behind all others: it asks what they have decided, and saves what
-    they know.
+    Both come right after the step, before Lightning closes the epoch: from a checkpoint of that moment a run with more
+    steps goes on bit for bit. This callback must be the last one: it reads what the others decided, and saves their
+    state.
 
     Args:
-        checkpoint: where to write it.
+        checkpoint: path of the checkpoint to write.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -117,7 +117,7 @@ class LastStep(Callback):
         self._saved: int | None = None
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Note where the fit begins."""
+        """Record the first step of the fit."""
         self._first = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -127,14 +127,14 @@ class LastStep(Callback):
             trainer.fit_loop.epoch_loop._skip_next_val = True  # which may be due now
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        """Note it; where it ends the fit, as early stopping does, save what it has changed."""
+        """Record the validation; if it ends the fit, as early stopping does, save the state that it has changed."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._validated = trainer.global_step
             if _ends(trainer):
                 self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        """Make up for an end that was decided later, as at the end of an epoch."""
+        """Validate and save where the end was decided later, such as at the end of an epoch."""
         if trainer.global_step != self._first:
             self._close(trainer)
 
@@ -163,7 +163,7 @@ def _validate(trainer: Trainer) -> None:
 
 
 def _ends(trainer: Trainer) -> bool:
-    """Whether no step follows the one that has just been made, by what is decided now."""
+    """Return True if no step follows the current one, by what is decided so far."""
     loop = trainer.fit_loop
     if trainer.should_stop and loop._can_stop_early:
         return True
@@ -174,7 +174,7 @@ def _ends(trainer: Trainer) -> bool:
 
 
 def _drop_dead_terminal() -> None:
-    """Send what is still written to a terminal that is gone to nowhere: a progress bar's error would end the run."""
+    """Redirect output from a terminal that is gone to the null device: a progress bar's error would end the run."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in filter(_is_dead, (1, 2)):
         os.dup2(nowhere, descriptor)

@@ -1,4 +1,4 @@
-"""A task: a Lightning module that commands can train, evaluate and export, and what the training steps of all share."""
+"""Interface of a task: a Lightning module that commands train, evaluate and export."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +18,14 @@ MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]  # such as partial(to
 
 
 class Task(LightningModule, ABC):
-    """All that commands and callbacks ask of a task.
+    """Everything that commands and callbacks use of a task.
 
     Args:
         optimizer: makes the optimizer of the parameters.
         lr_factor: schedule that multiplies the optimizer's learning rate, over the task's clock.
+
+    Raises:
+        TypeError: `optimizer` or `lr_factor` is no function.
     """
 
     evaluated: ClassVar[str]  # checkpoint that a finished run reports on, `best` or `last`
@@ -36,23 +39,29 @@ class Task(LightningModule, ABC):
 
     def __init__(self, optimizer: MakeOptimizer, lr_factor: Schedule) -> None:
         super().__init__()
+        if not callable(optimizer):
+            raise TypeError(
+                "optimizer must be a function from parameters to an optimizer, such as "
+                f"partial(torch.optim.Adam, lr=1e-3), got {optimizer!r}"
+            )
+        check_schedule("lr_factor", lr_factor)
         self.automatic_optimization = False  # a training step makes several optimizer steps
         self.make_optimizer, self.lr_factor = optimizer, lr_factor
 
     @abstractmethod
     def clock(self) -> tuple[int, int]:
-        """Steps done on the task's own axis, and in all (-1: no end)."""
+        """Return the steps done on the task's own axis, and their total (-1: no end)."""
 
     @abstractmethod
     def results(self) -> dict[str, Any]:
-        """What a finished run reports beside its metrics."""
+        """Return what a finished run reports next to its metrics."""
 
     @abstractmethod
     def greedy(self, x: Tensor) -> Tensor:
-        """The most probable choices for inputs (batch, ...), without sampling: what an export computes."""
+        """Return the most probable choices for inputs (batch, ...), without sampling: an export computes this."""
 
     def configure_optimizers(self) -> Optimizer:
-        """The optimizer over all parameters.
+        """Make the optimizer of all parameters.
 
         Raises:
             ConfigError: it refuses its arguments.
@@ -63,21 +72,34 @@ class Task(LightningModule, ABC):
             raise ConfigError(f"optimizer: {error}") from error
 
     def log_evaluation(self, terms: Mapping[str, Tensor | float], batch_size: int | None = None) -> None:
-        """Log what an evaluation found; during a fit a callback writes it to the loggers."""
+        """Log the terms of an evaluation; during a fit a callback writes them to the loggers."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self.log_dict(dict(terms), batch_size=batch_size, logger=False if fitting else None, sync_dist=True)
 
 
+def check_schedule(name: str, value: object) -> None:
+    """Raise unless `value` is a schedule; a class of schedules is none.
+
+    >>> check_schedule("tau", 0.5)
+    Traceback (most recent call last):
+    TypeError: tau must be a schedule, a function from a step to a number, such as Constant(1.0), got 0.5
+    """
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(
+            f"{name} must be a schedule, a function from a step to a number, such as Constant(1.0), got {value!r}"
+        )
+
+
 def scale_lr(optimizer: Optimizer, factor: float) -> None:
-    """Set the learning rate to its first value times a factor."""
+    """Set the learning rate to its initial value times a factor."""
     for group in optimizer.param_groups:
         group["lr"] = optimizer.defaults["lr"] * factor
 
 
 def is_kept(trainer: Trainer) -> bool:
-    """Whether what this training step logs is kept; logging costs more than a small model's whole step.
+    """Return True if this training step is to be logged; logging costs more than a small model's whole step.
 
-    The last step's is, so that a training shorter than `log_every_n_steps` has logged something.
+    The last step is logged, so that a training shorter than `log_every_n_steps` has logged something.
     """
     every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     if every == 0:

@@ -1,4 +1,4 @@
-"""What a run writes to its loggers: scalars, pictures, films."""
+"""Callbacks that write to a run's loggers: scalars, pictures, films."""
 
 import time
 from typing import Any, cast
@@ -22,9 +22,9 @@ _EVALUATIONS = ("val/", "test/", "eval/", "eval_sampled/")
 
 
 class Scalars(Callback):
-    """Writes what a task logs, and the training speed, to the loggers: over its clock, evaluations left out.
+    """Writes what a task logs, and the training speed without evaluations, to the loggers, over the task's clock.
 
-    In TensorBoard's tab of custom scalars the task's `charts` stand side by side.
+    TensorBoard's tab of custom scalars shows the task's `charts`.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Scalars(Callback):
                 logger.experiment.add_custom_scalars({"training": charts})
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Let TensorBoard forget what a run wrote after the checkpoint that this one goes on from."""
+        """Let TensorBoard drop what a run wrote after the checkpoint from which this one is resumed."""
         step = pl_module.clock()[0]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero and step > 0:
@@ -46,7 +46,7 @@ class Scalars(Callback):
                 logger.experiment._get_file_writer().add_event(start)
 
     def on_save_checkpoint(self, trainer: Trainer, *_: Any) -> None:
-        """Write to disk what belongs to the training up to the checkpoint."""
+        """Flush the loggers, so that the disk has everything up to the checkpoint."""
         for logger in trainer.loggers:
             logger.save()
 
@@ -62,7 +62,7 @@ class Scalars(Callback):
         self._write(trainer, metrics, step)
 
     def on_validation_start(self, *_: Any) -> None:
-        """Do not count the time of a validation."""
+        """Leave the time of a validation out of the speed."""
         self._since = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -77,27 +77,27 @@ class Scalars(Callback):
 
 
 class Pictures(Callback):
-    """Writes to TensorBoard after each validation: the model's pictures, and how it uses its codes.
+    """Writes to TensorBoard after each validation: the model's pictures, and the usage of its codes.
 
     Args:
-        images: of the validation split, which the model draws from.
+        images: number of images of the validation split that the model gets for its pictures.
     """
 
     def __init__(self, images: int = 1000) -> None:
         check_count("images", images)
         self.images = images
-        self._drawn = -1  # the step of the last pictures
+        self._written = -1  # the step of the last pictures
 
     def on_fit_start(self, *_: Any) -> None:
-        """Begin anew."""
-        self._drawn = -1
+        """Forget the pictures of a fit before."""
+        self._written = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw with fixed codes and images, so that the pictures of two steps can be compared."""
+        """Write pictures of fixed codes and images, so that those of two steps can be compared."""
         board = self._board(trainer, pl_module)
         if board is None or trainer.sanity_checking:
             return
-        self._draw(board, trainer, pl_module)
+        self._write_pictures(board, trainer, pl_module)
         task = cast(ImageTask, pl_module)
         if task.aggregate is None:  # a model without codes
             return
@@ -106,12 +106,12 @@ class Pictures(Callback):
         board.experiment.add_histogram("codes/active_per_latent", active, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the model as it has become, where no validation came last."""
+        """Write pictures of the final model, if it was not validated last."""
         board = self._board(trainer, pl_module)
-        if board is not None and self._drawn != trainer.global_step and trainer.limit_val_batches != 0:
+        if board is not None and self._written != trainer.global_step and trainer.limit_val_batches != 0:
             pl_module.eval()
             with torch.no_grad():
-                self._draw(board, trainer, pl_module)
+                self._write_pictures(board, trainer, pl_module)
             pl_module.train()
 
     def _board(self, trainer: Trainer, pl_module: LightningModule) -> TensorBoardLogger | None:
@@ -119,7 +119,7 @@ class Pictures(Callback):
             return None  # of several processes the others have no TensorBoard
         return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
-    def _draw(self, board: TensorBoardLogger, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _write_pictures(self, board: TensorBoardLogger, trainer: Trainer, pl_module: LightningModule) -> None:
         batches = trainer.val_dataloaders  # which a training without a validation has not asked for
         if batches is None and (data := getattr(trainer, "datamodule", None)) is not None:
             batches = data.val_dataloader()
@@ -130,14 +130,14 @@ class Pictures(Callback):
         pictures = cast(ImageTask, pl_module).pictures(x.to(pl_module.device), labels.to(pl_module.device))
         for name, picture in pictures.items():
             board.experiment.add_image(name, picture.float(), trainer.global_step, dataformats="HW")
-        self._drawn = trainer.global_step
+        self._written = trainer.global_step
 
 
 class Film(Callback):
     """Writes to TensorBoard after each evaluation of a policy: its first episode, as an animated picture.
 
     Args:
-        every: pictures of the episode between two that are shown.
+        every: one of so many frames of the episode is shown.
     """
 
     def __init__(self, every: int = 2) -> None:
@@ -146,7 +146,7 @@ class Film(Callback):
         self._imageio = extra("imageio.v3", "video")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Play the episode once more, and draw it."""
+        """Play the episode once more, and write its frames."""
         board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         if board is None or trainer.sanity_checking or not isinstance(pl_module, PolicyTask):
             return

@@ -1,4 +1,4 @@
-"""Lightning's trainer as a run uses it: what it takes, what is refused, and what a run reports."""
+"""Lightning's trainer in a run: its arguments, the ones that are refused, and the run's report."""
 
 import json
 import os
@@ -18,29 +18,28 @@ from rich.console import Console
 from rich.table import Table
 
 from taugrad import __version__
-from taugrad.commands.train import Config
-from taugrad.config import in_sweep, instantiate
+from taugrad.config import Config, in_sweep, instantiate
 from taugrad.errors import ConfigError
 from taugrad.files import writing
 from taugrad.training import checkpoints, hyperparameters
 from taugrad.training.images import ImageTask
 from taugrad.training.task import Task
 
-_FOLLOWS = {  # of a trainer's arguments those that are set here, and from what
+_FOLLOWS = {  # a trainer's arguments that are set here, and their sources
     "callbacks": "the group callbacks",
     "logger": "the group logger",
     "default_root_dir": "the run's directory",
     "enable_checkpointing": "the ModelCheckpoints among the callbacks",
     "model_registry": "the ModelCheckpoints among the callbacks",
 }
-_POSITIVE = (  # of a trainer's arguments
+_POSITIVE = (  # a trainer's arguments that must be more than 0
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"),
     *("check_val_every_n_epoch", "gradient_clip_val"),
 )
 
 
 def check_limits(trainer: Config) -> None:
-    """Refuse a trainer's arguments that leave nothing to do, or that are set here."""
+    """Refuse arguments of a trainer that leave nothing to do, or that are set here."""
     for name, cause in _FOLLOWS.items():
         if trainer.get(name) is not None:
             raise ConfigError(f"trainer.{name} cannot be set: it follows from {cause}")
@@ -55,7 +54,7 @@ def check_limits(trainer: Config) -> None:
 
 
 def check_monitors(callbacks: list[Callback], task: Task) -> None:
-    """Refuse a callback that waits for an evaluation's metric which no evaluation during training gives."""
+    """Refuse a callback that monitors a metric which no evaluation during training reports."""
     evaluated = {name.partition("/")[0] for name in task.metrics} - {"train"}
     known = [name for name in task.metrics if not name.startswith("test/")]
     for callback in callbacks:
@@ -66,7 +65,7 @@ def check_monitors(callbacks: list[Callback], task: Task) -> None:
 
 
 def check_optimization(trainer: Trainer, given: Config, task: Task) -> None:
-    """Take the gradients' clipping over from the trainer, and refuse what the tasks' own steps leave no place for.
+    """Take over gradient clipping from the trainer, and refuse arguments that the tasks' own steps do not support.
 
     Raises:
         ConfigError: the argument has no meaning for the task.
@@ -123,7 +122,7 @@ def check_processes(trainer: Trainer, given: Config, task: Task) -> None:
 
 
 def check_test(data: LightningDataModule | None, given: Config) -> None:
-    """Refuse a share of the test's batches that is none, which Lightning finds only after the training."""
+    """Refuse a share of the test's batches that rounds to none, which Lightning detects only after the training."""
     limit = given.get("limit_test_batches")
     if not isinstance(limit, float) or limit == 1.0:
         return
@@ -137,7 +136,7 @@ def check_test(data: LightningDataModule | None, given: Config) -> None:
 
 
 def build_trainer(config: Config, directory: str, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
-    """The trainer of a partial config, whose checkpoints are whole files.
+    """Build the trainer of a partial config, with checkpoints that are whole files.
 
     Raises:
         ConfigError: Lightning refuses its arguments.
@@ -155,7 +154,7 @@ def build_trainer(config: Config, directory: str, callbacks: list[Callback], log
 
 
 def versions() -> dict[str, str]:
-    """What a run's figures depend on."""
+    """Return the versions that a run's figures depend on."""
     return {
         "versions/taugrad": __version__,
         "versions/torch": torch.__version__,
@@ -168,7 +167,7 @@ def versions() -> dict[str, str]:
 def log_hyperparameters(
     loggers: list[Logger], config: Mapping[str, Any], objectives: Sequence[str], metrics: dict[str, float]
 ) -> None:
-    """Fill TensorBoard's HParams tab: what was swept or set, beside what came out, the objective first."""
+    """Fill TensorBoard's HParams tab: hyperparameters next to metrics, the objective first."""
     reported = [name for name in ("test/nll", "test/accuracy") if name in metrics]  # in the docs' tables
     tested = [name for name in metrics if name.startswith("test/")]
     tags = {f"hp/{name}": metrics[name] for name in dict.fromkeys([*objectives, *reported, *tested, *metrics])}

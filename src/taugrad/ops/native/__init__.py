@@ -1,1 +1,1 @@
-"""Fused kernels in C++ for tensors on a CPU, compiled on first use; everything they do, torch code does too."""
+"""Fused kernels in C++ for tensors on a CPU, compiled on first use. Torch code can do everything that they do."""

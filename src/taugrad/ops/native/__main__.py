@@ -6,5 +6,5 @@ from taugrad.ops.native.build import BuildError, build_binding
 
 try:
     print(f"the binding is in {build_binding()}")  # noqa: T201
-except (BuildError, OSError, RuntimeError) as error:  # no compiler, no cache of one's own, no home
+except (BuildError, OSError, RuntimeError) as error:  # no compiler, no private cache, no home
     sys.exit(f"error: {error}")

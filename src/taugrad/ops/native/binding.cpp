@@ -62,7 +62,8 @@ struct BadRows {
   int64_t count;
 };
 
-// Whether the gradient can be written over y, as in `sampling._is_expendable`: two holders are the saved variable and y.
+// Whether the gradient can be written over y: autograd frees y next, and nobody else holds it. The gradient then costs no
+// memory of its own, whose first touch takes longer than the arithmetic. Two holders are the saved variable and y.
 bool is_expendable(const AutogradContext* ctx, const Tensor& y) {
   return !torch::autograd::get_current_graph_task_keep_graph() && !ctx->saved_data.at("hooked").toBool() &&
          y.storage().use_count() <= 2;

@@ -1,12 +1,12 @@
-"""Compiles the kernels once for this source, compiler and CPU, and keeps the result in a cache of the user's own.
+"""Compile the kernels once for this source, compiler and CPU, and keep them in a private cache.
 
 The contract: the cache, `taugrad` in $XDG_CACHE_HOME or ~/.cache, is a directory that only its owner can write, or it
-is not used. A library is compiled under a temporary name, synced and renamed, so that what is found under the final
-name is whole, however many processes start at once. Where no cache can be had, the library lives in a temporary
-directory that is gone once it is loaded.
+is not used. A library is compiled under a temporary name, synced and renamed, so that a file under the final name is
+complete, however many processes start at once. Where there is no usable cache, the library is compiled in a temporary
+directory, which is deleted once it is loaded.
 
-`python -m taugrad.ops.native` adds the binding, a Python module by which torch's C++ autograd calls the kernels; it is
-used from then on wherever it is found.
+`python -m taugrad.ops.native` adds the binding, a Python module by which torch's C++ autograd calls the kernels. Later
+processes use it if it is in the cache.
 """
 
 import ctypes
@@ -40,11 +40,11 @@ _TEXT: Any = {"text": True, "encoding": "utf-8", "errors": "replace"}
 
 
 class BuildError(TaugradError):
-    """The kernels cannot be compiled or loaded here; the message says why."""
+    """Kernels that cannot be compiled or loaded here; the message says why."""
 
 
 def load() -> tuple[ctypes.CDLL, ModuleType | None]:
-    """The kernels' library, compiled if it is not in the cache, and the binding if it is there.
+    """Load the kernels' library, compiled unless it is in the cache, and the binding if it is there.
 
     Raises:
         BuildError: there is no compiler, or it fails.
@@ -52,21 +52,21 @@ def load() -> tuple[ctypes.CDLL, ModuleType | None]:
     compiler = _compiler()
     try:
         directory = _private(_cache())
-    except (OSError, RuntimeError):  # nowhere to keep it, or others can write there
+    except (OSError, RuntimeError):  # there is no home, or others can write there
         with tempfile.TemporaryDirectory() as directory:
             return _open(_compile(compiler, _KERNELS, Path(directory) / "kernels.so")), None
     kernels, binding = _libraries(compiler, directory)
     if binding.exists():
-        with suppress(BuildError):  # damaged: the kernels alone do
+        with suppress(BuildError):  # where it is damaged, the kernels alone are enough
             return _open(binding), _import(binding)
     if kernels.exists():
-        with suppress(BuildError):  # damaged: compiled anew
+        with suppress(BuildError):  # where it is damaged, it is compiled again
             return _open(kernels), None
     return _open(_compile(compiler, _KERNELS, kernels)), None
 
 
 def build_binding() -> Path:
-    """Compile the binding into the cache, and return where it is.
+    """Compile the binding into the cache unless it is there, and return its path.
 
     Raises:
         BuildError: there is no compiler, or it fails.
@@ -82,7 +82,7 @@ def _cache() -> Path:
 
 
 def _private(directory: Path) -> Path:
-    """`directory`, made if need be, when it is a real one that nobody else can write.
+    """Return `directory`, created if necessary, when it is no link and nobody else can write it.
 
     Raises:
         PermissionError: it is not.
@@ -91,7 +91,7 @@ def _private(directory: Path) -> Path:
     status = directory.lstat()
     if (
         not stat.S_ISDIR(status.st_mode)
-        or not hasattr(os, "getuid")  # a system whose permissions these are not
+        or not hasattr(os, "getuid")  # a system with other permissions
         or status.st_uid != os.getuid()
         or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         or not os.access(directory, os.W_OK)
@@ -103,18 +103,18 @@ def _private(directory: Path) -> Path:
 def _compiler() -> list[str]:
     if platform.system() == "Windows":
         raise BuildError("the native kernels are not built on Windows")
-    told = os.environ.get("CXX") or "c++"
+    chosen = os.environ.get("CXX") or "c++"
     try:
-        command = shlex.split(told) or [told]
+        command = shlex.split(chosen) or [chosen]
     except ValueError:
-        command = [told]
+        command = [chosen]
     if shutil.which(command[0]) is None:
         raise BuildError(f"there is no C++ compiler: {command[0]} is not on the PATH")
     return command
 
 
 def _libraries(compiler: list[str], directory: Path) -> tuple[Path, Path]:
-    """Where the kernels and the binding are, or will be: their names tell all that their contents depend on."""
+    """Return the paths of the kernels and of the binding. Their names hash all that their contents depend on."""
     digest = hashlib.sha256()
     for file in sorted(_KERNELS.parent.glob("*.[ch]*")):
         digest.update(file.read_bytes())
@@ -127,13 +127,13 @@ def _libraries(compiler: list[str], directory: Path) -> tuple[Path, Path]:
 
 
 def _cpu() -> str:
-    """What the compiler's -march=native depends on, as far as this system tells."""
+    """Describe the CPU, as far as the system shows it: the compiler's -march=native depends on it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.machine() + platform.processor()
-    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    return "\n".join([platform.machine(), *told])
+    facts = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return "\n".join([platform.machine(), *facts])
 
 
 def _compile(compiler: list[str], source: Path, library: Path) -> Path:
@@ -153,7 +153,7 @@ def _compile(compiler: list[str], source: Path, library: Path) -> Path:
         ]
         try:
             _run([*command, "-march=native"])
-        except BuildError:  # some compilers do not know it for some CPUs
+        except BuildError:  # some compilers do not support it for some CPUs
             _run(command)
         with Path(name).open("rb") as file:
             os.fsync(file.fileno())
@@ -187,8 +187,8 @@ def _run(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} could not be run: {error}") from error
     if done.returncode:
-        told = [line for line in done.stderr.splitlines() if "error" in line]
-        raise BuildError(f"{command[0]} failed: {told[0].strip() if told else f'exit code {done.returncode}'}")
+        errors = [line for line in done.stderr.splitlines() if "error" in line]
+        raise BuildError(f"{command[0]} failed: {errors[0].strip() if errors else f'exit code {done.returncode}'}")
     return done.stdout
 
 

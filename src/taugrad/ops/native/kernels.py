@@ -1,10 +1,10 @@
-"""The kernels as functions of tensors without gradient, and when they can be used.
+"""The native kernels as functions of tensors without gradient.
 
 TAUGRAD_BACKEND decides on first use: `auto` (the default) takes the kernels where they can be compiled and torch where
-not, `native` fails where they cannot, `torch` never takes them. One line of the log says which it is. Whatever is
-chosen, `takes` is true only of what the kernels can do: the callers have torch code for the rest.
+not, `native` fails where they cannot, `torch` never takes them. One line of the log says which it is.
 
-Every function here takes contiguous tensors (..., K) of one dtype on the CPU, for which `takes` is true.
+Every function here takes contiguous tensors (..., K) of one dtype for which `holds` is true. `taugrad.ops._fused`
+checks that, and leaves all others to torch code.
 """
 
 import ctypes
@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from taugrad.errors import ConfigError
+from taugrad.ops._torch import constant_for_compilers, has_plain_memory
 from taugrad.ops.native.build import BuildError, load
 from taugrad.ops.onehot import Relaxation
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _PLAIN = (Tensor, torch.nn.Parameter)
 _EMPTY = torch.empty(0, device="cpu")
-_MOST = 2**31  # elements: an index in a lane is as wide as a float
+_MOST = 2**31  # elements, because an index in a lane is as wide as a float
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _ARGUMENTS = {  # of each kernel, before the pool and the number of threads
@@ -41,46 +41,24 @@ _ARGUMENTS = {  # of each kernel, before the pool and the number of threads
 }
 
 
-def watched() -> bool:
-    """Whether a compiler, tracer, transform or mode is looking on: it would not see a kernel that is no operator."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or forward_ad._current_level >= 0
-    )
-
-
-def takes(*tensors: Tensor) -> bool:
-    """Whether the kernels can work on these tensors now: plain ones in the CPU's memory, float32 or float64.
-
-    Gradients are the caller's affair. The tensors' dtypes are the same, or it is the caller's mistake.
-    """
-    if watched():
-        return False
-    for x in tensors:  # noqa: SIM110  # a generator takes longer than the checks
-        if not holds(x):
-            return False
-    return True
-
-
 def holds(x: Tensor) -> bool:
-    """What `takes` asks of one tensor."""
+    """Return whether the kernels can work on `x`: a plain tensor in the CPU's memory, float32 or float64.
+
+    Gradients are the caller's concern, and so are transforms and modes, which would not see a kernel.
+    """
     return (
-        x.dtype in _DTYPES
+        type(x) in _PLAIN
+        and x.dtype in _DTYPES
         and x.is_cpu
-        and type(x) in _PLAIN
-        and torch._C._has_storage(x)  # no wrapper of a transform
-        and not x.is_neg()
-        and not x._is_zerotensor()
+        and has_plain_memory(x)
         and x.numel() < _MOST
         and available()
     )
 
 
+@constant_for_compilers
 def available() -> bool:
-    """Whether there are kernels at all, which is found out once.
+    """Return whether there are kernels at all. The first call decides.
 
     Raises:
         BuildError: there are none and TAUGRAD_BACKEND is `native`.
@@ -89,14 +67,10 @@ def available() -> bool:
     return bool(_kernels())
 
 
-# What torch.compiler.assume_constant_result sets, which would import the compiler to do so.
-available._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-
-
 def sample(
     x: Tensor, seed: Tensor, relaxation: Relaxation, tau: float, gap: float = 0.0, *, hard: bool = True
 ) -> tuple[Tensor, Tensor, int]:
-    """One-hot z (empty unless `hard`), y (empty for Relaxation.NONE), and the number of rows without a sample."""
+    """Return `z` (empty unless `hard`), `y` (empty for Relaxation.NONE) and the number of rows without a sample."""
     K = x.shape[-1]
     z = torch.empty_like(x) if hard else _EMPTY
     y = torch.empty_like(x) if relaxation else _EMPTY
@@ -118,47 +92,47 @@ def sample(
 
 
 def bound_sample(x: Tensor, relaxation: Relaxation, tau: float | Tensor, gap: float, hard: bool) -> Tensor | int | None:
-    """Z, or y unless `hard`, with the gradient of y: `sample` by torch's C++ autograd and its generator.
+    """Return `z`, or `y` unless `hard`, with the gradient of `y`: `sample` by torch's C++ autograd and its generator.
 
-    The number of rows without a sample, if there are any; None where the tensor or tau is not of the kind that the
-    binding takes. `bound` and not `watched` is the caller's to see to.
+    Return the number of rows without a sample if there are any, and None where the binding does not take this tensor or
+    tau. The caller checks `bound`, and that no transform or mode is active.
     """
     return _kernels()["binding"].sample(x, tau, relaxation._value_, gap, hard, _parallel() or 0)
 
 
 def bound_softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor) -> Tensor | None:
-    """(grad - <grad, y>) y / tau, or None, as `bound_sample`."""
+    """Return `(grad - <grad, y>) y / tau`, or None where the binding does not take these arguments."""
     return _kernels()["binding"].softmax_backward(grad, y, tau, _parallel() or 0)
 
 
 def argmax(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
-    """The classes drawn, int64 (...), and the number of rows without one."""
+    """Return the classes drawn, int64 (...), and the number of rows without one."""
     index = torch.empty(x.shape[:-1], dtype=torch.int64, device="cpu")
     arguments = (x.data_ptr(), *_rows(x), seed.data_ptr(), Relaxation.NONE, 1.0, 0.0, None, None, index.data_ptr())
     return index, _kernels()["sample", x.dtype](*arguments, *_pool())
 
 
 def softmax(x: Tensor, tau: float) -> Tensor:
-    """Softmax(x / tau)."""
+    """Return `softmax(x / tau)`."""
     y = torch.empty_like(x)
     arguments = (x.data_ptr(), *_rows(x), None, Relaxation.PLAIN, tau, 0.0, y.data_ptr(), None, None)
     _kernels()["sample", x.dtype](*arguments, *_pool())
     return y
 
 
-def softmax_backward(grad: Tensor, y: Tensor, tau: float, out: Tensor | None = None) -> Tensor:
-    """(grad - <grad, y>) y / tau, written to `out`, which may be y."""
-    return _backward("softmax_backward", grad, y, tau, out)
+def softmax_backward(grad: Tensor, y: Tensor, tau: float) -> Tensor:
+    """Return `(grad - <grad, y>) y / tau`."""
+    return _backward("softmax_backward", grad, y, tau)
 
 
-def reinmax_backward(grad: Tensor, marked: Tensor, tau: float, out: Tensor | None = None) -> Tensor:
-    """ReinMax's gradient from the y of Relaxation.MARKED, written to `out`, which may be `marked`."""
-    return _backward("reinmax_backward", grad, marked, tau, out)
+def reinmax_backward(grad: Tensor, marked: Tensor, tau: float) -> Tensor:
+    """Return ReinMax's gradient from the `y` of Relaxation.MARKED."""
+    return _backward("reinmax_backward", grad, marked, tau)
 
 
-def _backward(name: str, grad: Tensor, y: Tensor, tau: float, out: Tensor | None) -> Tensor:
+def _backward(name: str, grad: Tensor, y: Tensor, tau: float) -> Tensor:
     K = y.shape[-1]
-    dx = torch.empty_like(y) if out is None else out
+    dx = torch.empty_like(y)
     _kernels()[name, y.dtype](
         grad.data_ptr(), y.data_ptr(), y.numel() // K, K, tau, dx.data_ptr(), _parallel(), torch.get_num_threads()
     )
@@ -166,7 +140,7 @@ def _backward(name: str, grad: Tensor, y: Tensor, tau: float, out: Tensor | None
 
 
 def gumbel_rao(grad: Tensor, x: Tensor, seed: Tensor, draws: int, tau: float) -> Tensor:
-    """Gumbel-Rao's gradient for the z that `sample` drew from x with this seed, over `draws` draws of the noise."""
+    """Return Gumbel-Rao's gradient for the `z` that `sample` drew from `x` with this seed, over `draws` draws."""
     dx = torch.empty_like(x)
     arguments = (grad.data_ptr(), x.data_ptr(), seed.data_ptr(), *_rows(x), draws, tau, dx.data_ptr())
     _kernels()["gumbel_rao", x.dtype](*arguments, *_pool())
@@ -174,14 +148,14 @@ def gumbel_rao(grad: Tensor, x: Tensor, seed: Tensor, draws: int, tau: float) ->
 
 
 def entropy(x: Tensor) -> Tensor:
-    """H of logits x, (...)."""
+    """Return the entropy of logits `x`, (...)."""
     value = x.new_empty(x.shape[:-1])
     _kernels()["entropy", x.dtype](x.data_ptr(), *_rows(x), value.data_ptr(), *_pool())
     return value
 
 
 def entropy_backward(grad: Tensor, x: Tensor, value: Tensor) -> Tensor:
-    """The gradient to x of the entropy `value` of x; grad (...)."""
+    """Return the gradient to `x` of its entropy `value`; `grad` (...)."""
     dx = torch.empty_like(x)
     arguments = (grad.data_ptr(), x.data_ptr(), value.data_ptr(), *_rows(x), dx.data_ptr())
     _kernels()["entropy_backward", x.dtype](*arguments, *_pool())
@@ -189,7 +163,7 @@ def entropy_backward(grad: Tensor, x: Tensor, value: Tensor) -> Tensor:
 
 
 def log_prob(x: Tensor, z: Tensor) -> Tensor:
-    """Log p(z), (*more, ...), of z (*more, ..., K) for logits x (..., K)."""
+    """Return log p(z), (*more, ...), of `z` (*more, ..., K) for logits `x` (..., K)."""
     value = z.new_empty(z.shape[:-1])
     arguments = (x.data_ptr(), z.data_ptr(), *_repeated(z, x), value.data_ptr())
     _kernels()["log_prob", x.dtype](*arguments, *_pool())
@@ -197,7 +171,7 @@ def log_prob(x: Tensor, z: Tensor) -> Tensor:
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
-    """Log p(x) of independent Bernoullis, (*more, ...), for logits (*more, ..., D) and x (..., D)."""
+    """Return log p(x) of independent Bernoullis, (*more, ...), for logits (*more, ..., D) and `x` (..., D)."""
     value = logits.new_empty(logits.shape[:-1])
     arguments = (logits.data_ptr(), x.data_ptr(), *_repeated(logits, x), value.data_ptr())
     _kernels()["bernoulli", x.dtype](*arguments, *_pool())
@@ -205,7 +179,7 @@ def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def bernoulli_backward(grad: Tensor, logits: Tensor, x: Tensor) -> Tensor:
-    """The gradient of `bernoulli` to the logits; grad (*more, ...)."""
+    """Return the gradient of `bernoulli` to the logits; `grad` (*more, ...)."""
     dx = torch.empty_like(logits)
     arguments = (grad.data_ptr(), logits.data_ptr(), x.data_ptr(), *_repeated(logits, x), dx.data_ptr())
     _kernels()["bernoulli_backward", x.dtype](*arguments, *_pool())
@@ -213,7 +187,7 @@ def bernoulli_backward(grad: Tensor, logits: Tensor, x: Tensor) -> Tensor:
 
 
 def noise(g: Tensor, seed: Tensor) -> Tensor:
-    """`g` filled with Gumbel(0,1) noise: what `sample` adds to logits of its shape."""
+    """Fill `g` with Gumbel(0,1) noise, that which `sample` adds to logits of its shape."""
     _kernels()["noise", g.dtype](g.data_ptr(), g.numel(), seed.data_ptr(), *_pool())
     return g
 
@@ -224,13 +198,13 @@ def _rows(x: Tensor) -> tuple[int, int]:
 
 
 def _repeated(many: Tensor, few: Tensor) -> tuple[int, int, int]:
-    """The rows of `few`, how many times as many `many` has, and the length of a row."""
+    """Return the rows of `few`, how many times as many `many` has, and the length of a row."""
     rows, K = _rows(few)
     return rows, many.numel() // few.numel() if rows else 0, K
 
 
 def _pool() -> tuple[int | None, int]:
-    """The thread pool that torch itself uses, so that there is no second one, and its size."""
+    """Return torch's own thread pool, so that there is no second one, and its size."""
     return _parallel(), torch.get_num_threads()
 
 
@@ -238,13 +212,13 @@ def _pool() -> tuple[int | None, int]:
 def _parallel() -> int | None:
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
-    except AttributeError:  # another OpenMP: one thread
+    except AttributeError:  # another OpenMP has no such function: one thread
         return None
 
 
 @functools.cache
 def bound() -> bool:
-    """Whether the kernels have the binding too."""
+    """Return whether the kernels have the binding too."""
     return available() and _kernels()["binding"] is not None
 
 

@@ -1,1 +1,1 @@
-"""Environments of this package, and of others that register none with gymnasium."""
+"""Environments that gymnasium does not have."""

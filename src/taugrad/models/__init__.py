@@ -1,0 +1,1 @@
+"""Models of images: plain modules that state their loss."""
