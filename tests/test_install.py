@@ -159,6 +159,14 @@ def test_output_in_an_encoding_that_lacks_a_character_goes_on_with_an_escape(mon
     assert b"dir: m\\xe9\n" in written.getvalue()
 
 
+def test_every_folder_of_modules_is_a_package():
+    # pytest would put another folder on the path, where a module of ours hides an installed one of its name.
+    folders = {file.parent for file in Path(taugrad.__file__).parent.rglob("*.py")}
+    folders -= {folder for folder in folders if "conf" in folder.relative_to(Path(taugrad.__file__).parent).parts}
+    assert len(folders) > 10
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
 def test_every_command_has_its_script():
     scripts = {f.stem: f.read_text() for f in (ROOT / "scripts").glob("*.py") if f.stem not in MADE}
     assert set(scripts) == set(cli._COMMANDS)
