@@ -9,9 +9,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import commands
 import pytest
 import yaml
+from helpers import commands
 
 import taugrad
 from taugrad import cli
@@ -19,7 +19,7 @@ from taugrad import cli
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "own_estimator"
 SHORT = ["trainer.max_steps=40", "trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=2"]
-MADE = ("figures", "pack_binarized_mnist")  # what makes files of the repository
+MADE = ("figures", "pack_binarized_mnist", "same_run")  # for those who change the repository
 SHORT += ["+trainer.limit_val_batches=3", "+trainer.limit_test_batches=3"]
 
 
@@ -157,6 +157,14 @@ def test_output_in_an_encoding_that_lacks_a_character_goes_on_with_an_escape(mon
     cli.main()
     sys.stdout.flush()
     assert b"dir: m\\xe9\n" in written.getvalue()
+
+
+def test_every_folder_of_modules_is_a_package():
+    # pytest would put another folder on the path, where a module of ours hides an installed one of its name.
+    folders = {file.parent for file in Path(taugrad.__file__).parent.rglob("*.py")}
+    folders -= {folder for folder in folders if "conf" in folder.relative_to(Path(taugrad.__file__).parent).parts}
+    assert len(folders) > 10
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
 
 
 def test_every_command_has_its_script():

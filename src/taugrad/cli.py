@@ -126,7 +126,7 @@ def _accepting(arguments: list[str], config_name: str) -> list[str]:
         with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
             config = compose(options.config_name or config_name, [*search, *lines])
             groups = [name for name in swept if name not in config or OmegaConf.is_dict(config[name])]
-            fixed = [o.input_line for o in others if o.key_or_group not in groups and not o.is_sweep_override()]
+            fixed = [line for o in others if not o.is_sweep_override() and (line := o.input_line) is not None]
             # Hydra first sets the keys where the groups are not chosen yet.
             unchosen = compose(options.config_name or config_name, [*search, *fixed]) if groups else config
         lacking = {a for a, key in keys.items() if _lacks(config, key.split("."), sometimes=bool(groups))}

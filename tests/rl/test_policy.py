@@ -59,10 +59,10 @@ def weights(module):
 
 
 @pytest.mark.parametrize(
-    ("model", "steps"), [("policy", 12_000), ("ppo", 20_000)], ids=["straight-through Gumbel-Softmax", "PPO"]
+    ("model", "steps"), [("policy", 8_000), ("ppo", 12_000)], ids=["straight-through Gumbel-Softmax", "PPO"]
 )
 def test_cart_poles_stand_longer_after_some_training(model, steps, tmp_path):
-    # Random play lasts 22 steps; of 20 seeds none of either was below 80 (seed 0 is that of this test).
+    # Random play lasts 22 steps; of 4 seeds none was below 197 (policy) and 138 (PPO).
     model = task(f"model={model}", f"env.max_env_steps={steps}", "evaluation.every=100_000")
     before = model.play(20, greedy=False)[0].mean()
     trainer(tmp_path, limit_val_batches=0).fit(model)
@@ -85,13 +85,13 @@ def test_cart_poles_stand_longer_after_some_training(model, steps, tmp_path):
     ids=lambda overrides: overrides[0].split("=")[1],
 )
 def test_every_estimator_finds_the_better_choices_of_a_bandit(overrides):
-    model, improve = improving(task(*BANDIT, "env.max_env_steps=100_000", *overrides))
+    model, improve = improving(task(*BANDIT, "env.max_env_steps=100_000", "optimizer.lr=4e-3", *overrides))
     rewards = []
-    for _ in range(25):
+    for _ in range(14):
         rollout = model.collect()
         improve()
         rewards.append(rollout.reward[rollout.valid].mean().item())
-    assert sum(rewards[-10:]) / 10 > 0.5  # of 1; at random 0; of two seeds of each estimator none was below 0.83
+    assert sum(rewards[-4:]) / 4 > 0.6  # of 1; at random 0; of three seeds of each estimator none was below 0.83
 
 
 def test_a_policy_task_is_built_of_plain_objects_and_fitted_by_a_plain_trainer(tmp_path):
@@ -315,16 +315,17 @@ def test_the_entropys_coefficient_follows_its_target_which_falls():
 
 
 def test_a_policy_with_an_entropy_target_stays_near_it():
-    # Of 10 seeds the mean was 0.487 to 0.501 of the uniform policy's with the target, 0.11 to 0.13 without.
+    # Of 5 seeds the mean was 0.479 to 0.507 of the uniform policy's with the target, 0.105 to 0.114 without.
+    small = ["model.newest=4", "model.replayed=4", "model.minibatches=4", "optimizer.lr=4e-3"]
     means = []
     for target in ("null", "0.5"):
         changes = ["env.max_env_steps=1_000_000", "model.ent_coef=0.1", f"model.ent_target={target}"]
-        model, improve = improving(task(*BANDIT, *changes))
+        model, improve = improving(task(*BANDIT, *changes, *small))
         entropies = []
-        for _ in range(100):
+        for _ in range(80):
             model.collect()
             entropies.append(improve()["policy/entropy"].item() / (2 * math.log(3)))
-        means.append(sum(entropies[-20:]) / 20)
+        means.append(sum(entropies[-16:]) / 16)
     assert means[0] < 0.2
     assert 0.45 < means[1] < 0.55
 
