@@ -17,5 +17,9 @@ class CheckpointError(TaugradError, RuntimeError):
     """A checkpoint that cannot be written, read or trusted; the message names it."""
 
 
+class LogitsError(TaugradError, ValueError):
+    """Rows of logits that no class can be drawn from; the message says how many."""
+
+
 class NonFiniteLossError(TaugradError, RuntimeError):
     """A term of the loss became NaN or infinite; the message names it, the step and tau."""

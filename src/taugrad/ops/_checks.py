@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from taugrad.errors import LogitsError
 from taugrad.ops._torch import readable, tracing
 
 
@@ -100,7 +101,7 @@ def raise_bad_rows(bad: int, rows: int, tau: float | Tensor = 1.0) -> NoReturn:
     """Raise for `bad` of `rows` rows of logits that have no sample, or for the tau that is the reason."""
     if isinstance(tau, Tensor) and not (tau > 0).all():
         raise ValueError(f"tau must be a positive finite number, got a tensor with {tau[~(tau > 0)][0].item()}")
-    raise ValueError(
+    raise LogitsError(
         f"logits must have a finite entry in every row and no NaN or +inf, got {bad} of {rows} rows without"
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from taugrad.data.datamodule import ImageData
-from taugrad.errors import ConfigError, NonFiniteLossError
+from taugrad.errors import ConfigError, LogitsError, NonFiniteLossError
 from taugrad.estimators import Estimator, StraightThrough
 from taugrad.models.base import Checked, Evaluated, Greedy, ImageModel, Pictured, Started, Tested
 from taugrad.ops.categorical import entropy
@@ -26,7 +26,6 @@ from taugrad.schedules import Schedule
 from taugrad.training.task import MakeOptimizer, Task, check_schedule, is_kept, scale_lr
 
 _EVALUATION_SEED = 0
-_BAD_LOGITS = "logits must have a finite entry"  # how sampling on the CPU refuses a model that has diverged
 _ACTIVE = 0.01  # the share of the data that a code must stand for to count as used
 
 
@@ -146,9 +145,7 @@ class ImageTask(Task):
         tau = self.tau(step)
         try:
             terms = self.model.loss_terms(x, labels, self.estimator, tau)
-        except ValueError as error:
-            if not str(error).startswith(_BAD_LOGITS):
-                raise
+        except LogitsError as error:  # sampling on a CPU refuses those of a model that has diverged
             raise _non_finite("logits that are not finite", step, tau) from error
         _require_finite(terms, step, tau)
         optimizer.zero_grad()
