@@ -2,7 +2,7 @@
 
 A function here returns the result of a kernel, or None where no kernel takes its tensors as they are now. Its caller
 then runs torch code, which any device, transform or compiler follows. Another device with kernels is one more case of
-`_kernels_for`.
+`_kernels_of`.
 
 Kernels are no operators of torch and have no gradient. `bound_sample`, `gumbel_rao`, `entropy` and
 `bernoulli_log_prob` bring their own. The other draws have none; `softmax`, the backwards and `log_prob` return None for
