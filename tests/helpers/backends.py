@@ -13,7 +13,7 @@ def by_torch_alone() -> Iterator[None]:
     """Hide the kernels, as they are hidden from a transform of `torch.func`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "available", lambda: False)
-        patch.setattr(kernels, "bound", lambda: False)
+        patch.setattr(kernels, "_binding", lambda: None)
         yield
 
 

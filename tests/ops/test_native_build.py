@@ -37,7 +37,7 @@ out=$2
 def forget() -> None:
     """Clear what a process decides once."""
     kernels._kernels.cache_clear()
-    kernels.bound.cache_clear()
+    kernels._binding.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -688,7 +688,7 @@ def test_plain_tensors_go_to_the_kernels(calls):
         "argmax": lambda: gumbel_argmax(x),
         "softmax": lambda: softmax(x),
         "softmax_backward": lambda: softmax(x).sum().backward(),
-        "reinmax_backward": lambda: ReinMax().sample(x).sum().backward(),
+        "reinmax_backward": lambda: ReinMax().sample(x, torch.tensor(1.0)).sum().backward(),
         "gumbel_rao": lambda: GumbelRao().sample(x).sum().backward(),
         "entropy": lambda: entropy(x),
         "log_prob": lambda: log_prob(x.detach(), torch.eye(4)[:3]),
@@ -925,11 +925,12 @@ def draw_again(relaxation, x) -> Tensor:
     return sample(x, 1.3, relaxation=relaxation)
 
 
-@pytest.fixture(params=["softmax", "reinmax", "bound"])
+@pytest.fixture(params=["softmax", "reinmax", "bound softmax", "bound reinmax"])
 def drawn(request, monkeypatch):
     """Draws by any of those that keep y."""
-    monkeypatch.setattr(kernels, "bound", lambda: request.param == "bound")
-    return functools.partial(draw_again, Relaxation.MARKED if request.param == "reinmax" else Relaxation.PERTURBED)
+    if "bound" not in request.param:
+        monkeypatch.setattr(kernels, "_binding", lambda: None)
+    return functools.partial(draw_again, Relaxation.MARKED if "reinmax" in request.param else Relaxation.PERTURBED)
 
 
 @pytest.fixture
@@ -947,15 +948,18 @@ def separate(drawn, leaf, weights) -> Tensor:
     return torch.autograd.grad(drawn(leaf), leaf, weights, retain_graph=True)[0]
 
 
-@each("relaxation", [Relaxation.PERTURBED, Relaxation.PLAIN, Relaxation.GAPPED])
+@each("relaxation", RELAXATIONS)
 @over_dtypes
 @over_sizes
-def test_the_gradient_in_the_place_of_y_is_the_one_in_new_memory(K, dtype, relaxation):
+def test_the_gradient_in_the_place_of_y_is_the_one_in_new_memory_and_the_one_by_python(K, dtype, relaxation):
     for rows in ROWS[:3]:
         leaf, weights = torch.randn(2, rows, K, dtype=dtype).unbind()
         draw = functools.partial(draw_again, relaxation)
         expected = separate(draw, leaf.requires_grad_(), weights)
         assert torch.equal(torch.autograd.grad(draw(leaf), leaf, weights)[0], expected)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "_binding", lambda: None)
+            assert torch.equal(torch.autograd.grad(draw(leaf), leaf, weights)[0], expected)
 
 
 def test_the_accumulated_gradient_is_the_same_and_the_next_sample_takes_other_memory(drawn, leaf, weights):
@@ -978,7 +982,7 @@ def test_a_second_backward_gives_the_same_gradient(drawn, leaf, weights):
 
 @pytest.mark.parametrize("relaxation", [Relaxation.PERTURBED, Relaxation.MARKED])
 def test_saved_tensors_that_are_held_keep_their_values(relaxation, leaf, weights, monkeypatch):
-    monkeypatch.setattr(kernels, "bound", lambda: False)  # a node of C++ does not give its tensors away
+    monkeypatch.setattr(kernels, "_binding", lambda: None)  # a node of C++ does not give its tensors away
     draw = functools.partial(draw_again, relaxation)
     expected = separate(draw, leaf, weights)
     z, packed = draw(leaf), []
@@ -1062,12 +1066,12 @@ def test_a_gradient_that_is_the_soft_sample_itself_is_read_before_it_is_overwrit
 
 
 @each("shape", [(7,), (40, 10), (3000, 60)])
-@each("relaxation", [Relaxation.PERTURBED, Relaxation.PLAIN, Relaxation.GAPPED])
+@each("relaxation", RELAXATIONS)
 def test_the_binding_draws_the_seed_that_torch_draws(shape, relaxation, monkeypatch):
     x = torch.randn(shape)
     bound = [draw_again(relaxation, x), torch.rand(3)]
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "bound", lambda: False)
+        patch.setattr(kernels, "_binding", lambda: None)
         by_torch = [draw_again(relaxation, x), torch.rand(3)]
     assert all(torch.equal(a, b) for a, b in zip(bound, by_torch, strict=True))
 

@@ -2,7 +2,7 @@
 
 A function here returns the result of a kernel, or None where no kernel takes its tensors as they are now. Its caller
 then runs torch code, which any device, transform or compiler follows. Another device with kernels is one more case of
-`_kernels_for`.
+`_kernels_of`.
 
 Kernels are no operators of torch and have no gradient. `bound_sample`, `gumbel_rao`, `entropy` and
 `bernoulli_log_prob` bring their own. The other draws have none; `softmax`, the backwards and `log_prob` return None for
@@ -58,8 +58,11 @@ def draw_seed(generator: torch.Generator | None) -> Tensor:
 
 def _kernels_for(*tensors: Tensor) -> ModuleType | None:
     """Return the kernels that take these tensors now, which are of one dtype."""
-    if watched():
-        return None
+    return None if watched() else _kernels_of(*tensors)
+
+
+def _kernels_of(*tensors: Tensor) -> ModuleType | None:
+    """Return the kernels that take these tensors when nothing is `watched`."""
     for x in tensors:
         if not native.holds(x):
             return None
@@ -71,7 +74,7 @@ def _needs_gradient(*tensors: float | Tensor) -> bool:
 
 
 def _is_last(dim: int, x: Tensor) -> bool:
-    return dim in (-1, x.ndim - 1)
+    return dim == -1 or dim == x.ndim - 1
 
 
 def _rows(x: Tensor, dim: int) -> Tensor:
@@ -97,7 +100,7 @@ def noise(like: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -
     if watched():
         return None
     g = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
-    kernels = _kernels_for(g)
+    kernels = _kernels_of(g)
     return kernels.noise(g, draw_seed(generator)) if kernels else None
 
 
@@ -130,8 +133,8 @@ def sample(
     hard: bool,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Draw `z` (empty unless `hard`) and `y`, without gradient even where `x` or `tau` needs one."""
-    kernels = _kernels_for(x) if is_scalar(tau) else None
+    """Draw `z` (empty unless `hard`) and `y`, without their gradient, when nothing is `watched`."""
+    kernels = _kernels_of(x) if is_scalar(tau) else None
     if kernels is None:
         return None
     rows = _rows(x, dim)
@@ -145,9 +148,7 @@ def sample(
 
 def bound_sample(x: Tensor, tau: float | Tensor, relaxation: Relaxation, gap: float, hard: bool) -> Tensor | None:
     """Draw `z`, or `y` unless `hard`, with its gradient by torch's C++ autograd: the fast path, before any check."""
-    if watched() or not native.bound():
-        return None
-    out = native.bound_sample(x, relaxation, tau, gap, hard)
+    out = None if watched() else native.bound_sample(x, relaxation, tau, gap, hard)
     if isinstance(out, int):
         raise_bad_rows(out, x.numel() // x.shape[-1])
     return out
@@ -171,7 +172,7 @@ def softmax(x: Tensor, tau: float | Tensor, dim: int) -> Tensor | None:
 
 def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor, dim: int) -> Tensor | None:
     """Gradient `(grad - <grad, y>) y / tau`."""
-    if dim == -1 and not watched() and native.bound():  # the fast path, before any check of the tensors
+    if dim == -1 and not watched():  # the fast path, before any check of the tensors
         dx = native.bound_softmax_backward(grad, y, tau)
         if dx is not None:
             return dx

@@ -58,6 +58,25 @@ Tensor softmax_backward(const Tensor& grad, const Tensor& y, double tau, const P
   return dx;
 }
 
+Tensor reinmax_backward(const Tensor& grad, const Tensor& y, double tau, const Pool& pool, Tensor dx) {
+  const int64_t K = y.size(-1), rows = y.numel() / K;
+  in_dtype(y, [&](auto number) {
+    typedef decltype(number) T;
+    reinmax_backward<T>(grad.const_data_ptr<T>(), y.const_data_ptr<T>(), rows, K, tau, dx.mutable_data_ptr<T>(), pool);
+  });
+  return dx;
+}
+
+// The two by operators of torch, which have gradients of their own and take any tensor, as those of Python.
+Tensor softmax_backward(const Tensor& grad, const Tensor& y, double tau) {
+  return (grad - (grad * y).sum(-1, true)) * (y / tau);
+}
+
+Tensor reinmax_backward(const Tensor& grad, const Tensor& y, double tau) {
+  const Tensor q = y.abs(), weights = (q / q.amax(-1, true)).pow(tau), pi = weights / weights.sum(-1, true);
+  return 2 * softmax_backward(grad, (q + y.signbit()) / 2, 1) - softmax_backward(grad, pi, 1) / 2;
+}
+
 struct BadRows {
   int64_t count;
 };
@@ -86,6 +105,7 @@ struct BoundSample : torch::autograd::Function<BoundSample> {
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({y});
     ctx->saved_data["tau"] = tau;
+    ctx->saved_data["reinmax"] = relaxation == kMarked;
     ctx->saved_data["hooked"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
     ctx->saved_data["parallel"] = reinterpret_cast<int64_t>(pool.parallel);
     return hard ? variable_list{z, y} : variable_list{y};
@@ -94,16 +114,20 @@ struct BoundSample : torch::autograd::Function<BoundSample> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Tensor y = ctx->get_saved_variables()[0];
     const double tau = ctx->saved_data["tau"].toDouble();
+    const bool reinmax = ctx->saved_data["reinmax"].toBool();
     Tensor grad, dx;
     for (const Tensor& g : grads)
       if (g.defined()) grad = grad.defined() ? grad + g : g;
     if (grad.defined()) {
       const Pool pool{reinterpret_cast<Parallel>(ctx->saved_data["parallel"].toInt()), at::get_num_threads()};
       if (at::GradMode::is_enabled() || !grad.has_storage() || grad.is_neg() || grad._is_zerotensor() ||
-          at::isTensorSubclassLike(grad))
-        dx = (grad - (grad * y).sum(-1, true)) * (y / tau);
-      else
-        dx = softmax_backward(grad.contiguous(), y, tau, pool, is_expendable(ctx, y) ? y.detach() : at::empty_like(y));
+          at::isTensorSubclassLike(grad)) {
+        dx = reinmax ? reinmax_backward(grad, y, tau) : softmax_backward(grad, y, tau);
+      } else {
+        const Tensor out = is_expendable(ctx, y) ? y.detach() : at::empty_like(y);
+        dx = reinmax ? reinmax_backward(grad.contiguous(), y, tau, pool, out)
+                     : softmax_backward(grad.contiguous(), y, tau, pool, out);
+      }
     }
     return {dx, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
@@ -114,12 +138,13 @@ PyObject* sample_of(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (count != 6) Py_RETURN_NONE;
   const long relaxation = PyLong_AsLong(arguments[2]);
-  if (!is_plain(arguments[0]) || !is_temperature(arguments[1]) || relaxation < kPerturbed || relaxation > kGapped)
+  if (!is_plain(arguments[0]) || !is_temperature(arguments[1]) || relaxation < kPerturbed || relaxation > kMarked)
     Py_RETURN_NONE;
   const Tensor& x = THPVariable_Unpack(arguments[0]);
   if (x.dim() == 0 || x.numel() == 0 || x.numel() >= int64_t(1) << 31) Py_RETURN_NONE;
   const double tau = PyFloat_AS_DOUBLE(arguments[1]), gap = PyFloat_AsDouble(arguments[3]);
   const bool hard = PyObject_IsTrue(arguments[4]);
+  if (relaxation == kMarked && !hard) Py_RETURN_NONE;
   const Pool pool = pool_from(arguments[5]);
   if (PyErr_Occurred()) return nullptr;
   try {

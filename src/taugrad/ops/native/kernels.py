@@ -94,15 +94,17 @@ def sample(
 def bound_sample(x: Tensor, relaxation: Relaxation, tau: float | Tensor, gap: float, hard: bool) -> Tensor | int | None:
     """Return `z`, or `y` unless `hard`, with the gradient of `y`: `sample` by torch's C++ autograd and its generator.
 
-    Return the number of rows without a sample if there are any, and None where the binding does not take this tensor or
-    tau. The caller checks `bound`, and that no transform or mode is active.
+    Return the number of rows without a sample if there are any, and None where there is no binding or it does not take
+    this tensor or tau. The caller checks that no transform or mode is active.
     """
-    return _kernels()["binding"].sample(x, tau, relaxation._value_, gap, hard, _parallel() or 0)
+    binding = _binding()
+    return binding and binding.sample(x, tau, relaxation._value_, gap, hard, _parallel() or 0)
 
 
 def bound_softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor) -> Tensor | None:
-    """Return `(grad - <grad, y>) y / tau`, or None where the binding does not take these arguments."""
-    return _kernels()["binding"].softmax_backward(grad, y, tau, _parallel() or 0)
+    """Return `(grad - <grad, y>) y / tau`, or None, as `bound_sample`."""
+    binding = _binding()
+    return binding and binding.softmax_backward(grad, y, tau, _parallel() or 0)
 
 
 def argmax(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
@@ -216,10 +218,14 @@ def _parallel() -> int | None:
         return None
 
 
-@functools.cache
 def bound() -> bool:
     """Return whether the kernels have the binding too."""
-    return available() and _kernels()["binding"] is not None
+    return _binding() is not None
+
+
+@functools.cache
+def _binding() -> Any:
+    return _kernels().get("binding")
 
 
 @functools.cache
