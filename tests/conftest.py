@@ -13,18 +13,18 @@ from taugrad.ops.native.build import build_binding
 build_binding()  # before the first use of the kernels, so that they are found with it
 
 
-UNIT = ("ops", "estimators", "layers", "models", "rl", "data")  # folders of the library; and files at the top
+UNIT = ("ops", "estimators", "layers", "models", "rl", "data")  # folders of the library
 UNIT_FILES = ("bounds", "nets", "probe", "schedules", "checks")
+TIERS = {"unit", "command", "system", "slow"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that is not slow as `unit`, of the library alone, or `command`."""
+    """Mark a test that names no tier as `unit`, where it is of the library, or `command`."""
     for item in items:
-        if item.get_closest_marker("slow"):
-            continue
-        parts = [part.removesuffix(".py").removeprefix("test_") for part in item.path.parts[-3:]]
-        library = any(part in UNIT for part in parts[:-1]) or parts[-1] in UNIT_FILES
-        item.add_marker("unit" if library else "command")
+        if not TIERS & {mark.name for mark in item.iter_markers()}:
+            folder, file = item.path.parent.name, item.path.stem.removeprefix("test_")
+            library = folder in (*UNIT, "native") or (folder in ("tests", "taugrad") and file in UNIT_FILES)
+            item.add_marker("unit" if library else "command")
 
 
 @pytest.fixture(autouse=True)

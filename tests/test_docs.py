@@ -70,7 +70,7 @@ def test_a_documents_command_is_one(name, line, monkeypatch):
         with pytest.raises(SystemExit) as stopped:
             benchmarks.main()
         assert stopped.value.code == 0
-    elif name in ("compare", "figures", "pack_binarized_mnist"):
+    elif name in ("compare", "figures", "pack_binarized_mnist", "same_run"):
         assert (ROOT / "scripts" / f"{name}.py").is_file()
     else:
         if "searchpath" in line:
@@ -207,6 +207,7 @@ return [...document.querySelectorAll("pre, pre > code")].filter(wide).map(e => e
 
 
 @pytest.mark.skipif(shutil.which("chromedriver") is None, reason="needs Chromium and its driver")
+@pytest.mark.system
 def test_every_page_reads_in_a_browser_narrow_and_wide_and_asks_no_other_host(site):
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.system
+
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parents[1]

@@ -64,6 +64,7 @@ def test_the_wheel_is_typed_and_says_its_version_licence_and_addresses(installed
     assert any(line.startswith(f"Summary: {cited['abstract'][:-1]}") for line in said)
 
 
+@pytest.mark.system
 def test_an_installed_package_trains_and_evaluates_from_any_folder(installed, tmp_path):
     ours = [sys.executable, "-c", f"{SHOW}; sys.argv[0] = 'taugrad'; taugrad.cli.main()"]
     result = run([*ours, "train", "model=cat_vae", "model.nll_samples=2", *SHORT], tmp_path, path=installed)
@@ -188,6 +189,7 @@ def test_a_script_is_the_command_of_its_name(name, tmp_path):
     assert set(command.stdout.split()) - names == set(script.stdout.split()) - names
 
 
+@pytest.mark.system
 def test_a_users_own_package_plugs_in_without_touching_ours(tmp_path, monkeypatch):
     own = (EXAMPLE / "own" / "__init__.py").read_text()
     assert len(own.splitlines()) < 60

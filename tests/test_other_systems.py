@@ -55,6 +55,7 @@ for module in pkgutil.walk_packages(taugrad.__path__, "taugrad."):
     if not module.name.endswith(".__main__"):
         __import__(module.name)
 
+import pytest
 from taugrad import cli
 sys.argv = ["taugrad", "train", "-m", "model.nll_samples=2", "trainer.max_steps=2", "+trainer.limit_val_batches=1",
             "+trainer.limit_test_batches=1", "hydra.sweep.dir=sweep"]
@@ -62,6 +63,7 @@ cli.main()
 """
 
 
+@pytest.mark.system
 def test_everything_imports_and_trains_without_what_only_posix_has(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", ELSEWHERE], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -100,6 +100,7 @@ def here(waiting):
     yield lambda side: pickle.loads(pickle.dumps(side))()
 
 
+@pytest.mark.system
 def test_train_measures_the_loops_and_what_waiting_threads_cost_alone_and_on_a_busy_machine(records, monkeypatch):
     monkeypatch.setattr(benchmarks, "process", here)
     small = ["model.encoder=[16]", "model.decoder=[16]", "model.latents=2"]

@@ -207,6 +207,7 @@ def test_vmap_equals_the_batch_by_torch_alone(estimator):
 
 @of_programs
 @pytest.mark.parametrize("estimator", PATHWISE, ids=repr)
+@pytest.mark.command
 def test_compiles_without_a_graph_break(estimator):
     torch.compiler.reset()
     compiled = torch.compile(estimator.sample, fullgraph=True, backend="aot_eager")

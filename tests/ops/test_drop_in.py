@@ -301,6 +301,7 @@ def test_the_meta_device_and_fake_tensors_have_shapes(name):
 
 
 @over_calls
+@pytest.mark.command
 def test_torch_fx_traces_it_symbolically_and_by_operators(name):
     call = CALLS[name]
     x = torch.randn(4, 3, 3)
@@ -349,6 +350,7 @@ def test_a_row_without_a_sample_is_nan_where_values_cannot_be_read():
     assert k_hot[1].sum() == 2
 
 
+@pytest.mark.command
 def test_a_schedule_of_numbers_compiles_as_often_as_with_torchs_function():
     def compilations(call):
         torch.compiler.reset()
@@ -401,6 +403,7 @@ def assert_samples(y: Tensor, again: Tensor, logits: Tensor, per_row: int = 1) -
         assert ((y - pi).mean(rest).abs() < 5 * (0.25 / n) ** 0.5).all() or not ((y == 0) | (y == 1)).all()
 
 
+@pytest.mark.command
 def test_exported_programs_have_any_batch_and_run_where_there_is_no_taugrad(tmp_path):
     for i, model in enumerate(samplers()):
         program, x = exported(model)
@@ -426,6 +429,7 @@ def test_exported_programs_have_any_batch_and_run_where_there_is_no_taugrad(tmp_
 
 
 @pytest.mark.parametrize("i", [0, 1, 3])
+@pytest.mark.command
 def test_onnx_files_sample_in_onnxruntime(i, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model = samplers()[i]

@@ -21,6 +21,8 @@ from taugrad.ops.gumbel import gumbel_argmax, gumbel_softmax
 from taugrad.ops.native import build, kernels
 from taugrad.ops.native.build import BuildError
 
+pytestmark = pytest.mark.system
+
 SOURCES = Path(build.__file__).parent
 
 # A compiler that logs its arguments, and then does what `body` says: $out is what it has to write.

@@ -575,6 +575,7 @@ def test_every_relaxation_compiles(relaxation, compiler):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.command
 def test_inductor_compiles_a_sample_as_well(compiler):
     with torch._inductor.config.patch(fallback_random=True):  # else its own random numbers
         x = torch.randn(6, 5, requires_grad=True)

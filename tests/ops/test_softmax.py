@@ -126,6 +126,7 @@ def test_jvp_equals_the_jacobian_product():
 
 
 @once
+@pytest.mark.command
 def test_compiles_without_a_graph_break_and_once_for_every_tensor_tau():
     torch.compiler.reset()
     compiled = torch.compile(softmax, fullgraph=True, backend="aot_eager")

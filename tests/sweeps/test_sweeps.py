@@ -74,6 +74,7 @@ def test_a_sweep_over_models_reports_the_objective_of_the_models(tmp_path):
     assert table.index(best["model"]) == min(table.index(f" {row['model']} ") + 1 for row in found)
 
 
+@pytest.mark.system
 def test_a_killed_sweep_goes_on_to_its_total_in_the_folders_of_its_trials(tmp_path):
     keys = [*OPTUNA, "hydra.sweeper.trials=3", f"hydra.sweep.dir={tmp_path}", "~callbacks.pruning"]
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", *keys]
@@ -118,6 +119,7 @@ def test_pruned_trials_are_recorded_as_pruned(tmp_path):
     assert [row["state"] for row in rows(tmp_path)] == ["pruned", "pruned"]
 
 
+@pytest.mark.system
 def test_several_objectives_and_processes_with_a_share_of_the_threads_each(tmp_path):
     two = ["objective=[val/loss,val/kl]", "direction=[minimize,maximize]", "~callbacks.pruning"]
     processes = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.jobs=2", "hydra.sweeper.trials=2"]
@@ -141,6 +143,7 @@ def test_several_objectives_and_processes_with_a_share_of_the_threads_each(tmp_p
         assert 2 * metrics["threads"] <= max(2, os.cpu_count() or 1)
 
 
+@pytest.mark.system
 def test_a_grid_runs_by_submitit_at_most_so_many_jobs_at_a_time(tmp_path):
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "hydra.sweeper.jobs=1"]
     keys = [*SMALL, "seed=0,1", *launcher, f"hydra.sweep.dir={tmp_path}"]

@@ -8,6 +8,8 @@ import torch
 from helpers.commands import SMALL, run, run_process, taugrad
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.system
+
 # The exact gradient and plain descent: what is left to differ is how the batches are shared and the gradients averaged.
 EXACT = [
     *("model=cat_vae", "model.encoder=[32]", "model.decoder=[32]", "model.latents=2", "model.categories=3"),

@@ -257,6 +257,7 @@ def equal_runs(one, other, *tags):
 LONG = [*SMALL, "trainer.max_steps=700", "+trainer.limit_train_batches=20", "trainer.log_every_n_steps=1"]
 
 
+@pytest.mark.system
 def test_a_killed_run_goes_on_bit_for_bit_from_its_last_checkpoint(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir(), other.mkdir()
@@ -266,6 +267,7 @@ def test_a_killed_run_goes_on_bit_for_bit_from_its_last_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.system
 def test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on(signum, code, tmp_path):
     process = start(tmp_path, *SMALL, "trainer.max_steps=100_000", "trainer.log_every_n_steps=1")
     wait_for_step(tmp_path, process, 0)
@@ -318,6 +320,7 @@ echo "$@" >> {calls}
 """
 
 
+@pytest.mark.system
 def test_slurms_signal_saves_and_requeues_and_the_next_start_goes_on(tmp_path, monkeypatch):
     """With a stand-in for `scontrol`: what a cluster does with its call is the cluster's."""
     tool, calls = tmp_path / "bin" / "scontrol", tmp_path / "calls"

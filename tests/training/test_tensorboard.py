@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from helpers.commands import SMALL, run
 
+pytestmark = pytest.mark.system
+
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
