@@ -264,10 +264,7 @@ def _complete() -> None:
         train()
     elif not named:
         sys.stdout.write("\n".join([*_COMMANDS, ""]))
-    elif name in _COMMANDS and _COMMANDS[name] not in (
-        bench,
-        compare,
-    ):  # whose arguments are files, which a shell completes
+    elif name in _COMMANDS and _COMMANDS[name] not in (bench, compare):  # whose arguments, files, a shell completes
         os.environ["COMP_LINE"] = f"{program} {line}"
         _COMMANDS[name]()
 
@@ -276,9 +273,7 @@ def main() -> None:
     """Run the command that the first argument names, with the others as its own."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in _COMMANDS and "LOCAL_RANK" in os.environ:
-        sys.argv.insert(
-            1, name := "train"
-        )  # Lightning starts other processes by sys.argv, which no longer names the command
+        sys.argv.insert(1, name := "train")  # Lightning starts processes by sys.argv, which names no command any more
     if name in ("-h", "--help"):
         lines = (f"  taugrad {name:<9} {str(command.__doc__).splitlines()[0]}" for name, command in _COMMANDS.items())
         sys.stdout.write("\n".join(["taugrad trains networks through discrete choices.", "", *lines, ""]))

@@ -25,6 +25,7 @@ from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError, TaugradError
 from taugrad.files import writing
 from taugrad.ops._fused import backend
+from taugrad.sweeps.jobs import objectives
 from taugrad.training import checkpoints, ownership, resuming
 from taugrad.training.images import ImageTask
 from taugrad.training.progress import ShowConfig
@@ -156,7 +157,7 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
     if trainer.is_global_zero:
         write_json(Path(run.run_dir) / "metrics.json", results | facts | versions())
     with writing(Path(run.run_dir) / "tensorboard"):
-        log_hyperparameters(loggers, vars(run), _objectives(run), results)
+        log_hyperparameters(loggers, vars(run), objectives(run), results)
     return _objective(run, results, console)
 
 
@@ -166,13 +167,9 @@ def _finished(run: TrainConfig) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if run.ckpt_path is not None and path.is_file() else {}
 
 
-def _objectives(run: TrainConfig) -> list[str]:
-    return [run.objective] if isinstance(run.objective, str) else run.objective
-
-
 def _objective(run: TrainConfig, results: dict[str, Any], console: Console) -> float | list[float]:
     """Value or values that the run returns to a sweep; nan for a metric that was never logged."""
-    names = _objectives(run)
+    names = objectives(run)
     missing = [name for name in names if name not in results]
     if missing:
         console.print(f"the run logged no {', '.join(missing)}: that objective is nan", soft_wrap=True)
@@ -237,7 +234,7 @@ def _task_and_data(run: TrainConfig) -> tuple[Task, LightningDataModule | None]:
             raise
         where = _LENGTH if run.data else "set env.max_env_steps or length, environment steps"
         raise ConfigError(f"{error}; schedules go over length, which is {run.length}: {where}") from error
-    for name in _objectives(run):
+    for name in objectives(run):
         if name not in task.metrics:
             raise ConfigError(f"objective must be one of {', '.join(task.metrics)}, got {name}")
     task.configure_optimizers()  # an optimizer may refuse its arguments

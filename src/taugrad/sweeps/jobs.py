@@ -92,8 +92,8 @@ def directions(config: DictConfig) -> list[str]:
     return found
 
 
-def objectives(config: DictConfig) -> list[str]:
-    """Names of the metrics that a sweep optimizes, one or several."""
+def objectives(config: Any) -> list[str]:
+    """Names of the metrics that a run or a sweep reports, one or several: of its config, or of a dataclass of it."""
     return [config.objective] if isinstance(config.objective, str) else list(config.objective)
 
 
