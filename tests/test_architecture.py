@@ -39,7 +39,8 @@ def violations(path, source=imported):
             yield f"{own} imports {name}, which is below it"
         if package in ("lightning", "hydra", "omegaconf") and LEVEL[own] <= LEVEL["rl"]:
             yield f"{own} is of the library and imports {name}"
-        if name.startswith("taugrad.ops.native") and path.stem != "_fused" and path.parent.name != "native":
+        kernels = name.startswith(("taugrad.ops.native", "taugrad.ops.triton"))
+        if kernels and path.stem != "_fused" and path.parent.name not in ("native", "triton"):
             yield f"{path.stem} imports {name}: only ops/_fused.py knows the kernels"
 
 

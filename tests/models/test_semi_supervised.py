@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from helpers.cases import each
 from helpers.images import C, semi_supervised, trainer
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
@@ -10,6 +11,7 @@ from taugrad.data.augmentation import RandomAffine
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split, balanced
 from taugrad.errors import DataError, NonFiniteLossError
+from taugrad.models import semi_supervised as module
 from taugrad.models.semi_supervised import kl_to_standard_normal
 
 PATHWISE = ("GumbelSoftmax", "STGumbelSoftmax", "StraightThrough", "GappedStraightThrough", "ReinMax", "GumbelRao")
@@ -242,3 +244,15 @@ def test_a_loss_that_is_not_finite_names_the_bound_that_is(part, label, named, t
 def test_bad_sizes_get_a_sentence(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         semi_supervised(**changes)
+
+
+@each("labels", [[0, 1, 2, -1, -1, 1], [-1] * 6, [0, 1, 2, 0, 1, 2]])
+def test_where_labels_cannot_be_read_the_terms_are_the_same(labels, monkeypatch):
+    model = semi_supervised().model.eval()
+    x, y = torch.rand(6, 4, 4), torch.tensor(labels)
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.zeros(shape))  # the posterior's mean
+    expected = model.loss_terms(x, y, Enumeration(), 1.0)
+    monkeypatch.setattr(module, "readable", lambda _: False)
+    actual = model.loss_terms(x, y, Enumeration(), 1.0)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value)

@@ -35,7 +35,7 @@ from taugrad.estimators import (
     StraightThrough,
 )
 from taugrad.layers import OneHotSample
-from taugrad.ops import categorical, gumbel, noise, permutations, softmax, subsets
+from taugrad.ops import categorical, embedding, gumbel, noise, permutations, softmax, subsets
 
 SOFT = [GumbelSoftmax()]
 TAUGHT = [STGumbelSoftmax(), GumbelRao(draws=2), StraightThrough(), GappedStraightThrough()]  # tau has a gradient
@@ -240,6 +240,7 @@ CALLS = {
     "gumbel_softmax, tau a row": lambda x: gumbel.gumbel_softmax(x, x[:, :1, :1].exp()),
     "gumbel_max": lambda x: gumbel.gumbel_max(x, 1),
     "gumbel_argmax": lambda x: gumbel.gumbel_argmax(x, 1),
+    "embedding": lambda x: embedding.embedding(x, x[0], 0.5, 1),
     "gumbel_noise": noise.gumbel_noise,
     "perturbed": noise.perturbed,
     "conditional_perturbed": lambda x: noise.conditional_perturbed(x, gumbel.gumbel_max(x)),
@@ -279,7 +280,7 @@ class Model(nn.Module):
 
 def test_every_function_of_logits_is_tried_here():
     functions = set()
-    for module in (bounds, categorical, gumbel, noise, permutations, softmax, subsets):
+    for module in (bounds, categorical, embedding, gumbel, noise, permutations, softmax, subsets):
         own = {name: f for name, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__}
         functions |= {name for name in own if not name.startswith("_")}
     assert functions <= set(CALLS)

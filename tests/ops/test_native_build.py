@@ -458,10 +458,10 @@ def test_the_kernels_are_announced_once(cache, compiler, monkeypatch, caplog, ch
 
 
 @pytest.mark.parametrize("choice", ["nonsense", "", "NATIVE"])
-def test_another_choice_gets_a_sentence_that_names_the_three(cache, monkeypatch, choice):
+def test_another_choice_gets_a_sentence_that_names_the_four(cache, monkeypatch, choice):
     monkeypatch.setenv("TAUGRAD_BACKEND", choice)
     for _ in range(2):
-        with pytest.raises(ValueError, match=f"TAUGRAD_BACKEND must be auto, native or torch, got {choice}"):
+        with pytest.raises(ValueError, match=f"TAUGRAD_BACKEND must be auto, native, triton or torch, got {choice}"):
             gumbel_softmax(torch.zeros(2, 3))
 
 

@@ -451,7 +451,7 @@ def test_a_default_device_elsewhere_does_not_matter_to_a_tensor_on_the_cpu():
     expected = [gumbel_softmax(x, hard=True), gumbel_argmax(x), gumbel_noise(x)]
     torch.manual_seed(5)
     with torch.device("meta"):
-        assert draw_seed(None).device.type == "cpu"  # the kernel reads its memory
+        assert draw_seed(None, x.device).device.type == "cpu"  # the kernel reads its memory
         torch.manual_seed(5)
         actual = [gumbel_softmax(x, hard=True), gumbel_argmax(x), gumbel_noise(x)]
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))

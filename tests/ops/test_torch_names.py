@@ -21,6 +21,7 @@ NAMES = [
     "_C._has_storage",
     "_C._len_torch_dispatch_stack",
     "Tensor._is_zerotensor",
+    "_softmax_backward_data",
     "autograd.forward_ad._current_level",
 ]
 ELSEWHERE = {("commands/bench.py", "torch._softmax_backward_data")}  # torch's own backward, which ours is compared with

@@ -8,8 +8,8 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.checks import check_count, check_positive
 from taugrad.estimators.base import Pathwise
-from taugrad.ops import _fused
 from taugrad.ops._checks import check_logits, check_rows, check_tau, classes_last, log_where_positive
+from taugrad.ops._sampling import gumbel_rao
 from taugrad.ops.gumbel import gumbel_max, gumbel_softmax
 from taugrad.ops.noise import conditional_perturbed
 from taugrad.ops.onehot import straight_through, tangent
@@ -119,7 +119,7 @@ def _sample_of_many(
     if has_torch_function_variadic(logits, tau):
         return handle_torch_function(_sample_of_many, (logits, tau), logits, tau, dim, draws, generator=generator)
     x, tau = classes_last(logits, tau, dim)
-    fused = _fused.gumbel_rao(logits, tau, dim, draws, generator)
+    fused = gumbel_rao(logits, tau, dim, draws, generator)
     if fused is not None:
         return fused
     z = gumbel_max(logits, dim, generator=generator)

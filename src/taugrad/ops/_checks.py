@@ -59,7 +59,7 @@ def check_tau(tau: float | Tensor, logits: Tensor, dim: int = -1) -> float | Ten
             raise TypeError(f"tau must be a number or a floating-point tensor, got {tau.dtype}")
         tau = _one_a_row(tau, logits, dim) if tau.ndim else tau
         tau = tau if tau.is_floating_point() else tau.to(torch.get_default_dtype())
-        return tau.masked_fill(~(tau > 0), math.nan)
+        return tau.masked_fill(tau <= 0, math.nan)
     if isinstance(tau, (torch.SymFloat, torch.SymInt)):  # they stand for numbers in an export
         return tau  # pyright: ignore[reportReturnType]
     if not isinstance(tau, Real) or isinstance(tau, bool):

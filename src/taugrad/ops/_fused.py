@@ -1,22 +1,25 @@
 """Fused functions: the one place that chooses between kernels and plain torch.
 
 A function here returns the result of a kernel, or None where no kernel takes its tensors as they are now. Its caller
-then runs torch code, which any device, transform or compiler follows. Another device with kernels is one more case of
-`_kernels_of`.
+then runs torch code, which any device, transform or compiler follows. A CPU has the native kernels, a GPU Triton's.
 
 Kernels are no operators of torch and have no gradient. `bound_sample`, `gumbel_rao`, `entropy` and
 `bernoulli_log_prob` bring their own. The other draws have none; `softmax`, the backwards and `log_prob` return None for
-tensors that need one.
+tensors that need one. `draw` and what follows it are for the operators of `taugrad.ops._redrawn`.
 """
 
+import functools
+import logging
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from taugrad.ops._checks import is_scalar, raise_bad_rows
-from taugrad.ops._torch import watched
+from taugrad.errors import ConfigError
+from taugrad.ops._backend import backend_chosen
+from taugrad.ops._checks import compute_dtype, is_scalar, raise_bad_rows
+from taugrad.ops._torch import constant_for_compilers, transformed, watched
 from taugrad.ops.native import kernels as native
 from taugrad.ops.onehot import Relaxation
 
@@ -24,13 +27,15 @@ _SEEDS = 2**63 - 1
 _SCALAR = ()
 
 
-def backend() -> str:
-    """Return what computes samples on a CPU: `native` or `torch`. The first call decides, and logs it.
+def backend(device: str = "cpu") -> str:
+    """Return what computes samples on a device: `native`, `triton` or `torch`. The first call decides, and logs it.
 
     >>> backend() in ("native", "torch")
     True
     """
-    return "native" if native.available() else "torch"
+    if device == "cpu" and native.available():
+        return "native"
+    return "triton" if torch.device(device).type in _triton_devices() else "torch"
 
 
 def bound() -> bool:
@@ -43,17 +48,66 @@ def bound() -> bool:
 
 
 def has_operator(x: Tensor) -> bool:
-    """Return whether compiled programs can sample `x` by taugrad's operator."""
+    """Return whether compiled programs can sample `x` by taugrad's operator for a CPU."""
     return x.device.type == "cpu" and native.available()
 
 
-def draw_seed(generator: torch.Generator | None) -> Tensor:
-    """Draw a seed for the kernels: 63 random bits of torch's generator.
+def redraws(x: Tensor) -> bool:
+    """Return whether `x` is sampled by the operators of `taugrad.ops._redrawn`, in a compiled program too.
 
-    >>> draw_seed(torch.Generator().manual_seed(0)).dtype
+    Transforms of `torch.func` and exported programs, which must run where there is no taugrad, follow torch code.
+    """
+    if x.device.type not in _triton_devices() or torch.compiler.is_exporting() or transformed():
+        return False
+    return _triton().fits(x) if torch.compiler.is_compiling() else _triton().holds(x)
+
+
+def draw_seed(generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Draw a seed for the kernels: 63 random bits of the device's generator.
+
+    >>> draw_seed(torch.Generator().manual_seed(0), torch.device("cpu")).dtype
     torch.int64
     """
-    return torch.randint(_SEEDS, _SCALAR, generator=generator, device="cpu")
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(f"generator must be on the device of the logits, {device}, got one on {generator.device}")
+    return torch.randint(_SEEDS, _SCALAR, generator=generator, device=device)
+
+
+@functools.cache
+def _triton() -> Any:
+    """Return the module of Triton's kernels. It imports Triton, so it is for a device that has them."""
+    from taugrad.ops.triton import launch
+
+    return launch
+
+
+@constant_for_compilers
+def _triton_devices() -> tuple[str, ...]:
+    return _devices_of_triton()
+
+
+@functools.cache
+def _devices_of_triton() -> tuple[str, ...]:
+    """Return the types of devices for which Triton compiles kernels here. The first call decides, and logs it."""
+    choice = backend_chosen()
+    if choice in ("native", "torch") or not (torch.accelerator.is_available() or choice == "triton"):
+        return ()
+    log = logging.getLogger("taugrad")
+    try:
+        devices = _triton().devices()
+    except Exception as error:  # Triton, a C compiler and the device's assembler may fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if choice == "triton":
+            raise ConfigError(f"TAUGRAD_BACKEND is triton, but Triton compiles no kernel here: {reason}") from error
+        log.info("discrete samples on %s by torch: %s", torch.accelerator.current_accelerator(), reason)
+        return ()
+    log.info("discrete samples on %s by Triton's kernels", " and ".join(devices))
+    return devices
+
+
+def _native_for(*tensors: Tensor) -> bool:
+    """Return whether the native kernels take these tensors now, which are of one dtype."""
+    return not watched() and all(map(native.holds, tensors))
 
 
 def _kernels_for(*tensors: Tensor) -> ModuleType | None:
@@ -63,10 +117,11 @@ def _kernels_for(*tensors: Tensor) -> ModuleType | None:
 
 def _kernels_of(*tensors: Tensor) -> ModuleType | None:
     """Return the kernels that take these tensors when nothing is `watched`."""
-    for x in tensors:
-        if not native.holds(x):
-            return None
-    return native
+    if all(map(native.holds, tensors)):
+        return native
+    if tensors[0].device.type in _triton_devices() and all(map(_triton().holds, tensors)):
+        return _triton()
+    return None
 
 
 def _needs_gradient(*tensors: float | Tensor) -> bool:
@@ -101,7 +156,7 @@ def noise(like: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -
         return None
     g = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
     kernels = _kernels_of(g)
-    return kernels.noise(g, draw_seed(generator)) if kernels else None
+    return kernels.noise(g, draw_seed(generator, g.device)) if kernels else None
 
 
 def argmax(x: Tensor, generator: torch.Generator | None) -> Tensor | None:
@@ -109,7 +164,7 @@ def argmax(x: Tensor, generator: torch.Generator | None) -> Tensor | None:
     kernels = _kernels_for(x)
     if kernels is None:
         return None
-    index, failures = kernels.argmax(x.contiguous(), draw_seed(generator))
+    index, failures = kernels.argmax(x.contiguous(), draw_seed(generator, x.device))
     _raise_failures(failures, x)
     return index
 
@@ -119,7 +174,7 @@ def one_hot(x: Tensor, dim: int, generator: torch.Generator | None) -> Tensor | 
     kernels = _kernels_for(x) if _is_last(dim, x) else None
     if kernels is None:
         return None
-    z, _, failures = kernels.sample(x.contiguous(), draw_seed(generator), Relaxation.NONE, 1.0)
+    z, failures = kernels.one_hot(x.contiguous(), draw_seed(generator, x.device))
     _raise_failures(failures, x)
     return z
 
@@ -133,12 +188,11 @@ def sample(
     hard: bool,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Draw `z` (empty unless `hard`) and `y`, without their gradient, when nothing is `watched`."""
-    kernels = _kernels_of(x) if is_scalar(tau) else None
-    if kernels is None:
+    """Draw `z` (empty unless `hard`) and `y`, without their gradient."""
+    if not (is_scalar(tau) and _native_for(x)):
         return None
     rows = _rows(x, dim)
-    z, y, failures = kernels.sample(rows, draw_seed(generator), relaxation, float(tau), gap, hard=hard)
+    z, y, failures = native.sample(rows, draw_seed(generator, x.device), relaxation, float(tau), gap, hard=hard)
     _raise_failures(failures, rows, tau)
     if _is_last(dim, x):
         return z, y
@@ -160,6 +214,38 @@ def sample_of_seed(x: Tensor, seed: Tensor, tau: float, relaxation: Relaxation, 
     return z, y
 
 
+def takes_seeds(x: Tensor) -> bool:
+    """Return whether kernels draw classes of logits (..., K) from a seed, now and again later."""
+    return _kernels_for(x.detach().to(compute_dtype(x.dtype))) is not None
+
+
+def argmax_of_seed(x: Tensor, seed: Tensor) -> Tensor:
+    """Return the classes drawn from logits (..., K) with a seed: int64 (...)."""
+    x = x.detach().to(compute_dtype(x.dtype)).contiguous()
+    index, failures = _taking(x).argmax(x, seed)
+    _raise_failures(failures, x)
+    return index
+
+
+def gradient_of_seed(
+    dz: Tensor, x: Tensor, seed: Tensor, relaxation: Relaxation, tau: float | Tensor, gap: float
+) -> Tensor:
+    """Return the gradient to logits (..., K) of the sample drawn with a seed, for the gradient `dz` to it."""
+    x = x.detach().to(dz.dtype).contiguous()
+    kernels = _taking(x)
+    if kernels is not native:
+        _, kept, index = kernels.sample(x, seed, relaxation, tau, gap=gap, hard=None, keeps=True)
+        return kernels.sample_backward(dz, x, kept, index, seed, relaxation, tau, gap=gap)[0]
+    _, y, _ = native.sample(x, seed, relaxation, float(tau), gap, hard=False)
+    backward = native.reinmax_backward if relaxation is Relaxation.MARKED else native.softmax_backward
+    return backward(dz.contiguous(), y, float(tau))
+
+
+def _taking(x: Tensor) -> Any:
+    """Return the kernels for a tensor that they are known to take."""
+    return native if native.holds(x) else _triton()
+
+
 # Softmax and the two backwards of a sample
 
 
@@ -167,7 +253,7 @@ def softmax(x: Tensor, tau: float | Tensor, dim: int) -> Tensor | None:
     """Tempered softmax of `x`, for the last `dim` alone."""
     usual = not (torch.is_grad_enabled() and x.requires_grad) and _is_last(dim, x) and is_scalar(tau)
     kernels = _kernels_for(x) if usual else None
-    return kernels.softmax(x.contiguous(), float(tau)) if kernels else None
+    return kernels.softmax(x.contiguous(), tau) if kernels else None
 
 
 def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor, dim: int) -> Tensor | None:
@@ -180,15 +266,14 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor, dim: int) -> 
     kernels = _kernels_for(grad, y) if usual else None
     if kernels is None or grad.dtype is not y.dtype or grad.shape != y.shape:
         return None
-    return _unrows(kernels.softmax_backward(_rows(grad, dim), _rows(y, dim), float(tau)), dim)
+    return _unrows(kernels.softmax_backward(_rows(grad, dim), _rows(y, dim), tau), dim)
 
 
 def reinmax_backward(grad: Tensor, marked: Tensor, tau: float | Tensor, dim: int) -> Tensor | None:
     """ReinMax's gradient from the `y` of Relaxation.MARKED."""
-    kernels = _kernels_for(grad, marked) if is_scalar(tau) and not torch.is_grad_enabled() else None
-    if kernels is None:
+    if torch.is_grad_enabled() or not (is_scalar(tau) and _native_for(grad, marked)):
         return None
-    return _unrows(kernels.reinmax_backward(_rows(grad, dim), _rows(marked, dim), float(tau)), dim)
+    return _unrows(native.reinmax_backward(_rows(grad, dim), _rows(marked, dim), float(tau)), dim)
 
 
 # Functions with a gradient of their own
@@ -198,21 +283,20 @@ def gumbel_rao(
     logits: Tensor, tau: float | Tensor, dim: int, draws: int, generator: torch.Generator | None
 ) -> Tensor | None:
     """Draw Gumbel-Rao's `z` with its gradient, which draws the noise again from a seed."""
-    kernels = None if isinstance(tau, Tensor) else _kernels_for(logits)
-    return _GumbelRao.apply(logits, tau, dim, draws, draw_seed(generator), kernels) if kernels else None
+    if isinstance(tau, Tensor) or not _native_for(logits):
+        return None
+    return _GumbelRao.apply(logits, tau, dim, draws, draw_seed(generator, logits.device))
 
 
 class _GumbelRao(torch.autograd.Function):
     """Sample that saves its logits and a seed."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, tau: float, dim: int, draws: int, seed: Tensor, kernels: ModuleType
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, tau: float, dim: int, draws: int, seed: Tensor) -> Tensor:
         x = logits.movedim(dim, -1).contiguous()
-        z, _, failures = kernels.sample(x, seed, Relaxation.NONE, tau)
+        z, failures = native.one_hot(x, seed)
         _raise_failures(failures, x)
-        ctx.tau, ctx.dim, ctx.draws, ctx.kernels = tau, dim, draws, kernels
+        ctx.tau, ctx.dim, ctx.draws = tau, dim, draws
         ctx.save_for_backward(logits, seed)
         return z.movedim(-1, dim).contiguous()
 
@@ -220,67 +304,66 @@ class _GumbelRao(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, seed = ctx.saved_tensors
         x = logits.detach().movedim(ctx.dim, -1)
-        dx = _MeanJacobian.apply(grad.movedim(ctx.dim, -1), x, ctx.tau, ctx.draws, seed, ctx.kernels)
-        return dx.movedim(-1, ctx.dim).contiguous(), None, None, None, None, None
+        dx = _MeanJacobian.apply(grad.movedim(ctx.dim, -1), x, ctx.tau, ctx.draws, seed)
+        return dx.movedim(-1, ctx.dim).contiguous(), None, None, None, None
 
 
 class _MeanJacobian(torch.autograd.Function):
     """Product `J g` of Gumbel-Rao. J is symmetric, so its own backward; its derivative to x is not estimated."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, tau: float, draws: int, seed: Tensor, kernels: ModuleType) -> Tensor:
-        ctx.tau, ctx.draws, ctx.kernels = tau, draws, kernels
+    def forward(ctx: Any, grad: Tensor, x: Tensor, tau: float, draws: int, seed: Tensor) -> Tensor:
+        ctx.tau, ctx.draws = tau, draws
         ctx.save_for_backward(x, seed)
-        if _kernels_for(grad):
-            return kernels.gumbel_rao(grad.contiguous(), x.contiguous(), seed, draws, tau)
+        if _native_for(grad):
+            return native.gumbel_rao(grad.contiguous(), x.contiguous(), seed, draws, tau)
         # A batch of gradients has no memory that a kernel could read, so J is computed column by column.
         units = torch.eye(x.shape[-1], dtype=x.dtype).view(-1, *[1] * (x.ndim - 1), x.shape[-1]).expand(-1, *x.shape)
-        columns = (kernels.gumbel_rao(unit.contiguous(), x.contiguous(), seed, draws, tau) for unit in units)
+        columns = (native.gumbel_rao(unit.contiguous(), x.contiguous(), seed, draws, tau) for unit in units)
         return torch.stack([column * grad.select(-1, k).unsqueeze(-1) for k, column in enumerate(columns)]).sum(0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, seed = ctx.saved_tensors
-        return _MeanJacobian.apply(grad, x, ctx.tau, ctx.draws, seed, ctx.kernels), None, None, None, None, None
+        return _MeanJacobian.apply(grad, x, ctx.tau, ctx.draws, seed), None, None, None, None
 
 
 def entropy(logits: Tensor, dim: int) -> Tensor | None:
     """Entropy of logits (..., K) with its gradient, for the last `dim` alone."""
-    kernels = _kernels_for(logits) if _is_last(dim, logits) else None
-    return _Entropy.apply(logits, kernels) if kernels else None
+    return _Entropy.apply(logits) if _is_last(dim, logits) and _native_for(logits) else None
 
 
 class _Entropy(torch.autograd.Function):
     """Entropy H of x. It saves both: dH/dx_k = -p_k (log p_k + H)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernels: ModuleType) -> Tensor:
-        H = kernels.entropy(x.contiguous())
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        H = native.entropy(x.contiguous())
         ctx.save_for_backward(x, H)
         return H
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, H = ctx.saved_tensors
-        kernels = None if torch.is_grad_enabled() else _kernels_for(grad, x)
-        if kernels:
-            return kernels.entropy_backward(grad.contiguous(), x.contiguous(), H), None
+        if not torch.is_grad_enabled() and _native_for(grad, x):
+            return native.entropy_backward(grad.contiguous(), x.contiguous(), H)
         log_p = torch.log_softmax(x, -1)
         p = log_p.exp()
-        return -grad.unsqueeze(-1) * p * (log_p.masked_fill(log_p == -torch.inf, 0.0) + H.unsqueeze(-1)), None
+        return -grad.unsqueeze(-1) * p * (log_p.masked_fill(log_p == -torch.inf, 0.0) + H.unsqueeze(-1))
 
 
 def log_prob(logits: Tensor, z: Tensor, dim: int) -> Tensor | None:
     """Log-probability of `z` of the logits' shape or with more leading dimensions, for the last `dim` alone."""
     usual = not _needs_gradient(logits, z) and _is_last(dim, logits) and z.dtype is logits.dtype
-    kernels = _kernels_for(logits, z) if usual else None
-    return kernels.log_prob(logits.contiguous(), z.contiguous()) if kernels and _extends(z, logits) else None
+    if not (usual and _native_for(logits, z) and _extends(z, logits)):
+        return None
+    return native.log_prob(logits.contiguous(), z.contiguous())
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor | None:
     """Log-probability of independent Bernoullis, with its gradient to the logits, which may have more dimensions."""
-    kernels = None if _needs_gradient(x) or x.dtype is not logits.dtype else _kernels_for(logits, x)
-    return _BernoulliLogProb.apply(logits, x, kernels) if kernels and _extends(logits, x) else None
+    usual = not _needs_gradient(x) and x.dtype is logits.dtype
+    return _BernoulliLogProb.apply(logits, x) if usual and _native_for(logits, x) and _extends(logits, x) else None
 
 
 def _extends(many: Tensor, few: Tensor) -> bool:
@@ -292,14 +375,53 @@ class _BernoulliLogProb(torch.autograd.Function):
     """Log-probability of x by the logits `l`. It saves both: d/dl = x - sigma(l)."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, x: Tensor, kernels: ModuleType) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(logits, x)
-        return kernels.bernoulli(logits.contiguous(), x.contiguous())
+        return native.bernoulli(logits.contiguous(), x.contiguous())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, x = ctx.saved_tensors
-        kernels = None if torch.is_grad_enabled() else _kernels_for(grad, logits)
-        if kernels:
-            return kernels.bernoulli_backward(grad.contiguous(), logits.contiguous(), x.contiguous()), None, None
-        return grad.unsqueeze(-1) * (x - logits.sigmoid()), None, None
+        if not torch.is_grad_enabled() and _native_for(grad, logits):
+            return native.bernoulli_backward(grad.contiguous(), logits.contiguous(), x.contiguous()), None
+        return grad.unsqueeze(-1) * (x - logits.sigmoid()), None
+
+
+# Samples that are drawn again for their gradient, for operators on a device with Triton
+
+
+def draw(
+    x: Tensor, seed: Tensor, relaxation: Relaxation, tau: Tensor, dim: int, gap: float, *, hard: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return `z`, or `y` unless `hard`, the numbers that are kept, and the classes where the gradient needs them."""
+    return _triton().sample(x, seed, relaxation, tau, dim, gap, hard=hard, keeps=True)
+
+
+def draw_backward(
+    grad: Tensor,
+    x: Tensor,
+    kept: Tensor,
+    index: Tensor,
+    seed: Tensor,
+    relaxation: Relaxation,
+    tau: Tensor,
+    dim: int,
+    gap: float,
+    *,
+    to_tau: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient to `x`, and for each row that to tau if asked for."""
+    return _triton().sample_backward(grad, x, kept, index, seed, relaxation, tau, dim, gap, to_tau=to_tau)
+
+
+def redraw_gumbel_rao(
+    grad: Tensor, x: Tensor, kept: Tensor, index: Tensor, seed: Tensor, draws: int, tau: Tensor, dim: int
+) -> Tensor:
+    """Return Gumbel-Rao's gradient."""
+    return _triton().gumbel_rao(grad, x, kept, index, seed, draws, tau, dim)
+
+
+def noise_of_seed(like: Tensor, seed: Tensor) -> Tensor:
+    """Return the noise that `draw` adds to logits (..., K), of the shape of `like` in float32 or float64."""
+    g = torch.empty_like(like, dtype=compute_dtype(like.dtype), memory_format=torch.contiguous_format)
+    return _triton().noise(g, seed)

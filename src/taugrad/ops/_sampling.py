@@ -24,10 +24,11 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.ops import _fused
 from taugrad.ops._checks import check_logits, check_rows, check_tau, compute_dtype, is_scalar, log_where_positive
-from taugrad.ops._torch import watched
-from taugrad.ops.noise import gumbel_noise
+from taugrad.ops._redrawn import redrawn_sample
+from taugrad.ops._torch import followed
+from taugrad.ops.noise import perturbed
 from taugrad.ops.onehot import Relaxation, one_hot, straight_through, tangent
-from taugrad.ops.softmax import softmax, softmax_backward
+from taugrad.ops.softmax import _tempered_softmax, softmax_backward
 
 
 def sample(
@@ -72,7 +73,9 @@ def sample(
         )
     check_logits(logits, dim)
     tau = check_tau(tau, logits, dim)
-    if not watched():
+    if _fused.redraws(logits):
+        return redrawn_sample(logits, tau, dim, relaxation, gap, hard, generator)
+    if not followed():
         z, y = _Sample.apply(logits, tau, dim, relaxation, gap, hard, generator)
     elif _takes_operator(logits, tau, generator):
         seed = torch.randint(2**63 - 1, (), device="cpu")
@@ -81,8 +84,18 @@ def sample(
         outputs = torch.ops.taugrad.sample(logits.movedim(dim, -1), seed, tau, int(relaxation), gap)
         z, y = (out.movedim(-1, dim).contiguous() for out in outputs)
     else:
-        z, y = _traced_sample(logits, tau, dim, relaxation, gap, generator)
+        z, y = _traced_sample(logits, tau, dim, relaxation, gap, hard, generator)
     return z if hard else y
+
+
+def gumbel_rao(
+    logits: Tensor, tau: float | Tensor, dim: int, draws: int, generator: torch.Generator | None
+) -> Tensor | None:
+    """Draw `z` with Gumbel-Rao's gradient over `draws` draws of the noise, or return None where torch must do it."""
+    learns = isinstance(tau, Tensor) and tau.requires_grad and torch.is_grad_enabled()
+    if not learns and _fused.redraws(logits):
+        return redrawn_sample(logits, tau, dim, Relaxation.NONE, 0.0, True, generator, draws)
+    return _fused.gumbel_rao(logits, tau, dim, draws, generator)
 
 
 def _takes_operator(logits: Tensor, tau: float | Tensor, generator: torch.Generator | None) -> bool:
@@ -97,34 +110,48 @@ def _takes_operator(logits: Tensor, tau: float | Tensor, generator: torch.Genera
 
 
 def _drawn(
-    x: Tensor, tau: float | Tensor, dim: int, relaxation: Relaxation, gap: float, generator: torch.Generator | None
+    x: Tensor,
+    tau: float | Tensor,
+    dim: int,
+    relaxation: Relaxation,
+    gap: float,
+    hard: bool,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw `z` without gradient and `y` with its gradient, by torch."""
-    g = gumbel_noise(x.movedim(dim, -1), generator=generator).movedim(x.ndim - 1, dim)  # as kernels place it
-    x = x.to(g.dtype)
-    s = x + g
-    z = one_hot(s.detach().argmax(dim), s, dim)
-    if relaxation is Relaxation.PERTURBED:
-        y = softmax(s, tau, dim)
-    elif relaxation is Relaxation.GAPPED:
-        behind = (x - x.amax(dim, keepdim=True)).detach()
-        y = softmax(x + torch.where(z > 0, -behind, -(behind + gap).relu()), tau, dim)
+    """Draw `z` without gradient (that of `y` unless `hard`) and `y` with its gradient, by torch."""
+    if dim in (-1, x.ndim - 1):
+        s = perturbed(x, generator=generator)
+    else:  # the noise lies where a kernel places it
+        s = perturbed(x.movedim(dim, -1), generator=generator).movedim(x.ndim - 1, dim)
+    x = x.to(s.dtype)
+    if relaxation is Relaxation.PERTURBED and not hard:
+        y = z = _tempered_softmax(s, tau, dim)
     else:
-        y = softmax(x, tau, dim)
+        z = one_hot(s.argmax(dim), s, dim)
+        if relaxation is Relaxation.GAPPED:
+            behind = (x - x.amax(dim, keepdim=True)).detach()
+            s = x + torch.where(z > 0, -behind, -(behind + gap).relu())
+        y = _tempered_softmax(s if relaxation in (Relaxation.PERTURBED, Relaxation.GAPPED) else x, tau, dim)
     check_rows(y, dim, tau)
     return z, y
 
 
 def _traced_sample(
-    x: Tensor, tau: float | Tensor, dim: int, relaxation: Relaxation, gap: float, generator: torch.Generator | None
+    x: Tensor,
+    tau: float | Tensor,
+    dim: int,
+    relaxation: Relaxation,
+    gap: float,
+    hard: bool,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     """Draw `z` and `y`, both with their gradient, by operators that a transform or a compiler can follow."""
-    z, y = _drawn(x, tau, dim, relaxation, gap, generator)
+    z, y = _drawn(x, tau, dim, relaxation, gap, hard, generator)
     if relaxation is not Relaxation.MARKED:
         y = y.to(x.dtype)
         return straight_through(z.to(x.dtype), y), y
     t = tangent(x)
-    pi = softmax(x.detach().to(t.dtype), 1.0, dim)
+    pi = _tempered_softmax(x.detach().to(t.dtype), 1.0, dim)
     dz = 2 * softmax_backward(t, (y.detach() + z) / 2, 1.0, dim) - softmax_backward(t, pi, 1.0, dim) / 2
     return straight_through(z, dz).to(x.dtype), y
 
@@ -165,7 +192,7 @@ class _Sample(torch.autograd.Function):
         if fused is not None:
             z, y = fused
         else:
-            z, y = _drawn(x, tau, dim, relaxation, gap, generator)
+            z, y = _drawn(x, tau, dim, relaxation, gap, hard, generator)
             if relaxation is Relaxation.MARKED:
                 y = torch.where(z > 0, -y, y)
         if dtype is not wide:

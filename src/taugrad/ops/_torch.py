@@ -21,6 +21,7 @@ _dispatch_modes = _C._len_torch_dispatch_stack
 _has_storage = _C._has_storage
 _is_wrapped = _functorch.is_functorch_wrapped_tensor
 _is_zero = Tensor._is_zerotensor
+_softmax_backward: Any = torch._softmax_backward_data  # pyright: ignore[reportPrivateImportUsage]
 _trace = _C._get_tracing_state
 _transform = _functorch.peek_interpreter_stack
 
@@ -33,13 +34,25 @@ def watched() -> bool:
     >>> watched()
     False
     """
-    return (
-        is_compiling()
-        or _transform() is not None
-        or _dispatch_modes() > 0
-        or _trace() is not None
-        or forward_ad._current_level >= 0
-    )
+    return followed() or _dispatch_modes() > 0
+
+
+def followed() -> bool:
+    """Return whether a compiler, tracer or transform is active: it derives a gradient from the operators it sees.
+
+    >>> followed()
+    False
+    """
+    return is_compiling() or transformed()
+
+
+def transformed() -> bool:
+    """Return whether `torch.func`, `torch.jit.trace` or forward mode is active.
+
+    >>> transformed()
+    False
+    """
+    return _transform() is not None or _trace() is not None or forward_ad._current_level >= 0
 
 
 def tracing() -> bool:
@@ -70,6 +83,15 @@ def readable(x: Tensor) -> bool:
         and not tracing()
         and not any(_dispatch_mode(mode) for mode in _WITHOUT_VALUES)
     )
+
+
+def softmax_backward(grad: Tensor, y: Tensor, dim: int) -> Tensor:
+    """Return `(grad - <grad, y>) y` by one operator.
+
+    >>> softmax_backward(torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.75]), -1)
+    tensor([ 0.1875, -0.1875])
+    """
+    return _softmax_backward(grad, y, dim, y.dtype)
 
 
 def has_plain_memory(x: Tensor) -> bool:

@@ -35,17 +35,8 @@ def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> T
     """
     if has_torch_function_unary(like):
         return handle_torch_function(gumbel_noise, (like,), like, generator=generator)
-    dtype = compute_dtype(like.dtype)
-    g = _fused.noise(like, dtype, generator)
-    if g is not None:
-        return g
-    if generator is None:  # a fake or traced `like` gives noise of its own kind
-        u = torch.rand_like(like, dtype=dtype, memory_format=torch.contiguous_format)
-    else:
-        u = torch.rand(like.shape, generator=generator, dtype=dtype, device=like.device)
-    # u is a multiple of 2^-24 (2^-53 in float64) below 1. Zero would give -inf: it becomes half the smallest step.
-    smallest = torch.finfo(dtype).eps / 4
-    return -(-(u.clamp(smallest, 1 - 2 * smallest).log())).log()
+    g = _fused.noise(like, compute_dtype(like.dtype), generator)
+    return g if g is not None else _log_exponential(like, generator).neg_()
 
 
 def perturbed(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -54,8 +45,27 @@ def perturbed(logits: Tensor, *, generator: torch.Generator | None = None) -> Te
     >>> perturbed(torch.tensor([0.0, -torch.inf], dtype=torch.float16)).dtype
     torch.float32
     """
-    g = gumbel_noise(logits, generator=generator)
-    return logits.to(g.dtype) + g
+    if has_torch_function_unary(logits):
+        return handle_torch_function(perturbed, (logits,), logits, generator=generator)
+    dtype = compute_dtype(logits.dtype)
+    g = _fused.noise(logits, dtype, generator)
+    return logits.to(dtype) + g if g is not None else logits.to(dtype) - _log_exponential(logits, generator)
+
+
+def _log_exponential(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw log E, E = -log u, by torch: the noise is its negative."""
+    dtype = compute_dtype(like.dtype)
+    smallest = torch.finfo(dtype).eps / 4  # an E of zero or infinity would give infinite noise
+    if like.device.type != "cpu":
+        E = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+        return E.exponential_(generator=generator).clamp(smallest, 64).log_()
+    # A CPU's exponential_ comes from a generator of a short period.
+    if generator is None:  # a fake or traced `like` gives noise of its own kind
+        u = torch.rand_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+    else:
+        u = torch.rand(like.shape, generator=generator, dtype=dtype, device=like.device)
+    # u is a multiple of 2^-24 (2^-53 in float64) below 1.
+    return u.clamp(smallest, 1 - 2 * smallest).log_().neg_().log_()
 
 
 def conditional_perturbed(logits: Tensor, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from taugrad.ops import _fused
+from taugrad.ops import _fused, _torch
 from taugrad.ops._checks import check_logits, check_tau, compute_dtype, log_where_positive
 
 
@@ -52,9 +52,14 @@ def softmax(x: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
         return handle_torch_function(softmax, (x, tau), x, tau, dim)
     check_logits(x, dim, "x")
     tau = check_tau(tau, x, dim)
+    return _tempered_softmax(x, tau, dim)
+
+
+def _tempered_softmax(x: Tensor, tau: float | Tensor, dim: int) -> Tensor:
+    """Return softmax(x / tau) as `softmax` does, of arguments that are checked."""
     if torch.compiler.is_compiling():
         # The compiler cannot trace a Function with forward mode, and derives the same backward by itself.
-        return _tempered_softmax(x, tau, dim)
+        return _softmax_value(x, tau, dim)
     return _TemperedSoftmax.apply(x, tau, dim)
 
 
@@ -79,7 +84,9 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor = 1.0, dim: in
         return dx
     if has_torch_function_variadic(grad, y, tau):
         return handle_torch_function(softmax_backward, (grad, y, tau), grad, y, tau, dim)
-    return ((grad - (grad * y).sum(dim, keepdim=True)) * (y / tau)).contiguous()
+    if not _torch.tracing() and grad.shape != y.shape:
+        grad, y = torch.broadcast_tensors(grad, y)
+    return (_torch.softmax_backward(grad, y, dim) / tau).contiguous()
 
 
 def softmax_jacobian(y: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -124,7 +131,7 @@ def softmax_backward_by_jacobian(grad: Tensor, y: Tensor, tau: float | Tensor = 
     return torch.einsum("...ij,...i->...j", jacobian, grad.movedim(dim, -1)).movedim(-1, dim).contiguous()
 
 
-def _tempered_softmax(x: Tensor, tau: float | Tensor, dim: int) -> Tensor:
+def _softmax_value(x: Tensor, tau: float | Tensor, dim: int) -> Tensor:
     y = _fused.softmax(x, tau, dim)
     return y if y is not None else torch.softmax(x.to(compute_dtype(x.dtype)) / tau, dim).to(x.dtype)
 
@@ -134,7 +141,7 @@ class _TemperedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, tau: float | Tensor, dim: int) -> Tensor:
-        return _tempered_softmax(x, tau, dim)
+        return _softmax_value(x, tau, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -148,6 +155,9 @@ class _TemperedSoftmax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, tau = _saved(ctx)
         wide = compute_dtype(y.dtype)
+        dx = None if ctx.needs_input_grad[1] else _fused.softmax_backward(grad, y, tau, ctx.dim)
+        if dx is not None:
+            return dx, None, None
         dx = softmax_backward(grad.to(wide), y.to(wide), tau, ctx.dim)
         dtau = None
         if ctx.needs_input_grad[1]:

@@ -1,7 +1,6 @@
 """The native kernels as functions of tensors without gradient.
 
-TAUGRAD_BACKEND decides on first use: `auto` (the default) takes the kernels where they can be compiled and torch where
-not, `native` fails where they cannot, `torch` never takes them. One line of the log says which it is.
+`taugrad.ops._backend` decides on first use. One line of the log says what it is.
 
 Every function here takes contiguous tensors (..., K) of one dtype for which `holds` is true. `taugrad.ops._fused`
 checks that, and leaves all others to torch code.
@@ -10,13 +9,12 @@ checks that, and leaves all others to torch code.
 import ctypes
 import functools
 import logging
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from taugrad.errors import ConfigError
+from taugrad.ops._backend import backend_chosen
 from taugrad.ops._torch import constant_for_compilers, has_plain_memory
 from taugrad.ops.native.build import BuildError, load
 from taugrad.ops.onehot import Relaxation
@@ -107,6 +105,12 @@ def bound_softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor) -> Tens
     return binding and binding.softmax_backward(grad, y, tau, _parallel() or 0)
 
 
+def one_hot(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
+    """Return one-hot samples, and the number of rows without one."""
+    z, _, failures = sample(x, seed, Relaxation.NONE, 1.0)
+    return z, failures
+
+
 def argmax(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
     """Return the classes drawn, int64 (...), and the number of rows without one."""
     index = torch.empty(x.shape[:-1], dtype=torch.int64, device="cpu")
@@ -114,17 +118,17 @@ def argmax(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
     return index, _kernels()["sample", x.dtype](*arguments, *_pool())
 
 
-def softmax(x: Tensor, tau: float) -> Tensor:
+def softmax(x: Tensor, tau: float | Tensor) -> Tensor:
     """Return `softmax(x / tau)`."""
     y = torch.empty_like(x)
-    arguments = (x.data_ptr(), *_rows(x), None, Relaxation.PLAIN, tau, 0.0, y.data_ptr(), None, None)
+    arguments = (x.data_ptr(), *_rows(x), None, Relaxation.PLAIN, float(tau), 0.0, y.data_ptr(), None, None)
     _kernels()["sample", x.dtype](*arguments, *_pool())
     return y
 
 
-def softmax_backward(grad: Tensor, y: Tensor, tau: float) -> Tensor:
+def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor) -> Tensor:
     """Return `(grad - <grad, y>) y / tau`."""
-    return _backward("softmax_backward", grad, y, tau)
+    return _backward("softmax_backward", grad, y, float(tau))
 
 
 def reinmax_backward(grad: Tensor, marked: Tensor, tau: float) -> Tensor:
@@ -230,12 +234,11 @@ def _binding() -> Any:
 
 @functools.cache
 def _kernels() -> dict[Any, Any]:
-    choice = os.environ.get("TAUGRAD_BACKEND", "auto")
-    if choice not in ("auto", "native", "torch"):
-        raise ConfigError(f"TAUGRAD_BACKEND must be auto, native or torch, got {choice}")
+    choice = backend_chosen()
     log = logging.getLogger("taugrad")
     if choice == "torch":
         log.info("discrete samples by torch, as TAUGRAD_BACKEND says")
+    if choice in ("torch", "triton"):
         return {}
     try:
         library, binding = load()

@@ -1,0 +1,136 @@
+r"""Rows of a table by drawn classes: codebooks and vocabularies, without a one-hot of their size.
+
+    i = argmax(logits + g),   e = weight_i                                   as `gumbel_argmax`, then `weight[i]`
+    de := dz @ weight + z @ dweight                                          as of z @ weight, z straight-through
+
+The gradient to the logits is that of `sample(logits) @ weight`: with dL/dz = dL/de weight^T the Jacobian of the
+relaxation is applied to it. Where there are kernels neither z nor y nor dL/dz is ever there whole: the rows go in
+shares of 2^22 numbers, whose noise is drawn again from a seed. What stays is one index a row and a seed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from taugrad.ops import _fused
+from taugrad.ops._checks import check_logits, check_tau, compute_dtype, is_scalar
+from taugrad.ops._sampling import sample
+from taugrad.ops._torch import tracing
+from taugrad.ops.onehot import Relaxation
+
+_SHARE = 2**22  # numbers
+
+
+def embedding(
+    logits: Tensor,
+    weight: Tensor,
+    tau: float | Tensor = 1.0,
+    dim: int = -1,
+    relaxation: Relaxation = Relaxation.PERTURBED,
+    *,
+    gap: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Draw a class of each row, $i = \arg\max_k (\mathrm{logits}_k + g_k)$, and return its row of a table, $e = w_i$.
+
+    Args:
+        logits: (..., K, ...), floating point; -inf masks a class.
+        weight: the table, (K, D), floating point, on the same device.
+        tau: temperature of the relaxation, a positive number or a tensor that broadcasts to `logits`, of size 1 along
+            `dim`.
+        dim: the dimension of the K classes.
+        relaxation: relaxation whose gradient the logits take: that of straight-through Gumbel-Softmax, PLAIN for
+            straight-through, GAPPED or MARKED (ReinMax).
+        gap: lead of the drawn class, for Relaxation.GAPPED.
+        generator: a source of randomness; default torch's own.
+
+    Returns:
+        (..., D, ...) in the dtype of `weight`. The gradient to `weight` is that of a table, zero in rows not drawn.
+
+    Raises:
+        ValueError: `weight` is not (K, D), `tau` is not positive or does not fit, or a row has no finite logit, or NaN
+            or +inf.
+        TypeError, IndexError: `logits` or `weight` is not floating point, `dim` is out of range.
+
+    Bias: that of the hard sample with the same relaxation, for a function of z @ weight.
+    Source: 1611.01144; as a quantizer 1910.05453.
+
+    >>> weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> embedding(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]), weight, tau=0.5)
+    tensor([[1., 2.],
+            [3., 4.]])
+    """
+    if has_torch_function_variadic(logits, weight, tau):
+        return handle_torch_function(
+            embedding,
+            (logits, weight, tau),
+            logits,
+            weight,
+            tau,
+            dim,
+            relaxation,
+            gap=gap,
+            generator=generator,
+        )
+    check_logits(logits, dim)
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be a floating-point tensor, got {weight.dtype}")
+    if not tracing() and (weight.ndim != 2 or weight.shape[0] != logits.shape[dim]):
+        shape = f"({logits.shape[dim]}, D), a row for each class"
+        raise ValueError(f"weight must have shape {shape}, got {tuple(weight.shape)}")
+    tau = check_tau(tau, logits, dim)
+    learns = isinstance(tau, Tensor) and tau.requires_grad and torch.is_grad_enabled()
+    if learns or not is_scalar(tau) or not _fused.takes_seeds(logits):
+        z = sample(logits, tau, dim, relaxation, gap=gap, generator=generator).movedim(dim, -1)
+        e = z.to(weight.dtype) @ weight
+    else:
+        e = _Embedding.apply(logits, weight, tau, dim, relaxation, gap, generator)
+    return e.movedim(-1, dim).contiguous()
+
+
+class _Embedding(torch.autograd.Function):
+    """Rows of a table (..., D). It saves its logits, the table, an index a row and a seed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        weight: Tensor,
+        tau: float | Tensor,
+        dim: int,
+        relaxation: Relaxation,
+        gap: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        moved = logits.movedim(dim, -1)
+        seed = _fused.draw_seed(generator, logits.device)
+        drawn = [_fused.argmax_of_seed(x, seed + i) for i, x in enumerate(_shares(moved, moved.shape[-1]))]
+        index = torch.cat(drawn)
+        ctx.tau, ctx.dim, ctx.relaxation, ctx.gap = tau, dim, relaxation, gap
+        ctx.save_for_backward(logits, weight, index, seed)
+        return weight[index].view(*moved.shape[:-1], weight.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, weight, index, seed = ctx.saved_tensors
+        moved = logits.movedim(ctx.dim, -1)
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(moved, memory_format=torch.contiguous_format)
+            shares = zip(*(_shares(t, moved.shape[-1]) for t in (moved, grad, dx)), strict=True)
+            for i, (x, g, out) in enumerate(shares):
+                dz = (g @ weight.T).to(compute_dtype(x.dtype))
+                out.copy_(_fused.gradient_of_seed(dz, x, seed + i, ctx.relaxation, ctx.tau, ctx.gap))
+            dx = dx.movedim(-1, ctx.dim).contiguous()
+        if ctx.needs_input_grad[1]:
+            dw = torch.zeros_like(weight).index_add_(0, index, grad.reshape(-1, weight.shape[1]))
+        return dx, dw, None, None, None, None, None
+
+
+def _shares(x: Tensor, K: int) -> tuple[Tensor, ...]:
+    """Split (..., D) into shares of rows, of about 2^22 logits."""
+    return x.reshape(-1, x.shape[-1]).split(max(1, _SHARE // K))
