@@ -1,9 +1,14 @@
 """Each test starts from the same random state and on one thread, so that a failure repeats; each has its tier."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if not torch.accelerator.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, Lightning among them
+
 from helpers.commands import SMALL, run, taugrad
 from hydra.core.hydra_config import HydraConfig
 
@@ -15,7 +20,7 @@ build_binding()  # before the first use of the kernels, so that they are found w
 
 UNIT = ("ops", "estimators", "layers", "models", "rl", "data")  # folders of the library
 UNIT_FILES = ("bounds", "nets", "probe", "schedules", "checks")
-TIERS = {"unit", "command", "system", "slow"}
+TIERS = {"unit", "command", "system", "triton", "slow"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -57,9 +57,11 @@ def redraws(x: Tensor) -> bool:
 
     Transforms of `torch.func` and exported programs, which must run where there is no taugrad, follow torch code.
     """
-    if x.device.type not in _triton_devices() or torch.compiler.is_exporting() or transformed():
+    if x.device.type not in _triton_devices():
         return False
-    return _triton().fits(x) if torch.compiler.is_compiling() else _triton().holds(x)
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting() and _triton().fits(x)
+    return not transformed() and _triton().holds(x)
 
 
 def draw_seed(generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -73,7 +75,6 @@ def draw_seed(generator: torch.Generator | None, device: torch.device) -> Tensor
     return torch.randint(_SEEDS, _SCALAR, generator=generator, device=device)
 
 
-@functools.cache
 def _triton() -> Any:
     """Return the module of Triton's kernels. It imports Triton, so it is for a device that has them."""
     from taugrad.ops.triton import launch

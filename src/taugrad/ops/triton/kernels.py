@@ -43,7 +43,8 @@ def _tau(tau, taus, tau_step, row, live, like):
     """The temperature of each row."""
     if taus is None:
         return tl.zeros_like(row).to(like) + tau
-    return tl.load(taus + row * tau_step, mask=live, other=1.0).to(like)
+    else:
+        return tl.load(taus + row * tau_step, mask=live, other=1.0).to(like)
 
 
 @triton.jit
@@ -58,14 +59,16 @@ def _noise_of_rows(first, row, k, K, seed, stream, RUN: tl.constexpr, DOUBLE: tl
     if RUN:
         g = gumbel_run(first, seed, stream, row.shape[0] * k.shape[0])
         return tl.reshape(g, (row.shape[0], k.shape[0]))
-    return gumbel(row[:, None] * K + k[None, :], seed, stream, DOUBLE)
+    else:
+        return gumbel(row[:, None] * K + k[None, :], seed, stream, DOUBLE)
 
 
 @triton.jit
 def _noise_of_chunk(row, k, start, K, seed, stream, RUN: tl.constexpr, DOUBLE: tl.constexpr):
     if RUN:
         return gumbel_run(row * K + start, seed, stream, k.shape[0])
-    return gumbel(row * K + k, seed, stream, DOUBLE)
+    else:
+        return gumbel(row * K + k, seed, stream, DOUBLE)
 
 
 @triton.jit
@@ -74,9 +77,10 @@ def _relaxed(x, s, k, index, most, gap, RELAXATION: tl.constexpr):
     if RELAXATION == _GAPPED:
         behind = most - gap
         return tl.where(k == index, most, tl.where(x > behind, behind, x))  # NaN stays
-    if RELAXATION == _PERTURBED:
+    elif RELAXATION == _PERTURBED:
         return s
-    return x
+    else:
+        return x
 
 
 @triton.jit
@@ -210,7 +214,8 @@ def _first_jacobian(x, s, k, index, c, extra, gap, scale, RELAXATION: tl.constex
     y = tl.exp2((_relaxed(x, s, k, index, extra, gap, RELAXATION) - c) * scale)
     if RELAXATION == _MARKED:
         return (y + tl.where(k == index, 1.0, 0.0)) * 0.5
-    return y
+    else:
+        return y
 
 
 @triton.jit

@@ -45,7 +45,7 @@ def devices() -> tuple[str, ...]:
     if knobs.runtime.interpret:
         return ("cpu",)
     signature = {"out": "*fp32", "seed": "*i64", "count": "i32", "B": "constexpr", "DOUBLE": "constexpr"}
-    source = ASTSource(kernels.noise_run, signature, {"B": 64, "DOUBLE": False})
+    source = ASTSource(kernels.noise_run, signature, {"B": 64, "DOUBLE": False})  # the smallest
     triton.compile(source, target=driver.active.get_current_target())
     return ("cuda", "xpu")
 
@@ -122,6 +122,7 @@ def _launch(name: str, rows: int, arguments: list[Any], constants: dict[str, Any
 def _run(kernel: Any, programs: int, arguments: list[Any], constants: dict[str, Any], device: torch.device) -> None:
     if programs == 0:
         return
+    constants = {**constants, "enable_fp_fusion": True}  # else the default of Triton's release
     if device.type == "cpu" or torch.accelerator.current_device_index() == device.index:
         kernel[(programs,)](*arguments, **constants)
     else:

@@ -110,9 +110,10 @@ def gumbel(element, seed, stream, DOUBLE: tl.constexpr):
         a, b, c, d = _four_words((element >> 5) * 16 + (element & 15), seed, stream)
         later = (element & 16) != 0
         return _gumbel64(tl.where(later, c, a), tl.where(later, d, b))
-    a, b, c, d = _four_words((element >> 6) * 16 + (element & 15), seed, stream)
-    which = (element >> 4) & 3
-    return _gumbel32(tl.where(which < 2, tl.where(which == 0, a, b), tl.where(which == 2, c, d)))
+    else:
+        a, b, c, d = _four_words((element >> 6) * 16 + (element & 15), seed, stream)
+        which = (element >> 4) & 3
+        return _gumbel32(tl.where(which < 2, tl.where(which == 0, a, b), tl.where(which == 2, c, d)))
 
 
 @triton.jit
