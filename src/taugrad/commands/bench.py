@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from taugrad import GumbelRao, ReinMax, gumbel_softmax
-from taugrad.commands.bench_arguments import JACOBIAN_BYTES, TORCH, parser
+from taugrad.commands.bench_arguments import CPU_SHAPES, GPU_SHAPES, JACOBIAN_BYTES, TORCH, parser
 from taugrad.commands.bench_loops import (
     WARM_UP,
     hand_written,
@@ -52,25 +52,47 @@ OURS, OWN, BY_JACOBIAN = "taugrad.softmax_backward", "torch._softmax_backward_da
 
 def bench_op(arguments: argparse.Namespace) -> list[Record]:
     """Measure the samplers at every shape; Gumbel-Rao only where its Jacobians are smallest, because it is slow."""
-    smallest = min(arguments.shapes, key=lambda shape: math.prod(shape) * shape[-1])
+    device = device_of(arguments.device)
+    shapes = arguments.shapes or (CPU_SHAPES if device.type == "cpu" else GPU_SHAPES)
+    smallest = min(shapes, key=lambda shape: math.prod(shape) * shape[-1])
     records = []
-    for shape in arguments.shapes:
-        records += op_at(shape, arguments)
-    x = torch.randn(smallest, requires_grad=True)
+    for shape in shapes:
+        records += op_at(shape, device, arguments)
+    x = torch.randn(smallest, device=device, dtype=getattr(torch, arguments.dtype), requires_grad=True)
     for draws in (1, 100):
         saved = saved_bytes(GumbelRao(draws).sample, x) / x.nbytes
         records.append({"shape": written(smallest), "contestant": f"taugrad.GumbelRao({draws})", "saved": saved})
     return records
 
 
-def op_at(shape: Sequence[int], arguments: argparse.Namespace) -> list[Record]:
+def device_of(name: str) -> torch.device:
+    """Return the device of a name: the CPU, or a GPU that is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kinds = ["cpu", *([found.type] if found else [])]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in kinds or (device.index or 0) >= max(1, torch.accelerator.device_count()):
+        raise ConfigError(f"--device must be a device that torch finds here, of {' or '.join(kinds)}, got {name}")
+    return device
+
+
+def op_at(shape: Sequence[int], device: torch.device, arguments: argparse.Namespace) -> list[Record]:
     """Measure nanoseconds an element, and saved bytes over the bytes of the logits, of every sampler.
 
     The backward alone runs on graphs that were built before, so that less of its memory is in the cache than when it
     follows its forward.
     """
-    x = torch.randn(shape, requires_grad=True)
-    grad, out = torch.randn(shape), torch.empty(shape)
+    dtype = getattr(torch, arguments.dtype)
+    x = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+    grad, out = torch.randn_like(x), torch.empty_like(x)
+    wait = (lambda: None) if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
+    timed = partial(time_call, wait=wait)
 
     def backward(z: Tensor) -> None:
         z.backward(grad)
@@ -83,20 +105,45 @@ def op_at(shape: Sequence[int], arguments: argparse.Namespace) -> list[Record]:
     for name, f in candidates.items():
         both = partial(lambda f, x: backward(f(x)), f)
         n = max(1, min(_GRAPHS, int(_GRAPHS_BYTES / (saved[name] + x.nbytes))))
-        sides[name, "forward_ns"] = partial(time_call, f, logits)
-        sides[name, "backward_ns"] = partial(time_call, backward, partial(lambda f, n: [f(x) for _ in range(n)], f, n))
-        sides[name, "both_ns"] = partial(time_call, both, logits)
+        sides[name, "forward_ns"] = partial(timed, f, logits)
+        sides[name, "backward_ns"] = partial(timed, backward, partial(lambda f, n: [f(x) for _ in range(n)], f, n))
+        sides[name, "both_ns"] = partial(timed, both, logits)
         for _ in range(3):  # warm up
             both(x)
-    sides[COPY, "forward_ns"] = partial(time_call, lambda x: out.copy_(x.detach()), logits)
+    sides[COPY, "forward_ns"] = partial(timed, lambda x: out.copy_(x.detach()), logits)
     measured = interleave(sides, arguments.rounds)
-    records: dict[str, Record] = {name: {"shape": written(shape), "contestant": name} for name in [*candidates, COPY]}
+    about = {"shape": written(shape)} | ({} if arguments.dtype == "float32" else {"dtype": arguments.dtype})
+    records: dict[str, Record] = {name: about | {"contestant": name} for name in [*candidates, COPY]}
     for (name, part), seconds in measured.items():
         records[name][part] = 1e9 * statistics.median(seconds) / x.numel()
     for name in candidates:
         records[name] |= ratio("speedup", measured[TORCH, "both_ns"], measured[name, "both_ns"])
         records[name]["saved"] = saved[name] / x.nbytes
+        if device.type != "cpu":
+            # Five passes are read x, write z; read dz and x, write dx. A copy is two.
+            records[name]["bandwidth"] = 2.5 * records[COPY]["forward_ns"] / records[name]["both_ns"]
+            both = partial(lambda f: backward(f(x)), candidates[name])
+            records[name] |= {"peak": peak_bytes(both, device) / x.nbytes, "launches": launches(both, device)}
     return list(records.values())
+
+
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes that a call allocates on a GPU at a time."""
+    memory: Any = torch.get_device_module(device)
+    memory.reset_peak_memory_stats(device)
+    before = memory.memory_allocated(device)
+    call()
+    return memory.max_memory_allocated(device) - before
+
+
+def launches(call: Callable[[], Any], device: torch.device) -> int:
+    """Number of kernels, fills and copies that a call starts on a GPU."""
+    activity = torch.profiler.ProfilerActivity
+    own = activity.XPU if device.type == "xpu" else activity.CUDA
+    with torch.profiler.profile(activities=[activity.CPU, own]) as profile:
+        call()
+        torch.accelerator.synchronize(device)
+    return sum(event.device_type.name != "CPU" for event in profile.events() or ())
 
 
 def samplers(x: Tensor, *, compiled: bool) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -109,13 +156,14 @@ def samplers(x: Tensor, *, compiled: bool) -> dict[str, Callable[[Tensor], Tenso
             call(x, 1.0, hard=True).sum().backward()
             found[COMPILED] = lambda x: call(x, 1.0, hard=True)
         except RuntimeError as error:  # there may be no working compiler
-            reason = next(iter(str(error).split("\n")))
+            reason = next(iter(str(error).splitlines()), "")
             print(f"torch.compile is left out at {written(x.shape)}: {reason}", file=sys.stderr)
         x.grad = None
     if importlib.util.find_spec("pyro"):
         from pyro.distributions import RelaxedOneHotCategoricalStraightThrough as Relaxed
 
-        found["Pyro"] = lambda x: Relaxed(torch.tensor(1.0), logits=x).rsample()
+        tau = torch.tensor(1.0, device=x.device)
+        found["Pyro"] = lambda x: Relaxed(tau, logits=x).rsample()
     found["taugrad.gumbel_softmax"] = lambda x: gumbel_softmax(x, 1.0, hard=True)
     if importlib.util.find_spec("reinmax"):
         from reinmax import reinmax
@@ -221,15 +269,22 @@ def over_previous(loops: dict[str, Callable[[], float]], rounds: int) -> list[Re
     return records
 
 
-def time_call(call: Callable[[Any], Any], prepare: Callable[[], list[Any]]) -> float:
-    """Seconds a call, each on an item of a list that `prepare` returns; the time of `prepare` is not counted."""
+def time_call(
+    call: Callable[[Any], Any], prepare: Callable[[], list[Any]], wait: Callable[[], Any] = lambda: None
+) -> float:
+    """Seconds a call, each on an item of a list that `prepare` returns; the time of `prepare` is not counted.
+
+    `wait` returns when the device has done all.
+    """
     elapsed, calls = 0.0, 0
     gc.disable()
     while elapsed < _SLICE:
         items = prepare()
+        wait()
         start = time.perf_counter()
         for item in items:
             call(item)
+        wait()
         elapsed += time.perf_counter() - start
         calls += len(items)
     gc.enable()
@@ -252,17 +307,17 @@ def ratio(name: str, above: list[float], below: list[float]) -> Record:
     return {name: medians, f"{name}_min": min(each), f"{name}_max": max(each)}
 
 
-def machine() -> Record:
+def machine(device: torch.device) -> Record:
     """Facts about this machine and its software that every number depends on."""
     info = Path("/proc/cpuinfo")  # on Linux; platform names the processor elsewhere
     models = re.findall(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.is_file() else []
     return {
         "torch": torch.__version__,
-        "backend": _fused.backend(),
+        "backend": _fused.backend(str(device)),
         "bound": _fused.bound(),  # to torch's C++ autograd, by python -m taugrad.ops.native
         "cpu": [*models, platform.processor()][0],
         "date": time.strftime("%Y-%m-%d"),
-    }
+    } | ({} if device.type == "cpu" else {"gpu": torch.get_device_module(device).get_device_name(device)})
 
 
 def show(records: list[Record], title: str, caption: str) -> None:
@@ -333,13 +388,15 @@ def main(command: Sequence[str] | None = None) -> None:
         require_file("--json", given.json)
     if given.plot:
         require_picture("--plot", given.plot)
-    facts = machine() | {"command": " ".join(sys.argv[1:] if command is None else command)}
+    device = device_of(getattr(given, "device", "cpu"))
+    facts = machine(device) | {"command": " ".join(sys.argv[1:] if command is None else command)}
     records: list[Record] = []
     for threads in given.threads or [torch.get_num_threads()]:
         torch.set_num_threads(threads)
         measured = measure(given)
-        backend = f"{facts['backend']}, bound" if facts["bound"] else facts["backend"]
-        about = f"{given.bench}, {threads} threads, {given.rounds} rounds, torch {facts['torch']}, {backend}"
+        backend = f"{facts['backend']}, bound" if facts["bound"] and facts["backend"] == "native" else facts["backend"]
+        where = facts.get("gpu", f"{threads} threads")
+        about = f"{given.bench}, {where}, {given.rounds} rounds, torch {facts['torch']}, {backend}"
         show(measured, about, given.caption)
         records += [{"bench": given.bench, "threads": threads, **record, **facts} for record in measured]
     if given.json:

@@ -21,6 +21,8 @@ import argparse
 from taugrad.files import user_path
 
 TORCH = "F.gumbel_softmax"
+CPU_SHAPES = [(2000, 10), (32, 512), (16384, 64), (256, 32000)]
+GPU_SHAPES = [(65536, 16), (32768, 32), (8192, 1024), (16384, 8192), (256, 151936)]
 JACOBIAN_BYTES = 2e9  # a larger Jacobian is left out
 
 
@@ -35,10 +37,15 @@ def parser() -> argparse.ArgumentParser:
     benches = found.add_subparsers(dest="bench", required=True)
 
     op = benches.add_parser("op", parents=[common], help="hard Gumbel-Softmax, forward and backward")
-    shapes = [(2000, 10), (32, 512), (16384, 64), (256, 32000)]
-    op.add_argument("--shapes", type=shape_of, nargs="+", default=shapes, help="such as 2000x10")
+    op.add_argument("--shapes", type=shape_of, nargs="+", help="such as 2000x10; default: some for the device")
+    op.add_argument("--device", default="cpu", help="such as cuda")
+    op.add_argument("--dtype", choices=["float32", "float64", "float16", "bfloat16"], default="float32")
     op.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
-    caption = f"ns an element; speedup: {TORCH}'s both over this; saved: bytes for the backward over the logits'"
+    caption = (
+        f"ns an element; speedup: {TORCH}'s both over this; saved: bytes for the backward over the logits'. On a "
+        "GPU also bandwidth: that of five passes over the logits as a share of a copy's; peak: bytes allocated at most over "
+        "the logits'; launches: of kernels, forward and backward"
+    )
     op.set_defaults(caption=caption, plotted=("both_ns", "forward + backward, ns an element"))
 
     backward = benches.add_parser("backward", parents=[common], help="the softmax's backward")
