@@ -43,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
     op.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     caption = (
         f"ns an element; speedup: {TORCH}'s both over this; saved: bytes for the backward over the logits'. On a "
-        "GPU also bandwidth: that of five passes over the logits as a share of a copy's; peak: bytes allocated at most over "
-        "the logits'; launches: of kernels, forward and backward"
+        "GPU also bandwidth: that of five passes over the logits as a share of a copy's; peak: bytes allocated at most "
+        "over the logits'; launches: of kernels, forward and backward"
     )
     op.set_defaults(caption=caption, plotted=("both_ns", "forward + backward, ns an element"))
 

@@ -7,11 +7,11 @@ contiguous. A seed is a 0-d int64 tensor on their device, and so is read by no h
 from typing import Any, NamedTuple
 
 import torch
-import triton
+import triton  # pyright: ignore[reportMissingImports]
 from torch import Tensor
-from triton import knobs
-from triton.compiler import ASTSource
-from triton.runtime import driver
+from triton import knobs  # pyright: ignore[reportMissingImports]
+from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports]
+from triton.runtime import driver  # pyright: ignore[reportMissingImports]
 
 from taugrad.ops._checks import compute_dtype
 from taugrad.ops._torch import has_plain_memory
@@ -116,7 +116,7 @@ def _blocks(K: int, double: bool) -> dict[str, Any]:
 def _launch(name: str, rows: int, arguments: list[Any], constants: dict[str, Any], device: torch.device) -> None:
     R = constants.get("R")
     kernel = getattr(kernels, f"{name}_tile" if R else f"{name}_chunks")
-    _run(kernel, triton.cdiv(rows, R or 1), arguments, constants, device)
+    _run(kernel, -(-rows // (R or 1)), arguments, constants, device)
 
 
 def _run(kernel: Any, programs: int, arguments: list[Any], constants: dict[str, Any], device: torch.device) -> None:
@@ -259,5 +259,5 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor) -> Tensor:
 def noise(g: Tensor, seed: Tensor) -> Tensor:
     """Fill contiguous `g`, float32 or float64, with Gumbel(0,1) noise, that which `sample` adds to logits (..., K)."""
     constants = {"B": _BLOCK, "DOUBLE": g.dtype is torch.float64, "num_warps": 4}
-    _run(kernels.noise_run, triton.cdiv(g.numel(), _BLOCK), [g, seed, g.numel()], constants, g.device)
+    _run(kernels.noise_run, -(-g.numel() // _BLOCK), [g, seed, g.numel()], constants, g.device)
     return g
