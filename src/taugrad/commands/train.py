@@ -27,9 +27,9 @@ from taugrad.files import writing
 from taugrad.ops._fused import backend
 from taugrad.sweeps.jobs import objectives
 from taugrad.training import checkpoints, ownership, resuming
+from taugrad.training.checkpoints import RandomStates, SaveConfig
 from taugrad.training.images import ImageTask
 from taugrad.training.progress import ShowConfig
-from taugrad.training.states import RandomStates, SaveConfig
 from taugrad.training.stopping import LastStep, Stopped, StopSignals
 from taugrad.training.task import Task
 from taugrad.training.trainer import (

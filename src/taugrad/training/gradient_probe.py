@@ -25,11 +25,7 @@ class GradientProbe(Callback):
         self.every, self.images, self.draws, self.reference_samples = every, images, draws, reference_samples
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a task that has no encoder and likelihood to probe.
-
-        Raises:
-            ConfigError: it is no VAE.
-        """
+        """Refuse a task that has no encoder and likelihood to probe."""
         if not (isinstance(pl_module, ImageTask) and isinstance(pl_module.model, Latent)):
             raise ConfigError(
                 f"callbacks.probe is for a categorical VAE, got {type(getattr(pl_module, 'model', pl_module)).__name__}"
@@ -47,5 +43,4 @@ class GradientProbe(Callback):
             tau = pl_module.tau(trainer.global_step)
             quality = probe(pl_module.estimator, f, logits, exact, tau=tau, draws=self.draws)
         for logger in trainer.loggers:
-            metrics = {"probe/cosine": quality.cosine, "probe/snr": quality.snr}
-            logger.log_metrics(metrics, step=trainer.global_step)
+            logger.log_metrics({"probe/cosine": quality.cosine, "probe/snr": quality.snr}, step=trainer.global_step)

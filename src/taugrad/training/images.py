@@ -147,7 +147,9 @@ class ImageTask(Task):
             terms = self.model.loss_terms(x, labels, self.estimator, tau)
         except LogitsError as error:  # sampling on a CPU refuses those of a model that has diverged
             raise _non_finite("logits that are not finite", step, tau) from error
-        _require_finite(terms, step, tau)
+        if not torch.isfinite(terms["loss"]):
+            bad = (f"{name} = {term.item()}" for name, term in terms.items() if not torch.isfinite(term))
+            raise _non_finite(", ".join(bad), step, tau)
         optimizer.zero_grad()
         self.manual_backward(terms["loss"])
         optimizer.step()
@@ -163,11 +165,10 @@ class ImageTask(Task):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients to `gradient_clip_val` by the trainer's `gradient_clip_algorithm`."""
-        if self.gradient_clip_val is None:
-            return
-        by_value = self.trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE
-        clip = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
-        clip(self.parameters(), self.gradient_clip_val)
+        if self.gradient_clip_val is not None:
+            by_value = self.trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE
+            clip = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
+            clip(self.parameters(), self.gradient_clip_val)
 
     def on_train_epoch_start(self) -> None:
         """Forget the losses of the epoch before."""
@@ -229,18 +230,6 @@ class ImageTask(Task):
 
     def _log_terms(self, split: str, terms: Mapping[str, Tensor | float], batch_size: int | None = None) -> None:
         self.log_evaluation({f"{split}/{name}": term for name, term in terms.items()}, batch_size)
-
-
-def _require_finite(terms: Mapping[str, Tensor], step: int, tau: float) -> None:
-    """Raise when the loss is NaN or infinite, naming the terms that are.
-
-    Raises:
-        NonFiniteLossError: it is.
-    """
-    if torch.isfinite(terms["loss"]):
-        return
-    bad = {name: term.item() for name, term in terms.items() if not torch.isfinite(term)}
-    raise _non_finite(", ".join(f"{name} = {value}" for name, value in bad.items()), step, tau)
 
 
 def _non_finite(named: str, step: int, tau: float) -> NonFiniteLossError:

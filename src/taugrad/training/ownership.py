@@ -33,14 +33,9 @@ def owned(directory: Path, key: str, ckpt_path: str | None = None) -> Iterator[N
 
     If several processes train together, rank 0 holds it for all.
 
-    Args:
-        directory: the run's directory.
-        key: the config's key whose value is the directory.
-        ckpt_path: the run's checkpoint to resume from, which may be in the directory.
-
     Raises:
-        ConfigError: another process trains there, the directory holds a run that this one does not go on with, or
-            nothing can be written there.
+        ConfigError: another process trains there, the directory holds a run that this one does not go on with by its
+            `ckpt_path`, or nothing can be written there; the message names the config's `key` of the directory.
     """
     if not _first_process():
         yield
@@ -114,13 +109,12 @@ class OwnDirectory(Callback):
             try:
                 named = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]  # pyright: ignore
                 directory, ckpt_path = Path(config.hydra.run.dir), OmegaConf.select(config, "ckpt_path")
-            except OmegaConfBaseException:  # which Hydra reports
-                return
-            try:
                 if _TIME in named and ckpt_path != "last":
                     directory = unused(directory)
                     _set(config, "run", directory)
                 self._held.enter_context(owned(directory.absolute(), "hydra.run.dir", ckpt_path))
+            except OmegaConfBaseException:  # which Hydra reports
+                return
             except (ConfigError, OSError) as error:  # Hydra turns other exceptions of a callback into warnings
                 raise SystemExit(f"error: {error}") from error
 
@@ -133,16 +127,15 @@ class OwnDirectory(Callback):
         with _hydra_config(config):
             try:
                 named = OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]  # pyright: ignore
-                directory, overrides = Path(config.hydra.sweep.dir), config.hydra.overrides.task
-            except OmegaConfBaseException:
-                return
-            if _TIME not in named or "ckpt_path=last" in overrides:
-                return
-            try:
+                directory = Path(config.hydra.sweep.dir)
+                if _TIME not in named or "ckpt_path=last" in config.hydra.overrides.task:
+                    return
                 if (chosen := unused(directory)) != directory:
                     _set(config, "sweep", chosen)
                     with read_write(config.hydra), open_dict(config.hydra):  # each job composes its config from these
                         config.hydra.overrides.hydra.append(assigned("hydra.sweep.dir", str(chosen)))
+            except OmegaConfBaseException:
+                return
             except OSError as error:
                 raise SystemExit(f"error: {error}") from error
 

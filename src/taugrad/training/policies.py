@@ -10,6 +10,7 @@ in flight are not part of it: a resumed run begins new ones.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from taugrad.training.task import MakeOptimizer, Task, is_kept, scale_lr
 
 _EVALUATION_SEED = 1_000_000
 _MOST_SHARES = 64  # of choices that are logged one by one
+_EVALUATED = ("mean_reward", "std_reward", "ep_len")  # of episodes by the greedy policy, and by sampling
 
 
 class PolicyTask(Task):
@@ -92,11 +94,7 @@ class PolicyTask(Task):
         self.agent: Agent = model.build(environments.observation_size, self.factors)
         self.solved_at: int | None = None  # environment steps
         self.metrics = (
-            *(
-                f"{kind}/{name}"
-                for kind in ("eval", "eval_sampled")
-                for name in ("mean_reward", "std_reward", "ep_len")
-            ),
+            *(f"{kind}/{name}" for kind in ("eval", "eval_sampled") for name in _EVALUATED),
             *("rollout/ep_rew_mean", "rollout/ep_len_mean"),
         )
         parts = {"model": model, "collection": collection, "evaluation": evaluation}
@@ -146,11 +144,7 @@ class PolicyTask(Task):
     test_dataloader = val_dataloader
 
     def on_fit_start(self) -> None:
-        """Refuse several devices and other precisions, which the agent's own optimizer steps do not support.
-
-        Raises:
-            ConfigError: the trainer's precision is not 32 bits, or it has several devices.
-        """
+        """Refuse several devices and other precisions, which the agent's own optimizer steps do not support."""
         if self.trainer.precision != "32-true" or self.trainer.world_size > 1:
             raise ConfigError(
                 "a policy trains on one device in 32 bits, got "
@@ -176,14 +170,10 @@ class PolicyTask(Task):
 
     def play(self, episodes: int, *, greedy: bool) -> Episodes:
         """Play one episode in each of `episodes` environments, the same ones at every call."""
-        environments = build(self.make_env, episodes)
         choose = self.greedy if greedy else lambda x: self.agent.policy.act(x)[0]
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(_EVALUATION_SEED)
-                return evaluate(environments, choose, _EVALUATION_SEED)
-        finally:
-            environments.close()
+        with closing(build(self.make_env, episodes)) as environments, torch.random.fork_rng():
+            torch.manual_seed(_EVALUATION_SEED)
+            return evaluate(environments, choose, _EVALUATION_SEED)
 
     def film(self) -> tuple[np.ndarray, int]:
         """Return frames (n, height, width, 3) of the greedy policy's first evaluation episode, and their rate a second.
@@ -195,11 +185,9 @@ class PolicyTask(Task):
             environments = build(self.make_env, 1, render_mode="rgb_array")
         except TypeError as error:
             raise ConfigError(f"this environment cannot be drawn: {error}") from error
-        try:
+        with closing(environments):
             frames = record(environments, self.greedy, _EVALUATION_SEED)
             return frames, environments.env.metadata.get("render_fps", 30)
-        finally:
-            environments.close()
 
     def results(self) -> dict[str, Any]:
         """Return the environment steps, and the number at which the environment was solved."""
@@ -252,11 +240,9 @@ class PolicyTask(Task):
 
     def _log(self, terms: Mapping[str, Tensor], rollout: Rollout) -> None:
         collector = self.collector
-        shown = {}
         if collector.mean_return is not None:
-            shown["rollout/ep_rew_mean"] = collector.mean_return
-            self.log_dict({"rollout/ep_len_mean": sum(collector.lengths) / len(collector.lengths)}, logger=False)
-        self.log_dict(shown, prog_bar=True, logger=False)
+            self.log("rollout/ep_len_mean", sum(collector.lengths) / len(collector.lengths), logger=False)
+            self.log("rollout/ep_rew_mean", collector.mean_return, prog_bar=True, logger=False)
         self.log_dict({**terms, **self._usage(rollout.action[rollout.valid])}, logger=False)
 
     def _usage(self, chosen: Tensor) -> dict[str, Tensor]:

@@ -19,11 +19,7 @@ _QUIET_SECONDS = 30.0  # after which a log file gets another line
 
 
 class ShowConfig(Callback):
-    """Prints the run's config when training starts, after everything in it was checked.
-
-    Args:
-        text: the config, as YAML.
-    """
+    """Prints the run's config, as YAML, when training starts, after everything in it was checked."""
 
     def __init__(self, text: str) -> None:
         self.text = text

@@ -41,20 +41,16 @@ def assigned(key: str, value: str) -> str:
 
 
 def command(key: str, directory: Path, arguments: list[str], ckpt_path: str | None = "last") -> str:
-    """Return the command line of this process, for a shell, with its directory and the checkpoint to resume from.
+    """Return the command line of this process, for a shell, that resumes the run or the sweep in `directory`.
 
-    Args:
-        key: key of Hydra's config that holds the directory.
-        directory: directory of the run or the sweep.
-        arguments: arguments of the process, program first.
-        ckpt_path: None keeps the one that was given.
+    `key` of Hydra's config holds the directory; `arguments` are those of the process, program first. A `ckpt_path` of
+    None keeps the one that was given.
     """
     program, *given = arguments
     name = Path(program).name
     words = ["python", program] if name.endswith(".py") else ["taugrad", "train"] if "taugrad" in name else [program]
     replaced = (f"{key}=", "ckpt_path=") if ckpt_path is not None else (f"{key}=",)
-    words += [word for word in given if not word.lstrip("+").startswith(replaced)]
-    words += [assigned(key, str(directory))]
+    words += [*(w for w in given if not w.lstrip("+").startswith(replaced)), assigned(key, str(directory))]
     words += [f"ckpt_path={ckpt_path}"] if ckpt_path is not None else []
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
@@ -84,11 +80,8 @@ class BestComesAlong(Callback):
 
     Lightning's `ModelCheckpoint` forgets them there, and a worse one would pass for the best. They are searched where
     the run now saves, next to the checkpoint it is resumed from, and where they were saved. Found elsewhere, they are
-    copied, and so is the checkpoint it is resumed from: the directory holds all of the run from its start.
-
-    Args:
-        last: path of the run's last checkpoint.
-        say: function that prints a sentence about a best checkpoint that is missing.
+    copied, and so is the checkpoint it is resumed from, to `last`: the directory holds all of the run from its start.
+    `say` prints a sentence about a best checkpoint that is missing.
     """
 
     def __init__(self, last: Path, say: Callable[[str], Any]) -> None:
@@ -107,9 +100,8 @@ class BestComesAlong(Callback):
                 if trainer.is_global_zero:
                     for path, (source, _) in found.items():
                         _copy(source, path)
-                states[callback.state_key] = _state(
-                    callback, state, {path: score for path, (_, score) in found.items()}
-                )
+                scores = {path: score for path, (_, score) in found.items()}
+                states[callback.state_key] = _state(callback, state, scores)
         if trainer.is_global_zero and not self.last.exists():
             _copy(loaded, self.last)  # after the best ones: it is the newest
         trainer.strategy.barrier()
@@ -203,22 +195,16 @@ def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) 
         say(str(error))
     if newest is None and damaged:
         raise ConfigError(f"ckpt_path=last: no checkpoint in {run_dir} is whole")
-    sentence = f"going on from {newest}" if newest else f"{run_dir} holds no checkpoint yet: from the beginning"
-    say(sentence)
+    say(f"going on from {newest}" if newest else f"{run_dir} holds no checkpoint yet: from the beginning")
     return newest
 
 
 def check_resume(checkpoint: Path, config: Config, task: Task, set_as: Callable[[str], str]) -> None:
     """Refuse changes that a resumed run cannot follow: a checkpoint's weights and rollouts have fixed sizes.
 
-    Args:
-        checkpoint: to resume from.
-        config: of the task.
-        task: the task itself.
-        set_as: from a key of the task to the one that a user sets for it.
-
     Raises:
-        ConfigError: an argument of the task differs from the checkpoint's, and is not one of its `changeable`.
+        ConfigError: an argument in the task's `config` differs from the checkpoint's, and is not one of the task's
+            `changeable`; the message names the key that a user sets for it, by `set_as`.
     """
     saved = checkpoints.load(checkpoint).get("config", {}).get("task")
     if saved is None:

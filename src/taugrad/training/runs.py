@@ -60,11 +60,7 @@ def load_run(
 
 
 def _set(task: dict[str, Any], key: str, value: Any) -> None:
-    """Set an argument of a part of the task.
-
-    Raises:
-        ConfigError: the task has no such part, or the part no such argument.
-    """
+    """Set an argument of a part of the task; raise ConfigError if it has no such part or argument."""
     part, _, name = key.partition(".")
     target = task.get(part, task)["_target_"]
     if part not in task or name not in inspect.signature(get_object(target)).parameters:

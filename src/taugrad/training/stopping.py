@@ -30,9 +30,6 @@ class StopSignals(Callback):
     """Turns the signals into `Stopped`: during training after the current step and a checkpoint, else at once.
 
     A second signal ends the process at once.
-
-    Args:
-        checkpoint: path of the checkpoint to write.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -105,9 +102,6 @@ class LastStep(Callback):
     Both come right after the step, before Lightning closes the epoch: from a checkpoint of that moment a run with more
     steps goes on bit for bit. This callback must be the last one: it reads what the others decided, and saves their
     state.
-
-    Args:
-        checkpoint: path of the checkpoint to write.
     """
 
     def __init__(self, checkpoint: Path) -> None:

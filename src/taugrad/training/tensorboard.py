@@ -152,8 +152,7 @@ class Film(Callback):
             return
         frames, fps = pl_module.film()
         shown = frames[:: self.every]
-        options = {"extension": ".gif", "duration": 1000 * self.every / fps, "loop": 0}
-        film = self._imageio.imwrite("<bytes>", shown, **options)
+        film = self._imageio.imwrite("<bytes>", shown, extension=".gif", duration=1000 * self.every / fps, loop=0)
         height, width, channels = shown.shape[1:]
         image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=film)
         summary = Summary(value=[Summary.Value(tag="eval/film", image=image)])

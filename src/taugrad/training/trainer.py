@@ -65,22 +65,15 @@ def check_monitors(callbacks: list[Callback], task: Task) -> None:
 
 
 def check_optimization(trainer: Trainer, given: Config, task: Task) -> None:
-    """Take over gradient clipping from the trainer, and refuse arguments that the tasks' own steps do not support.
-
-    Raises:
-        ConfigError: the argument has no meaning for the task.
-    """
+    """Take over gradient clipping from the trainer, and refuse arguments that the tasks' own steps do not support."""
     if given.get("accumulate_grad_batches", 1) != 1:
         raise ConfigError(
             "trainer.accumulate_grad_batches must be 1, as every batch is an optimizer step: batch_size makes larger "
             f"ones, got {given['accumulate_grad_batches']}"
         )
-    for name, instead in (
-        ("overfit_batches", "trainer.limit_train_batches"),
-        ("reload_dataloaders_every_n_epochs", ""),
-    ):
+    for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):
         if given.get(name):
-            other = f": {instead} limits an epoch" if instead else ""
+            other = ": trainer.limit_train_batches limits an epoch" if name == "overfit_batches" else ""
             raise ConfigError(
                 f"trainer.{name} must be 0, as every epoch has an order of its own{other}, got {given[name]}"
             )
@@ -104,11 +97,7 @@ def check_optimization(trainer: Trainer, given: Config, task: Task) -> None:
 
 
 def check_processes(trainer: Trainer, given: Config, task: Task) -> None:
-    """Refuse several processes where they would train on the same data, or on different configs.
-
-    Raises:
-        ConfigError: the task, the strategy or a sweep's job cannot be shared.
-    """
+    """Refuse several processes where they would train on the same data, or on different configs."""
     if trainer.world_size == 1:
         return
     several = f"{trainer.world_size} processes"
