@@ -14,9 +14,8 @@ from taugrad.config import instantiate
 from taugrad.errors import ConfigError
 from taugrad.estimators import RLOO, Enumeration, GumbelRao, ReinMax, STGumbelSoftmax, StraightThrough
 from taugrad.probe import gradients, probe, reference
-from taugrad.training.checkpoints import WholeCheckpoints
+from taugrad.training.checkpoints import SaveConfig, WholeCheckpoints
 from taugrad.training.gradient_probe import GradientProbe
-from taugrad.training.states import SaveConfig
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import configurations
 from taugrad.models.pictures import grid
 from taugrad.ops.categorical import bernoulli_log_prob, log_prob
-from taugrad.training.states import RandomStates
+from taugrad.training.checkpoints import RandomStates
 
 
 def weights(module):

@@ -14,8 +14,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from taugrad.training import progress
+from taugrad.training.checkpoints import RandomStates, SaveConfig
 from taugrad.training.progress import Progress, _Lines
-from taugrad.training.states import RandomStates, SaveConfig
 from taugrad.training.tensorboard import Pictures, Scalars
 
 ONE = SimpleNamespace(world_size=1)

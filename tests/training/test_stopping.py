@@ -17,7 +17,7 @@ from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from taugrad.training import checkpoints, stopping
-from taugrad.training.states import RandomStates
+from taugrad.training.checkpoints import RandomStates
 from taugrad.training.stopping import LastStep, Stopped, StopSignals
 
 SPY = """

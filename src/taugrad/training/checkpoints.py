@@ -2,19 +2,23 @@
 
 A file is the zip archive that `torch.save` writes, with the SHA-256 of its content as the archive's comment: any other
 reader can open it too. It holds plain values and tensors, and is loaded with `weights_only=True`: a pickle in it is
-refused, and nothing in it is run.
+refused, and nothing in it is run. Two callbacks add what a checkpoint holds next to the task.
 """
 
 import hashlib
 import io
 import os
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io import CheckpointIO
 
+from taugrad import __version__
 from taugrad.errors import CheckpointError
 
 _END = b"PK\x05\x06"  # of an archive: 22 bytes, of which the last two are the length of a comment behind them
@@ -22,11 +26,7 @@ _DIGEST = 64  # hexadecimal digits of SHA-256
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that `path` is always the old one or the new one, also after a crash of the system.
-
-    Raises:
-        OSError: it cannot be written; the old one is as it was.
-    """
+    """Write a file so that `path` is always the old one or the new one, also after an OSError or a system's crash."""
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -46,11 +46,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint with its checksum.
-
-    Raises:
-        CheckpointError: it cannot be written; the one that was there is as it was.
-    """
+    """Write a checkpoint with its checksum; CheckpointError if it cannot be, and the old one is as it was."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     archive = buffer.getvalue()[:-2]  # without the length of its comment, which is none
@@ -85,19 +81,13 @@ def newest(directory: Path) -> tuple[Path | None, list[CheckpointError]]:
     damaged = []
     by_time = sorted(directory.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in sorted(by_time, key=lambda path: path.name == "best.ckpt"):
-        error = _fault(path)
-        if error is None:
+        try:
+            _read(path)
+        except CheckpointError as error:  # noqa: PERF203  # few files
+            damaged.append(error)
+        else:
             return path, damaged
-        damaged.append(error)
     return None, damaged
-
-
-def _fault(path: Path) -> CheckpointError | None:
-    try:
-        _read(path)
-    except CheckpointError as error:
-        return error
-    return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -130,3 +120,52 @@ class WholeCheckpoints(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+class RandomStates(Callback):
+    """Puts the states of all random generators into checkpoints, so that a resumed run repeats an uninterrupted one.
+
+    Each of several processes draws numbers of its own, at the start and after a resume.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states as plain values and tensors."""
+        name, key, *rest = np.random.get_state()  # noqa: NPY002  # libraries do use the global one
+        return {
+            "python": random.getstate(),
+            "numpy": [name, np.asarray(key).tolist(), *rest],
+            "torch": torch.get_rng_state(),
+            "accelerator": torch.get_device_module().get_rng_state() if torch.accelerator.is_available() else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until training starts, as set-up draws numbers too."""
+        self._loaded = state_dict
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Restore the checkpoint's states, and give each of several processes another one."""
+        if (states := self._loaded) is not None:
+            random.setstate(states["python"])
+            name, key, *rest = states["numpy"]
+            np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))  # noqa: NPY002
+            torch.set_rng_state(states["torch"].cpu())
+            if states["accelerator"] is not None and torch.accelerator.is_available():
+                torch.get_device_module().set_rng_state(states["accelerator"].cpu())
+            self._loaded = None
+        if trainer.world_size > 1:
+            torch.manual_seed(int(torch.randint(2**62, ())) + trainer.global_rank)
+
+
+class SaveConfig(Callback):
+    """Puts the run's config and the version of taugrad into its checkpoints: a checkpoint alone can be evaluated."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the config, plain dicts, lists and scalars."""
+        checkpoint["config"] = self.config
+        checkpoint["versions"] = {"taugrad": __version__}

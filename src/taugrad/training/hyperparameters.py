@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import OmegaConf
-from tensorboard.compat.proto import summary_pb2
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.hparams import metadata as tags
 
@@ -23,8 +23,8 @@ Value = bool | int | float | str
 
 _api: Any = api_pb2  # generated code, which a type checker cannot read
 _plugin: Any = plugin_data_pb2
-_records: Any = summary_pb2
 _SHOWN = 5  # hyperparameters that TensorBoard shows at first
+_TYPES = {"bool_value": "DATA_TYPE_BOOL", "string_value": "DATA_TYPE_STRING", "number_value": "DATA_TYPE_FLOAT64"}
 _ALWAYS = ("seed", "estimator", "model")
 _NOT_OF_THE_TRAINING = ("hydra", "run_dir", "ckpt_path", "debug", "objective", "direction", "sweep", "logger")
 
@@ -35,13 +35,11 @@ def chosen(config: Mapping[str, Any]) -> dict[str, Value]:
     Swept keys come first, or outside of a sweep the keys set on the command line; then the seed, the estimator and the
     model. The file chosen for a group, or a class, stands by its name. Without Hydra nothing counts as set.
 
-    Args:
-        config: the run's config, resolved.
-
     >>> chosen({"model": {"_target_": "a.B", "size": 3}, "estimator": {"_target_": "c.D"}, "seed": 1, "data": None})
     {'seed': 1, 'estimator': 'D', 'model': 'B'}
     """
-    options = _options()
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    options = {group.partition("@")[0]: str(option) for group, option in choices.items() if option is not None}
     overrides = _overrides()
     found: dict[str, Value] = {}
     for key in [*(o.key_or_group for o in overrides), *_ALWAYS]:
@@ -54,7 +52,7 @@ def chosen(config: Mapping[str, Any]) -> dict[str, Value]:
 def summaries(hyperparameters: Mapping[str, Value], metrics: Sequence[str]) -> list[Any]:
     """Return TensorBoard's three records of a run that has ended; its metrics are scalars with these tags."""
     infos = [
-        _api.HParamInfo(name=name, type=_data_type(value), differs=i < _SHOWN)
+        _api.HParamInfo(name=name, type=_TYPES[_field(value)], differs=i < _SHOWN)
         for i, (name, value) in enumerate(hyperparameters.items())
     ]
     columns = [_api.MetricInfo(name=_api.MetricName(tag=tag)) for tag in metrics]
@@ -69,26 +67,16 @@ def summaries(hyperparameters: Mapping[str, Value], metrics: Sequence[str]) -> l
     ]
 
 
-def _options() -> dict[str, str]:
-    """Return the file chosen for each config group; none without Hydra."""
-    if not HydraConfig.initialized():
-        return {}
-    choices = HydraConfig.get().runtime.choices
-    return {group.partition("@")[0]: str(option) for group, option in choices.items() if option is not None}
-
-
 def _overrides() -> list[Override]:
     """Return the overrides of the command line that concern the training; in a sweep only those that it sweeps."""
     if not HydraConfig.initialized():
         return []
     lines, file = HydraConfig.get().overrides.task, Path(HydraConfig.get().sweep.dir) / "multirun.yaml"
-    of_sweep = in_sweep() and file.is_file()
-    if of_sweep:
+    if of_sweep := in_sweep() and file.is_file():
         lines = OmegaConf.load(file).hydra.overrides.task
-    overrides = OverridesParser.create().parse_overrides(list(lines))
     return [
         o
-        for o in overrides
+        for o in OverridesParser.create().parse_overrides(list(lines))
         if not o.is_delete()
         and (o.is_sweep_override() or not of_sweep)
         and o.key_or_group.split(".")[0].split("/")[0] not in _NOT_OF_THE_TRAINING
@@ -148,14 +136,7 @@ def _field(value: Value) -> str:
     return "bool_value" if isinstance(value, bool) else "string_value" if isinstance(value, str) else "number_value"
 
 
-def _data_type(value: Value) -> int:
-    types = {"bool_value": "BOOL", "string_value": "STRING", "number_value": "FLOAT64"}
-    return _api.DataType.Value(f"DATA_TYPE_{types[_field(value)]}")
-
-
 def _summary(tag: str, **content: Any) -> Any:
     data = _plugin.HParamsPluginData(version=tags.PLUGIN_DATA_VERSION, **content)
-    plugin = _records.SummaryMetadata.PluginData(plugin_name=tags.PLUGIN_NAME, content=data.SerializeToString())
-    return _records.Summary(
-        value=[_records.Summary.Value(tag=tag, metadata=_records.SummaryMetadata(plugin_data=plugin))]
-    )
+    plugin = {"plugin_name": tags.PLUGIN_NAME, "content": data.SerializeToString()}
+    return Summary(value=[{"tag": tag, "metadata": {"plugin_data": plugin}}])

@@ -10,6 +10,7 @@ in flight are not part of it: a resumed run begins new ones.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from taugrad.training.task import MakeOptimizer, Task, is_kept, scale_lr
 
 _EVALUATION_SEED = 1_000_000
 _MOST_SHARES = 64  # of choices that are logged one by one
+_EVALUATED = ("mean_reward", "std_reward", "ep_len")  # of episodes by the greedy policy, and by sampling
 
 
 class PolicyTask(Task):
@@ -92,11 +94,7 @@ class PolicyTask(Task):
         self.agent: Agent = model.build(environments.observation_size, self.factors)
         self.solved_at: int | None = None  # environment steps
         self.metrics = (
-            *(
-                f"{kind}/{name}"
-                for kind in ("eval", "eval_sampled")
-                for name in ("mean_reward", "std_reward", "ep_len")
-            ),
+            *(f"{kind}/{name}" for kind in ("eval", "eval_sampled") for name in _EVALUATED),
             *("rollout/ep_rew_mean", "rollout/ep_len_mean"),
         )
         parts = {"model": model, "collection": collection, "evaluation": evaluation}
@@ -116,10 +114,12 @@ class PolicyTask(Task):
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Collect a rollout, improve the agent, log."""
         rollout = self.collect()
-        optimizer = cast(LightningOptimizer, self.optimizers()).optimizer  # torch's own, whose steps are faster
+        lightning = cast(LightningOptimizer, self.optimizers())
+        optimizer = lightning.optimizer  # torch's own, whose steps are faster
         scale_lr(optimizer, self.lr_factor(self.collector.env_steps))
         terms = self.agent.improve(self.window, optimizer, Clock(*self.clock()))
-        self._count_step()
+        optimizer.zero_grad(set_to_none=True)
+        lightning.step()  # without gradients it only counts a training step in `global_step`, which names checkpoints
         self._note_solution()
         if self.collector.env_steps >= self.collection.max_env_steps:
             self.trainer.should_stop = True
@@ -146,11 +146,7 @@ class PolicyTask(Task):
     test_dataloader = val_dataloader
 
     def on_fit_start(self) -> None:
-        """Refuse several devices and other precisions, which the agent's own optimizer steps do not support.
-
-        Raises:
-            ConfigError: the trainer's precision is not 32 bits, or it has several devices.
-        """
+        """Refuse several devices and other precisions, which the agent's own optimizer steps do not support."""
         if self.trainer.precision != "32-true" or self.trainer.world_size > 1:
             raise ConfigError(
                 "a policy trains on one device in 32 bits, got "
@@ -176,14 +172,10 @@ class PolicyTask(Task):
 
     def play(self, episodes: int, *, greedy: bool) -> Episodes:
         """Play one episode in each of `episodes` environments, the same ones at every call."""
-        environments = build(self.make_env, episodes)
         choose = self.greedy if greedy else lambda x: self.agent.policy.act(x)[0]
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(_EVALUATION_SEED)
-                return evaluate(environments, choose, _EVALUATION_SEED)
-        finally:
-            environments.close()
+        with closing(build(self.make_env, episodes)) as environments, torch.random.fork_rng():
+            torch.manual_seed(_EVALUATION_SEED)
+            return evaluate(environments, choose, _EVALUATION_SEED)
 
     def film(self) -> tuple[np.ndarray, int]:
         """Return frames (n, height, width, 3) of the greedy policy's first evaluation episode, and their rate a second.
@@ -195,11 +187,9 @@ class PolicyTask(Task):
             environments = build(self.make_env, 1, render_mode="rgb_array")
         except TypeError as error:
             raise ConfigError(f"this environment cannot be drawn: {error}") from error
-        try:
+        with closing(environments):
             frames = record(environments, self.greedy, _EVALUATION_SEED)
             return frames, environments.env.metadata.get("render_fps", 30)
-        finally:
-            environments.close()
 
     def results(self) -> dict[str, Any]:
         """Return the environment steps, and the number at which the environment was solved."""
@@ -222,12 +212,6 @@ class PolicyTask(Task):
         self.collector.env_steps, self.solved_at = state["env_steps"], state["solved_at"]
         self.collector.returns.extend(state["returns"])
         self.collector.lengths.extend(state["lengths"])
-
-    def _count_step(self) -> None:
-        """Let Lightning's `global_step`, which names checkpoints, count this training step."""
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        optimizer.zero_grad(set_to_none=True)
-        optimizer.step()  # without gradients it changes nothing
 
     def _evaluate(self, episodes: int) -> Tensor:
         """Log whole episodes played by sampling and greedily; return the returns of the greedy ones."""
@@ -252,30 +236,18 @@ class PolicyTask(Task):
 
     def _log(self, terms: Mapping[str, Tensor], rollout: Rollout) -> None:
         collector = self.collector
-        shown = {}
         if collector.mean_return is not None:
-            shown["rollout/ep_rew_mean"] = collector.mean_return
-            self.log_dict({"rollout/ep_len_mean": sum(collector.lengths) / len(collector.lengths)}, logger=False)
-        self.log_dict(shown, prog_bar=True, logger=False)
+            self.log("rollout/ep_len_mean", sum(collector.lengths) / len(collector.lengths), logger=False)
+            self.log("rollout/ep_rew_mean", collector.mean_return, prog_bar=True, logger=False)
         self.log_dict({**terms, **self._usage(rollout.action[rollout.valid])}, logger=False)
 
     def _usage(self, chosen: Tensor) -> dict[str, Tensor]:
         """Return the usage of the choices (n, F); single shares only where there are few, as each scalar takes time."""
-        if len(chosen) == 0:
+        n, F = chosen.shape
+        if n == 0:
             return {}
-        share = shares(chosen, max(self.factors))
+        share = torch.zeros(F, max(self.factors)).scatter_add_(1, chosen.T, torch.ones(F, n)) / n  # (F, K)
         usage = {"policy/action_perplexity": torch.special.entr(share).sum(-1).exp().mean()}
         if sum(self.factors) <= _MOST_SHARES:
             usage |= {f"policy/action_{f}_{k}": share[f, k] for f, n in enumerate(self.factors) for k in range(n)}
         return usage
-
-
-def shares(chosen: Tensor, choices: int) -> Tensor:
-    """Return the share (F, K) of each of K choices among n of every factor, (n, F).
-
-    >>> shares(torch.tensor([[0, 2], [1, 2]]), choices=3)
-    tensor([[0.5000, 0.5000, 0.0000],
-            [0.0000, 0.0000, 1.0000]])
-    """
-    n, F = chosen.shape
-    return torch.zeros(F, choices).scatter_add_(1, chosen.T, torch.ones(F, n)) / n

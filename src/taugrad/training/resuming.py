@@ -41,31 +41,18 @@ def assigned(key: str, value: str) -> str:
 
 
 def command(key: str, directory: Path, arguments: list[str], ckpt_path: str | None = "last") -> str:
-    """Return the command line of this process, for a shell, with its directory and the checkpoint to resume from.
+    """Return the command line of this process, for a shell, that resumes the run or the sweep in `directory`.
 
-    Args:
-        key: key of Hydra's config that holds the directory.
-        directory: directory of the run or the sweep.
-        arguments: arguments of the process, program first.
-        ckpt_path: None keeps the one that was given.
+    `key` of Hydra's config holds the directory; `arguments` are those of the process, program first. A `ckpt_path` of
+    None keeps the one that was given.
     """
     program, *given = arguments
     name = Path(program).name
     words = ["python", program] if name.endswith(".py") else ["taugrad", "train"] if "taugrad" in name else [program]
     replaced = (f"{key}=", "ckpt_path=") if ckpt_path is not None else (f"{key}=",)
-    words += [word for word in given if not word.lstrip("+").startswith(replaced)]
-    words += [assigned(key, str(directory))]
+    words += [*(w for w in given if not w.lstrip("+").startswith(replaced)), assigned(key, str(directory))]
     words += [f"ckpt_path={ckpt_path}"] if ckpt_path is not None else []
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-
-
-def directory_is_given() -> bool:
-    """Return True if the user named the run's directory, and not Hydra by the clock."""
-    if not HydraConfig.initialized():
-        return True
-    given = HydraConfig.get().overrides
-    keys = ("run_dir=", "hydra.run.dir=", "hydra.sweep.dir=")
-    return any(override.lstrip("+").startswith(keys) for override in (*given.hydra, *given.task))
 
 
 def advice(run_dir: Path) -> str:
@@ -84,11 +71,8 @@ class BestComesAlong(Callback):
 
     Lightning's `ModelCheckpoint` forgets them there, and a worse one would pass for the best. They are searched where
     the run now saves, next to the checkpoint it is resumed from, and where they were saved. Found elsewhere, they are
-    copied, and so is the checkpoint it is resumed from: the directory holds all of the run from its start.
-
-    Args:
-        last: path of the run's last checkpoint.
-        say: function that prints a sentence about a best checkpoint that is missing.
+    copied, and so is the checkpoint it is resumed from, to `last`: the directory holds all of the run from its start.
+    `say` prints a sentence about a best checkpoint that is missing.
     """
 
     def __init__(self, last: Path, say: Callable[[str], Any]) -> None:
@@ -107,9 +91,8 @@ class BestComesAlong(Callback):
                 if trainer.is_global_zero:
                     for path, (source, _) in found.items():
                         _copy(source, path)
-                states[callback.state_key] = _state(
-                    callback, state, {path: score for path, (_, score) in found.items()}
-                )
+                scores = {path: score for path, (_, score) in found.items()}
+                states[callback.state_key] = _state(callback, state, scores)
         if trainer.is_global_zero and not self.last.exists():
             _copy(loaded, self.last)  # after the best ones: it is the newest
         trainer.strategy.barrier()
@@ -184,11 +167,7 @@ def _copy(source: Path, path: Path) -> None:
 
 
 def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) -> Path | None:
-    """Return the checkpoint to resume from: `ckpt_path`, or for `last` the newest whole one of the run's directory.
-
-    Raises:
-        ConfigError: there is no such file, no run's directory, or none of its checkpoints is whole.
-    """
+    """Return the checkpoint to resume from: `ckpt_path`, or for `last` the newest whole one of the run's directory."""
     if ckpt_path is None:
         return None
     if ckpt_path != "last":
@@ -196,29 +175,23 @@ def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) 
         if not path.is_file():
             raise ConfigError(f"ckpt_path must be a checkpoint file, or last, got {ckpt_path}")
         return path
-    if not directory_is_given():
+    given = HydraConfig.get().overrides if HydraConfig.initialized() else None
+    keys = ("run_dir=", "hydra.run.dir=", "hydra.sweep.dir=")  # else Hydra named the directory by the clock
+    if given is not None and not any(override.lstrip("+").startswith(keys) for override in (*given.hydra, *given.task)):
         raise ConfigError("ckpt_path=last goes on with a run: give its directory as hydra.run.dir=...")
     newest, damaged = checkpoints.newest(run_dir)
     for error in damaged:
         say(str(error))
     if newest is None and damaged:
         raise ConfigError(f"ckpt_path=last: no checkpoint in {run_dir} is whole")
-    sentence = f"going on from {newest}" if newest else f"{run_dir} holds no checkpoint yet: from the beginning"
-    say(sentence)
+    say(f"going on from {newest}" if newest else f"{run_dir} holds no checkpoint yet: from the beginning")
     return newest
 
 
 def check_resume(checkpoint: Path, config: Config, task: Task, set_as: Callable[[str], str]) -> None:
-    """Refuse changes that a resumed run cannot follow: a checkpoint's weights and rollouts have fixed sizes.
+    """Refuse arguments in the task's `config` that differ from the checkpoint's, and are not the task's `changeable`.
 
-    Args:
-        checkpoint: to resume from.
-        config: of the task.
-        task: the task itself.
-        set_as: from a key of the task to the one that a user sets for it.
-
-    Raises:
-        ConfigError: an argument of the task differs from the checkpoint's, and is not one of its `changeable`.
+    A checkpoint's weights and rollouts have fixed sizes. The error names the key that a user sets, by `set_as`.
     """
     saved = checkpoints.load(checkpoint).get("config", {}).get("task")
     if saved is None:
@@ -226,10 +199,9 @@ def check_resume(checkpoint: Path, config: Config, task: Task, set_as: Callable[
     there, here = _flat(saved), _flat(config)
     changeable = tuple(f"{name}." for name in task.changeable)
     for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key) and not f"{key}.".startswith(changeable):
-            raise ConfigError(
-                f"{set_as(key)} cannot change on resume: the checkpoint has {there.get(key)}, got {here.get(key)}"
-            )
+        old, new = there.get(key), here.get(key)
+        if old != new and not f"{key}.".startswith(changeable):
+            raise ConfigError(f"{set_as(key)} cannot change on resume: the checkpoint has {old}, got {new}")
 
 
 def _flat(node: Any, key: str = "") -> Config:

@@ -23,16 +23,12 @@ class Stopped(SystemExit):
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
-        self.signum = signum
 
 
 class StopSignals(Callback):
     """Turns the signals into `Stopped`: during training after the current step and a checkpoint, else at once.
 
     A second signal ends the process at once.
-
-    Args:
-        checkpoint: path of the checkpoint to write.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -105,9 +101,6 @@ class LastStep(Callback):
     Both come right after the step, before Lightning closes the epoch: from a checkpoint of that moment a run with more
     steps goes on bit for bit. This callback must be the last one: it reads what the others decided, and saves their
     state.
-
-    Args:
-        checkpoint: path of the checkpoint to write.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -165,9 +158,7 @@ def _validate(trainer: Trainer) -> None:
 def _ends(trainer: Trainer) -> bool:
     """Return True if no step follows the current one, by what is decided so far."""
     loop = trainer.fit_loop
-    if trainer.should_stop and loop._can_stop_early:
-        return True
-    if 0 <= loop.max_steps <= trainer.global_step:
+    if (trainer.should_stop and loop._can_stop_early) or 0 <= loop.max_steps <= trainer.global_step:
         return True
     last_epoch = loop.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= loop.max_epochs
     return last_epoch and loop.epoch_loop._num_ready_batches_reached()

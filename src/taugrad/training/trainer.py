@@ -65,25 +65,16 @@ def check_monitors(callbacks: list[Callback], task: Task) -> None:
 
 
 def check_optimization(trainer: Trainer, given: Config, task: Task) -> None:
-    """Take over gradient clipping from the trainer, and refuse arguments that the tasks' own steps do not support.
-
-    Raises:
-        ConfigError: the argument has no meaning for the task.
-    """
+    """Take over gradient clipping from the trainer, and refuse arguments that the tasks' own steps do not support."""
     if given.get("accumulate_grad_batches", 1) != 1:
         raise ConfigError(
             "trainer.accumulate_grad_batches must be 1, as every batch is an optimizer step: batch_size makes larger "
             f"ones, got {given['accumulate_grad_batches']}"
         )
-    for name, instead in (
-        ("overfit_batches", "trainer.limit_train_batches"),
-        ("reload_dataloaders_every_n_epochs", ""),
-    ):
-        if given.get(name):
-            other = f": {instead} limits an epoch" if instead else ""
-            raise ConfigError(
-                f"trainer.{name} must be 0, as every epoch has an order of its own{other}, got {given[name]}"
-            )
+    for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):
+        if value := given.get(name):
+            other = ": trainer.limit_train_batches limits an epoch" if name == "overfit_batches" else ""
+            raise ConfigError(f"trainer.{name} must be 0, as every epoch has an order of its own{other}, got {value}")
     environment = getattr(trainer.strategy, "cluster_environment", None)
     started = environment is not None and (environment.creates_processes_externally or "NODE_RANK" in os.environ)
     if given.get("num_nodes", 1) != 1 and not started:  # it would wait for the others
@@ -104,11 +95,7 @@ def check_optimization(trainer: Trainer, given: Config, task: Task) -> None:
 
 
 def check_processes(trainer: Trainer, given: Config, task: Task) -> None:
-    """Refuse several processes where they would train on the same data, or on different configs.
-
-    Raises:
-        ConfigError: the task, the strategy or a sweep's job cannot be shared.
-    """
+    """Refuse several processes where they would train on the same data, or on different configs."""
     if trainer.world_size == 1:
         return
     several = f"{trainer.world_size} processes"
@@ -136,11 +123,7 @@ def check_test(data: LightningDataModule | None, given: Config) -> None:
 
 
 def build_trainer(config: Config, directory: str, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
-    """Build the trainer of a partial config, with checkpoints that are whole files.
-
-    Raises:
-        ConfigError: Lightning refuses its arguments.
-    """
+    """Build the trainer of a partial config, with checkpoints that are whole files; ConfigError if it is refused."""
     parts: Config = {"callbacks": callbacks, "logger": loggers, "default_root_dir": directory}
     parts["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     parts["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
