@@ -3,21 +3,31 @@
 The meta device stands in for a GPU: its tensors have no values, so whatever would wait for one raises.
 """
 
+import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.cases import each
 from helpers.estimators import EVERY, PATHWISE
-from helpers.images import cat_vae, semi_supervised, structured
+from helpers.images import cat_vae, images, loaders, semi_supervised, structured, trainer
+from lightning import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taugrad import bounds
+from taugrad.data import datamodule
+from taugrad.data.datamodule import ImageData
+from taugrad.data.images import Splits
+from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import Enumeration, STGumbelSoftmax
 from taugrad.layers import OneHotSample
-from taugrad.ops import categorical, embedding, gumbel, permutations, softmax, subsets
+from taugrad.models import semi_supervised as semi_supervised_models
+from taugrad.ops import _checks, categorical, embedding, gumbel, permutations, softmax, subsets
+from taugrad.training import images as image_tasks
 
 
 class Counted(TorchDispatchMode):
@@ -109,3 +119,87 @@ def calls(function, *arguments) -> int:
 def test_a_sample_calls_no_more_operators_than_torchs_function(hard, tau):
     torchs = calls(F.gumbel_softmax, tau, hard)
     assert calls(gumbel.gumbel_softmax, tau, hard) <= torchs + (2 if isinstance(tau, Tensor) else 0)
+
+
+# Training: on a device where reading a value would wait, `readable` is false
+
+
+@pytest.fixture
+def far(monkeypatch):
+    """Values of the training that cannot be read without waiting; Tensors that are read in a step are an error."""
+    for module in (image_tasks, semi_supervised_models, _checks):
+        monkeypatch.setattr(module, "readable", lambda _: False)
+
+
+class Forbidden(Callback):
+    """Forbids reading between a training step's start and its end."""
+
+    NAMES = ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy", "cpu")
+
+    def __init__(self, every: int) -> None:
+        self.every, self.steps = every, 0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.patch = pytest.MonkeyPatch()
+        self.steps += 1
+        if self.steps % self.every:  # the others are logged
+            for name in self.NAMES:
+                self.patch.setattr(Tensor, name, refuse)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.patch.undo()
+
+    def on_exception(self, trainer, pl_module, exception):
+        self.patch.undo()
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("a value was read in a training step")
+
+
+@pytest.mark.usefixtures("far")
+@each("build", [cat_vae, structured, semi_supervised])
+def test_a_training_step_that_is_not_logged_reads_nothing(build, tmp_path):
+    task, forbidden = build(optimizer=torch.optim.SGD), Forbidden(every=4)
+    fit = trainer(tmp_path, forbidden, max_steps=20, log_every_n_steps=4)
+    fit.fit(task, *loaders())
+    assert fit.global_step == forbidden.steps == 20
+
+
+def test_a_training_step_on_a_cpu_does_read(tmp_path):
+    with pytest.raises(AssertionError, match="a value was read in a training step"):
+        trainer(tmp_path, Forbidden(every=4), max_steps=20).fit(cat_vae(), *loaders())
+
+
+@pytest.mark.usefixtures("far")
+@each("when", ["logged", "end of the epoch", "saved"])
+def test_a_loss_that_is_not_finite_is_found_before_anything_is_made_of_it(when, tmp_path):
+    task = cat_vae()
+    terms = task.model.loss_terms
+
+    def broken(*arguments):
+        loss = terms(*arguments)["loss"]
+        return {"loss": loss + (math.nan if task.global_step == 3 else 0)}  # its gradient stays finite
+
+    task.model.loss_terms = broken
+    path = tmp_path / "5.ckpt"
+    saving = LambdaCallback(on_train_batch_end=lambda fit, *_: fit.global_step == 5 and fit.save_checkpoint(path))
+    every = {"logged": 5, "end of the epoch": 100, "saved": 100}[when]
+    fit = trainer(tmp_path, *([saving] if when == "saved" else []), max_steps=20, log_every_n_steps=every)
+    with pytest.raises(NonFiniteLossError, match=r"not finite at step 3 \(tau = 0.97\), with loss = nan"):
+        fit.fit(task, *loaders())
+    assert fit.global_step <= {"logged": 5, "end of the epoch": 13, "saved": 5}[when]
+    assert not path.exists()
+
+
+def test_the_data_move_to_the_device_once_an_epoch(monkeypatch):
+    data = ImageData(lambda: Splits(*[images(40)] * 3), batch_size=8, stack=2, labels=10, labelled_batch_size=4)
+    place = SimpleNamespace(root_device=torch.device("meta"))
+    data.trainer = SimpleNamespace(strategy=place, world_size=1, global_rank=0, limit_train_batches=1.0)
+    monkeypatch.setattr(datamodule, "balanced", lambda labels, count, seed: torch.arange(count))
+    data.setup("fit")
+    for batches in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        with Counted() as counted:
+            for x, labels in batches:
+                assert (x.device.type, labels.device.type) == ("meta", "meta")
+        assert counted.calls["aten::_to_copy"] - len(batches) <= 1  # uint8 to float each time; the order of the epoch

@@ -574,7 +574,8 @@ def test_a_limited_epoch_that_is_over_is_followed_by_the_next_also_after_a_resum
         data.trainer = trainer
         return data.train_dataloader()
 
-    trainer = SimpleNamespace(limit_train_batches=limit, global_rank=0, world_size=1)
+    place = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(limit_train_batches=limit, global_rank=0, world_size=1, strategy=place)
     loader = batches(trainer)
     assert len(loader) == 5  # of which a trainer takes its share by itself
     undisturbed = [x for _ in range(2) for x, _ in loader]

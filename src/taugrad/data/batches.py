@@ -72,13 +72,15 @@ class ShuffledBatches:
         self._loaded = False
         order = np.random.default_rng([self.seed, self._epoch]).permutation(len(self.split.labels))
         batches = torch.from_numpy(order)[: self._batches * self.batch_size].view(self._batches, self.batch_size)
-        for rows in batches[self._batch :, self.share].split(self.stack):
-            if self.labelled is None:
-                labels = self.split.labels[rows]
-            else:
-                known = torch.stack([self._known(self._batch + i) for i in range(len(rows))])
-                labels = torch.cat([torch.full_like(rows, -1), self.split.labels[known]], 1)
-                rows = torch.cat([rows, known], 1)
+        batches, known = batches[self._batch :, self.share], None
+        if self.labelled is not None:
+            known = torch.stack([self._known(self._batch + i) for i in range(len(batches))])
+            batches = torch.cat([batches, known], 1)
+        batches = batches.to(self.split.images.device)  # once an epoch
+        for rows in batches.split(self.stack):
+            labels = self.split.labels[rows]
+            if known is not None:
+                labels[:, : -known.shape[1]] = -1
             self._batch += len(rows)
             x = self.split.images[rows].float().div_(255)
             yield (torch.bernoulli(x) if self.sample_pixels else x), labels

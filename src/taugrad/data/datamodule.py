@@ -101,7 +101,7 @@ class ImageData(LightningDataModule):
         split, binarize = self._load().train, self.binarize
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
         batches = ShuffledBatches(
-            _binary(split) if binarize == "static" else split,
+            (_binary(split) if binarize == "static" else split).to(self._device()),
             self.batch_size,
             seed=self.seed,
             stack=self.stack,
@@ -121,6 +121,10 @@ class ImageData(LightningDataModule):
         """Make the batches of the test split, in order."""
         return self._evaluation(self._load().test)
 
+    def _device(self) -> torch.device:
+        """Device of the training, where the splits lie whole: no step waits for a batch to get there."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
     def _share(self) -> slice:
         """Rows of this process."""
         return slice(self.trainer.global_rank, None, self.trainer.world_size) if self.trainer else slice(None)
@@ -137,7 +141,7 @@ class ImageData(LightningDataModule):
 
     def _evaluation(self, split: Split) -> Batches:
         images, labels = split if self.binarize == "none" else _binary(split)
-        split = Split(images[self._share()], labels[self._share()])
+        split = Split(images[self._share()], labels[self._share()]).to(self._device())
         return Batches(split, min(self.eval_batch_size, len(split.labels)))
 
 

@@ -15,6 +15,10 @@ class Split(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> "Split":
+        """Return the split on a device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
 
 class Splits(NamedTuple):
     """Training, validation and test split of one data set."""

@@ -21,6 +21,7 @@ from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError, LogitsError, NonFiniteLossError
 from taugrad.estimators import Estimator, StraightThrough
 from taugrad.models.base import Checked, Evaluated, Greedy, ImageModel, Pictured, Started, Tested
+from taugrad.ops._torch import readable
 from taugrad.ops.categorical import entropy
 from taugrad.schedules import Schedule
 from taugrad.training.task import MakeOptimizer, Task, check_schedule, is_kept, scale_lr
@@ -86,6 +87,7 @@ class ImageTask(Task):
         self.input_size: tuple[int, ...] = tuple(getattr(model, "image_size", ()))
         self.gradient_clip_val: float | None = None  # a trainer clips only where it makes the optimizer steps itself
         self.epoch_losses: list[Tensor] = []  # one for each step of the epoch, or of its part since a resume
+        self._finite_losses = 0  # of them, known to be finite
         self.aggregate: Tensor | None = None  # sum of the codes' probabilities over the validation images, (N, K)
 
     def greedy(self, x: Tensor) -> Tensor:
@@ -127,6 +129,7 @@ class ImageTask(Task):
                 break
             terms = self.optimization_step(x, y)
         if terms and is_kept(self.trainer):
+            self._require_finite_losses()
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             terms["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
             shown = {"train/loss": terms.pop("loss"), "tau": self.tau(self.global_step - 1)}
@@ -143,7 +146,7 @@ class ImageTask(Task):
             terms = self.model.loss_terms(x, labels, self.estimator, tau)
         except LogitsError as error:  # sampling on a CPU refuses those of a model that has diverged
             raise _non_finite("logits that are not finite", step, tau) from error
-        if not torch.isfinite(terms["loss"]):
+        if readable(terms["loss"]) and not torch.isfinite(terms["loss"]):
             bad = (f"{name} = {term.item()}" for name, term in terms.items() if not torch.isfinite(term))
             raise _non_finite(", ".join(bad), step, tau)
         optimizer.zero_grad()
@@ -168,9 +171,28 @@ class ImageTask(Task):
     def on_train_epoch_start(self) -> None:
         """Forget the losses of the epoch before."""
         self.epoch_losses = []
+        self._finite_losses = 0
+
+    def _require_finite_losses(self) -> None:
+        """Raise late for a loss of the epoch that is not finite: on a GPU its step would have had to wait for it.
+
+        Raises:
+            NonFiniteLossError: one is not.
+        """
+        losses = self.epoch_losses[self._finite_losses :]
+        bad = [] if not losses else (~torch.isfinite(torch.stack(losses))).nonzero().flatten().tolist()
+        if bad:
+            step = self.global_step - len(losses) + bad[0]
+            raise _non_finite(f"loss = {losses[bad[0]].item()}", step, self.tau(step))
+        self._finite_losses = len(self.epoch_losses)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save a model whose loss was not finite."""
+        self._require_finite_losses()
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch's steps, each by its training sample."""
+        self._require_finite_losses()
         if self.epoch_losses:
             self.log("train/epoch_loss", torch.stack(self.epoch_losses).mean(), logger=False, sync_dist=True)
 
