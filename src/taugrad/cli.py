@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
@@ -56,8 +57,6 @@ def one_sentence(main: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get("HYDRA_FULL_ERROR") == "1" or (args and getattr(args[0], "debug", False)):
                 raise
             if in_sweep():
-                from hydra.core.hydra_config import HydraConfig
-
                 sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {error}\n")
                 raise
             sys.exit(f"error: {error}")

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra.utils
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
@@ -37,15 +39,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Keys:
-    """Dotted keys of a config, for errors that name the key that a user sets.
+    """Dotted keys of a config, for errors that name the key that a user sets."""
 
-    Args:
-        own: the keys that hold a value.
-        referring: the keys that refer to another, with that one.
-    """
-
-    own: Sequence[str] = ()
-    referring: Mapping[str, str] = field(default_factory=dict)
+    own: Sequence[str] = ()  # that hold a value
+    referring: Mapping[str, str] = field(default_factory=dict)  # that refer to another, with that one
 
     def set_as(self, key: str) -> str:
         """Return the key that a user sets for `key`, which may lie in a node that refers to another.
@@ -83,20 +80,15 @@ def read(schema: type[T], config: DictConfig) -> T:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """Turn a config into dicts, lists and scalars, with interpolations resolved and the arguments of nodes checked.
-
-    Raises:
-        ConfigError: a value is missing, does not resolve, or does not fit its `_target_`.
-    """
+    """Turn a config into dicts, lists and scalars, interpolations resolved, arguments checked; errors as for `read`."""
     return _checked(_plain(config), "", keys_of(config))
 
 
 def instantiate(config: Mapping[str, Any]) -> Any:
     """Call the `_target_` of a node with its other keys as arguments; nested nodes are built first.
 
-    Args:
-        config: a node with a `_target_`. `_partial_: true` returns the call without making it; `_args_` are positional
-            arguments; `_recursive_: false` passes nested nodes on without building them.
+    `_partial_: true` returns the call without making it; `_args_` are positional arguments; `_recursive_: false` passes
+    nested nodes on without building them.
 
     Raises:
         ConfigError: there is no `_target_`, or a class or function refuses its arguments; the message names it.
@@ -136,16 +128,11 @@ def _built(node: Any) -> Any:
 def fit_to_signature(
     call: Callable[..., Any], arguments: Mapping[str, Any], key: str = "", keys: Keys | None = None
 ) -> dict[str, Any]:
-    """Convert arguments to the types that `call` annotates, as far as a config can express them.
-
-    Args:
-        call: a class or function.
-        arguments: values by their names.
-        key: of the config's node that holds them.
-        keys: of the whole config.
+    """Convert arguments to the types that a class or function annotates, as far as a config can express them.
 
     Raises:
-        ConfigError: an argument is unknown to `call` or not of its type; the message starts with `key` and its name.
+        ConfigError: an argument is unknown to `call` or not of its type; the message starts with `key`, of the node
+            that holds it in a config of these `keys`, and its name.
     """
     parameters = inspect.signature(call).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -155,7 +142,7 @@ def fit_to_signature(
         # A function with **kwargs would accept a misspelled argument, and may ignore it.
         close = difflib.get_close_matches(name, parameters, n=1, cutoff=0.85 if takes_any else 0.6)
         if name not in parameters and (close or not takes_any):
-            unknown = f"{_join(key, name)} is not an argument of {_name(call)}"
+            unknown = f"{_join(key, name)} is not an argument of {full_name(call)}"
             likely = keys.like(name, key)
             if not close and len(likely) == 1:
                 raise ConfigError(f"{unknown}; did you mean {likely[0]}?")
@@ -225,7 +212,7 @@ def _require(target: Callable[..., Any], arguments: Mapping[str, Any], key: str)
     for name, parameter in inspect.signature(target).parameters.items():
         positional = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         if positional and parameter.default is inspect.Parameter.empty and name not in arguments:
-            raise ConfigError(f"{_join(key, name)} is missing: {_name(target)} needs it")
+            raise ConfigError(f"{_join(key, name)} is missing: {full_name(target)} needs it")
 
 
 def _annotations(call: Callable[..., Any]) -> dict[str, Any]:
@@ -239,9 +226,10 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
     schema = _schema(annotation)
     if isinstance(value, dict):
         if "_target_" not in value and not _may_be_mapping(annotation):
-            raise ConfigError(f"{key} must be {_type_name(annotation)}, or a config with a _target_, got {value}")
+            name = inspect.formatannotation(annotation).replace("typing.", "").replace("NoneType", "null")
+            raise ConfigError(f"{key} must be {name.replace('None', 'null')}, or a config with a _target_, got {value}")
         return value
-    if _is_node(annotation):
+    if (typing.get_origin(annotation) or annotation) in (dict, Mapping):  # which takes nothing else
         raise ConfigError(f"{key} must be a config, of keys and values, got {_shown(value)}")
     literals = _literals(annotation)
     if value in literals:
@@ -252,9 +240,8 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         node = OmegaConf.structured(make_dataclass("Schema", [("value", schema)]))
         node.value = value
     except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"{key} must be {' or '.join([*map(repr, literals), _described(schema)])}, got {_shown(value)}"
-        ) from error
+        expected = " or ".join([*map(repr, literals), _described(schema)])
+        raise ConfigError(f"{key} must be {expected}, got {_shown(value)}") from error
     return OmegaConf.to_container(node)["value"]  # pyright: ignore
 
 
@@ -285,11 +272,6 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def _is_node(annotation: Any) -> bool:
-    """Return whether a type takes dicts and nothing else."""
-    return (typing.get_origin(annotation) or annotation) in (dict, Mapping)
-
-
 def _may_be_mapping(annotation: Any) -> bool:
     """Return whether a type may be given as a config without a `_target_`; plain types and most classes may not."""
     if _is_union(annotation):
@@ -298,12 +280,6 @@ def _may_be_mapping(annotation: Any) -> bool:
     if not inspect.isclass(origin) or origin is object:
         return origin is not typing.Literal
     return issubclass(origin, Mapping) or is_dataclass(origin)
-
-
-def _type_name(annotation: Any) -> str:
-    return (
-        inspect.formatannotation(annotation).replace("typing.", "").replace("NoneType", "None").replace("None", "null")
-    )
 
 
 def _shown(value: Any) -> str:
@@ -323,13 +299,11 @@ def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
-def _name(call: Callable[..., Any]) -> str:
+def full_name(call: Callable[..., Any]) -> str:
+    """Return the import path of a class or function."""
     return f"{call.__module__}.{call.__qualname__}"
 
 
 def in_sweep() -> bool:
     """Return whether this is a job of a sweep."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

@@ -51,11 +51,7 @@ def expand_override(override: str) -> str:
 
 
 def require_file(key: str, path: Path) -> None:
-    """Make the folder of a file that a command is going to write.
-
-    Raises:
-        ConfigError: it cannot be written; the message names the argument `key`.
-    """
+    """Make the folder of a file that a command is going to write; ConfigError, naming `key`, if nothing can be."""
     require_folder(key, path.parent, path)
     if path.is_dir():
         raise ConfigError(f"{key} must be a file, got {path}, which is a folder")
@@ -64,11 +60,7 @@ def require_file(key: str, path: Path) -> None:
 
 
 def require_picture(key: str, path: Path) -> None:
-    """Make the folder of a plot, as `require_file` does, and check its format.
-
-    Raises:
-        ConfigError: it cannot be written, its name ends in no format of matplotlib's, or matplotlib is missing.
-    """
+    """Do as `require_file` for a plot; ConfigError too if matplotlib lacks the format, or is missing."""
     formats = extra("matplotlib.figure", "plot").Figure().canvas.get_supported_filetypes()
     if path.suffix.lstrip(".") not in formats:
         raise ConfigError(f"{key} must end in one of {', '.join(f'.{name}' for name in sorted(formats))}, got {path}")
@@ -76,25 +68,15 @@ def require_picture(key: str, path: Path) -> None:
 
 
 def require_folder(key: str, folder: Path, of: Path | None = None) -> None:
-    """Make a folder that a command is going to write into.
-
-    Args:
-        key: the argument that named it.
-        folder: the folder to make.
-        of: value of the argument, if that is not the folder itself.
-
-    Raises:
-        ConfigError: it cannot be made or written; the message names the argument `key`.
-    """
+    """Make a folder that a command is going to write into; ConfigError, naming `key` and its value, if it cannot."""
+    where = f"{key} must be where files can be written, got {of or folder}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = "there is no such folder, and it" if not folder.exists() else "it"
-        raise ConfigError(
-            f"{key} must be where files can be written, got {of or folder}: {reason} cannot be made: {error.strerror}"
-        ) from error
+        raise ConfigError(f"{where}: {reason} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key} must be where files can be written, got {of or folder}: {folder} is read-only")
+        raise ConfigError(f"{where}: {folder} is read-only")
 
 
 @contextmanager
