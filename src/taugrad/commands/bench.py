@@ -23,17 +23,8 @@ from rich.table import Table
 from torch import Tensor
 
 from taugrad import GumbelRao, ReinMax, gumbel_softmax
+from taugrad.commands import bench_loops as loops
 from taugrad.commands.bench_arguments import JACOBIAN_BYTES, TORCH, parser
-from taugrad.commands.bench_loops import (
-    WARM_UP,
-    hand_written,
-    lightning,
-    on_threads,
-    policy_by_hand,
-    policy_in_lightning,
-    task_by_hand,
-    torch_alone,
-)
 from taugrad.commands.bench_processes import busy_process, process
 from taugrad.errors import ConfigError
 from taugrad.files import require_file, require_picture, writing
@@ -53,9 +44,7 @@ OURS, OWN, BY_JACOBIAN = "taugrad.softmax_backward", "torch._softmax_backward_da
 def bench_op(arguments: argparse.Namespace) -> list[Record]:
     """Measure the samplers at every shape; Gumbel-Rao only where its Jacobians are smallest, because it is slow."""
     smallest = min(arguments.shapes, key=lambda shape: math.prod(shape) * shape[-1])
-    records = []
-    for shape in arguments.shapes:
-        records += op_at(shape, arguments)
+    records = [record for shape in arguments.shapes for record in op_at(shape, arguments)]
     x = torch.randn(smallest, requires_grad=True)
     for draws in (1, 100):
         saved = saved_bytes(GumbelRao(draws).sample, x) / x.nbytes
@@ -164,20 +153,21 @@ def bench_backward(arguments: argparse.Namespace) -> list[Record]:
 
 def bench_train(arguments: argparse.Namespace) -> list[Record]:
     """Measure steps a second of three loops, and of two commands by how their threads wait."""
-    if arguments.steps < 3 * WARM_UP:
-        raise ConfigError(f"--steps must be at least {3 * WARM_UP}, {WARM_UP} are not counted; got {arguments.steps}")
+    least = 3 * loops.WARM_UP
+    if arguments.steps < least:
+        raise ConfigError(f"--steps must be at least {least}, {loops.WARM_UP} are not counted; got {arguments.steps}")
     steps = f"trainer.max_steps={arguments.steps}"
     keys = [*_TRAIN, steps, *arguments.overrides]
-    loops = {
-        "taugrad, hand-written loop": hand_written,
-        "taugrad, Lightning": lightning,
-        "torch alone, hand-written loop": torch_alone,
+    sides: dict[str, Callable[[], float]] = {
+        "taugrad, hand-written loop": partial(loops.hand_written, keys),
+        "taugrad, Lightning": partial(loops.lightning, keys),
+        "torch alone, hand-written loop": partial(loops.torch_alone, keys),
     }
-    sides = {name: partial(loop, keys) for name, loop in loops.items()}
     records = [{"shape": "deep VAE", **r} for r in over_previous(sides, arguments.rounds)]
-    vae = partial(on_threads, torch.get_num_threads(), lightning, ["model=cat_vae", steps, *arguments.overrides])
-    env_steps = f"collection.max_env_steps={32 * arguments.steps}"
-    policy = partial(on_threads, 1, policy_in_lightning, ["model=policy", env_steps])  # one thread, as in its config
+    keys = ["model=cat_vae", steps, *arguments.overrides]
+    vae = partial(loops.on_threads, torch.get_num_threads(), loops.lightning, keys)
+    keys = ["model=policy", f"collection.max_env_steps={32 * arguments.steps}"]
+    policy = partial(loops.on_threads, 1, loops.policy_in_lightning, keys)  # one thread, as in its config
     with process({"OMP_WAIT_POLICY": "passive"}) as asleep, process({}) as spinning:
         ways = {"threads wait asleep": asleep, "threads wait spinning": spinning}
         for where, neighbour in (("alone", nullcontext()), ("busy machine", busy_process())):
@@ -196,21 +186,21 @@ def bench_classes(arguments: argparse.Namespace) -> list[Record]:
     records: list[Record] = []
     for classes in arguments.classes:
         changed = [*keys, f"model.classes={classes}"]
-        loops = {name: partial(task_by_hand, [*changed, f"estimator={way}"]) for name, way in ways.items()}
-        records += [{"shape": f"{classes} classes", **r} for r in over_previous(loops, arguments.rounds)]
+        sides = {name: partial(loops.hand_written, [*changed, f"estimator={way}"]) for name, way in ways.items()}
+        records += [{"shape": f"{classes} classes", **r} for r in over_previous(sides, arguments.rounds)]
     return records
 
 
 def bench_policy(arguments: argparse.Namespace) -> list[Record]:
     """Measure environment steps a second of two loops."""
     keys = ["model=policy", f"collection.max_env_steps={arguments.steps}", *arguments.overrides]
-    loops = {"taugrad, hand-written loop": policy_by_hand, "taugrad, Lightning": policy_in_lightning}
-    return over_previous({name: partial(loop, keys) for name, loop in loops.items()}, arguments.rounds)
+    by_hand, lightning = partial(loops.policy_by_hand, keys), partial(loops.policy_in_lightning, keys)
+    return over_previous({"taugrad, hand-written loop": by_hand, "taugrad, Lightning": lightning}, arguments.rounds)
 
 
-def over_previous(loops: dict[str, Callable[[], float]], rounds: int) -> list[Record]:
+def over_previous(sides: dict[str, Callable[[], float]], rounds: int) -> list[Record]:
     """Steps a second of loops that return seconds a step, and the time of each over that of the one before."""
-    measured = interleave(loops, rounds)
+    measured = interleave(sides, rounds)
     records: list[Record] = []
     for name, seconds in measured.items():
         median = statistics.median(seconds)
@@ -322,13 +312,8 @@ def written(shape: Sequence[int]) -> str:
 def main(command: Sequence[str] | None = None) -> None:
     """Run one benchmark, once for each number of threads."""
     given = parser().parse_args(command)
-    measure = {
-        "op": bench_op,
-        "backward": bench_backward,
-        "train": bench_train,
-        "classes": bench_classes,
-        "policy": bench_policy,
-    }[given.bench]
+    measures = bench_op, bench_backward, bench_train, bench_classes, bench_policy
+    measure = {f.__name__.removeprefix("bench_"): f for f in measures}[given.bench]
     if given.json:  # a path that cannot be written is found before the measuring
         require_file("--json", given.json)
     if given.plot:
@@ -348,7 +333,3 @@ def main(command: Sequence[str] | None = None) -> None:
     if given.plot:
         with writing(given.plot):
             plot(records, given.plot, *given.plotted)
-
-
-if __name__ == "__main__":
-    main()

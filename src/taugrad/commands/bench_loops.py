@@ -15,7 +15,6 @@ from torch import Tensor
 
 from taugrad.config import CONF, instantiate, resolve
 from taugrad.nets import mlp
-from taugrad.ops.categorical import kl_to_uniform
 from taugrad.rl.algorithm import Clock
 from taugrad.training.task import scale_lr
 
@@ -46,17 +45,15 @@ def lightning(keys: Sequence[str]) -> float:
 
 
 def hand_written(keys: Sequence[str]) -> float:
-    """Seconds a step of the loop that one would write without Lightning."""
+    """Seconds a step of the loop that one would write without Lightning, for any model of images."""
     config, task, data = parts(["run_dir=.", *keys])
-    model, optimizer = task.model, task.configure_optimizers()
+    optimizer = task.configure_optimizers()
 
     def step(i: int, x: Tensor, labels: Tensor) -> None:
         scale_lr(optimizer, task.lr_factor(i))
-        logits = model.encode(x)
-        kl = kl_to_uniform(logits).sum(-1).mean()
-        reconstruction = model.log_likelihood(x, task.estimator.sample(logits, task.tau(i), generator=None)).mean()
+        loss = task.model.loss_terms(x, labels, task.estimator, task.tau(i))["loss"]
         optimizer.zero_grad()
-        (kl - reconstruction).backward()
+        loss.backward()
         optimizer.step()
 
     return loop(step, data, config["trainer"]["max_steps"])
@@ -85,25 +82,10 @@ def torch_alone(keys: Sequence[str]) -> float:
     return loop(step, data, config["trainer"]["max_steps"])
 
 
-def task_by_hand(keys: Sequence[str]) -> float:
-    """Seconds a step on the loss of any task that has images, in a plain loop."""
-    config, task, data = parts(["run_dir=.", *keys])
-    optimizer = task.configure_optimizers()
-
-    def step(i: int, x: Tensor, labels: Tensor) -> None:
-        loss = task.model.loss_terms(x, labels, task.estimator, task.tau(i))["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return loop(step, data, config["trainer"]["max_steps"])
-
-
 def loop(step: Callable[[int, Tensor, Tensor], None], data: Any, steps: int) -> float:
     """Seconds a step, epoch after epoch over the training batches."""
     data.setup("fit")
-    epochs = itertools.repeat(data.train_dataloader())
-    stacks = itertools.chain.from_iterable(epochs)
+    stacks = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))
     batches = itertools.chain.from_iterable(zip(*stack, strict=True) for stack in stacks)
     times: list[tuple[int, float]] = []
     for i, (x, labels) in enumerate(itertools.islice(batches, steps)):

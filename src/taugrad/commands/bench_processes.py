@@ -1,12 +1,12 @@
-"""Processes that `taugrad bench` measures in, and next to; nothing here loads torch before they start."""
+"""Processes that `taugrad bench` measures in, and next to."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from typing import Any
 
 from taugrad.threads import WAITING
@@ -24,41 +24,16 @@ while os.getppid() == parent:
 @contextmanager
 def process(waiting: dict[str, str]) -> Iterator[Callable[[Callable[[], Any]], Any]]:
     """Start a process where OpenMP's threads wait as these variables say; yield a function that calls others there."""
-    context = get_context("spawn")  # a spawned process loads torch anew
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_serve, args=(theirs,), daemon=True)
-    here = dict(os.environ)
-    for name in WAITING:
-        os.environ.pop(name, None)
-    os.environ.update(waiting)
-    try:
-        child.start()
-    finally:
-        for name in waiting:
-            del os.environ[name]
-        os.environ.update(here)
-    theirs.close()
-
-    def call(function: Callable[[], Any]) -> Any:
-        ours.send(function)
+    here = {name: os.environ.pop(name) for name in WAITING if name in os.environ}
+    with ProcessPoolExecutor(1, get_context("spawn")) as child:  # a spawned process loads torch anew
         try:
-            return ours.recv()
-        except EOFError:
-            raise RuntimeError("the process that measures has ended") from None
-
-    try:
-        yield call
-    finally:
-        child.kill()
-
-
-def _serve(calls: Connection) -> None:
-    while True:
-        try:
-            function = calls.recv()
-        except EOFError:  # the parent has ended
-            return
-        calls.send(function())
+            os.environ.update(waiting)
+            child.submit(os.getpid).result()  # it has started
+        finally:
+            for name in waiting:
+                del os.environ[name]
+            os.environ.update(here)
+        yield lambda function: child.submit(function).result()
 
 
 @contextmanager

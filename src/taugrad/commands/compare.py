@@ -1,9 +1,8 @@
 """Learning curves of several runs in one plot: interquartile means over seeds, with intervals.
 
 Runs whose overrides differ in nothing but the seed count as one curve. Between two values a run's metric is taken to
-be linear; a curve ends where its shortest run ends. Fewer than five runs are plotted one by one, without an
-interval: it would lie within their range, which holds the median of two with a probability of a half only, that of four
-with 0.88.
+be linear; a curve ends where its shortest run ends. Fewer than five runs are plotted one by one: an interval would lie
+within their range, which holds the median of two with a probability of a half only, that of four with 0.88.
 """
 
 import textwrap
@@ -31,15 +30,9 @@ _CHARACTERS = 120  # of a line below or above the axes
 
 
 def compare(runs: Sequence[Path], metric: str, out: Path) -> dict[str, int]:
-    """Plot the metric of runs to a file.
+    """Plot a metric, the tag of a scalar in TensorBoard, of the runs in directories, or in those of sweeps, to a file.
 
-    Args:
-        runs: directories of runs, or of sweeps, which hold runs.
-        metric: the tag of a scalar in TensorBoard.
-        out: file of the plot.
-
-    Returns:
-        Number of runs of each curve, by its label: the overrides that the others do not share.
+    Return the number of runs of each curve, by its label: the overrides that the others do not share.
 
     Raises:
         ConfigError: there is no run, one has no such metric, `out` cannot be written, or matplotlib is missing.
@@ -50,11 +43,10 @@ def compare(runs: Sequence[Path], metric: str, out: Path) -> dict[str, int]:
     for run in _found(runs):
         groups.setdefault(_settings(run), []).append(run)
     labels, shared = _labels(list(groups))
-    curves = {
-        label: [_series(run, metric) for run in members] for label, members in zip(labels, groups.values(), strict=True)
-    }
+    members = [[_series(run, metric) for run in group] for group in groups.values()]
+    curves = dict(zip(labels, members, strict=True))
     _plot(figure(figsize=(_WIDTH, 5.0), layout="constrained"), curves, metric, shared, out)
-    return {label: len(members) for label, members in curves.items()}
+    return {label: len(series) for label, series in curves.items()}
 
 
 def _found(runs: Sequence[Path]) -> list[Path]:

@@ -42,11 +42,7 @@ class EvaluateConfig:
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
-    """Evaluate a run on its test split from its checkpoint alone; print the metrics and write `evaluation.json`.
-
-    Raises:
-        ConfigError: the run has no such checkpoint, or something in the config does not fit.
-    """
+    """Evaluate a run on its test split from its checkpoint alone; print the metrics and write `evaluation.json`."""
     arguments = read(EvaluateConfig, config)
     run = user_path(arguments.run)
     changes = {"model.nll_samples": arguments.num_samples, "evaluation.test_episodes": arguments.episodes}

@@ -49,24 +49,17 @@ class Greedy(nn.Module):
 
 
 def export(config: DictConfig) -> None:
-    """Write the run's model to `out`, and compare the file with the model.
-
-    Raises:
-        ConfigError: `out` has another ending than .onnx and .pt2, or there is no such run.
-        TaugradError: the file does not compute what the model does.
-    """
+    """Write the run's model to `out`; TaugradError if the file does not compute what the model does."""
     arguments = read(ExportConfig, config)
     out = user_path(arguments.out)
     if out.suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"out must end in .onnx or .pt2, got {out}")
-    if out.suffix == ".onnx":
-        for package in ("onnxscript", "onnxruntime"):
-            extra(package, "onnx")
+    for package in ("onnxscript", "onnxruntime") if out.suffix == ".onnx" else ():
+        extra(package, "onnx")
     require_file("out", out)
     task, data, _ = load_run(user_path(arguments.run), arguments.checkpoint, arguments.trust)
     module, x = Greedy(task), _inputs(task, data)
-    dynamic = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(module, (x[:2],), dynamic_shapes=dynamic)
+    program = torch.export.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with writing(out):
         if out.suffix == ".onnx":
             torch.onnx.export(program, (), out, input_names=["x"], output_names=["choices"], verbose=False)
@@ -77,10 +70,9 @@ def export(config: DictConfig) -> None:
     expected, found = module(x).numpy(), _run(out, x)
     if not np.allclose(found, expected, atol=1e-5):
         raise TaugradError(f"{out} differs from the model on {np.mean(found != expected):.1%} of {_CHECKED} inputs")
-    shapes = (
-        f"(batch, {', '.join(map(str, task.input_size))}) to (batch{''.join(f', {n}' for n in expected.shape[1:])})"
-    )
-    Console().print(f"{out}: {shapes}, {expected.dtype}; the same as the model on {len(x)} inputs", soft_wrap=True)
+    taken, given = (", ".join(["batch", *map(str, sizes)]) for sizes in (task.input_size, expected.shape[1:]))
+    same = f"the same as the model on {len(x)} inputs"
+    Console().print(f"{out}: ({taken}) to ({given}), {expected.dtype}; {same}", soft_wrap=True)
 
 
 def _inputs(task: Task, data: LightningDataModule | None) -> Tensor:

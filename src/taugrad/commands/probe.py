@@ -2,7 +2,6 @@
 
 import difflib
 import json
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,15 +46,7 @@ class ProbeConfig:
 
 
 def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
-    """Probe every estimator at every tau; print a table, write `probe.json` and `probe.png`.
-
-    Args:
-        config: one like conf/probe.yaml.
-        estimators: the directory of the estimators' configs.
-
-    Raises:
-        ConfigError: something in the config does not fit.
-    """
+    """Probe estimators, of a directory of configs, at every tau; print a table, write `probe.json` and `probe.png`."""
     extra("matplotlib.figure", "plot")  # a missing package is found before the computing, not after it
     arguments = read(ProbeConfig, config)
     try:
@@ -112,9 +103,8 @@ def plot(qualities: list[Quality], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    lines: dict[str, list[Quality]] = defaultdict(list)
-    for quality in qualities:
-        lines[quality.estimator].append(quality)
+    names = dict.fromkeys(q.estimator for q in qualities)
+    lines = {name: [q for q in qualities if q.estimator == name] for name in names}
     taus = sorted({q.tau for q in qualities})
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("bias", "variance"), strict=True):

@@ -20,30 +20,18 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from taugrad.config import Config, instantiate, keys_of, read
+from taugrad.config import Config, full_name, instantiate, keys_of, read
 from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError, TaugradError
 from taugrad.files import writing
 from taugrad.ops._fused import backend
 from taugrad.sweeps.jobs import objectives
 from taugrad.training import checkpoints, ownership, resuming
-from taugrad.training.checkpoints import RandomStates, SaveConfig
+from taugrad.training import trainer as trainers
 from taugrad.training.images import ImageTask
 from taugrad.training.progress import ShowConfig
 from taugrad.training.stopping import LastStep, Stopped, StopSignals
 from taugrad.training.task import Task
-from taugrad.training.trainer import (
-    build_trainer,
-    check_limits,
-    check_monitors,
-    check_optimization,
-    check_processes,
-    check_test,
-    log_hyperparameters,
-    print_metrics,
-    versions,
-    write_json,
-)
 
 T = TypeVar("T")
 
@@ -79,13 +67,9 @@ class TrainConfig:
 
 
 def train(config: DictConfig) -> float | list[float]:
-    """Train, evaluate the best checkpoint, write `metrics.json`, print a table.
+    """Train, evaluate the best checkpoint, write `metrics.json`, print a table; return what `objective` names.
 
-    Returns:
-        The metric that `objective` names, or a list of metrics for a list of names.
-
-    Raises:
-        ConfigError: before training, when anything in the config does not fit.
+    Anything in the config that does not fit is a ConfigError before the training.
     """
     start = time.perf_counter()
     run = read(TrainConfig, config)
@@ -107,20 +91,21 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
     if checkpoint is not None:
         resuming.check_resume(checkpoint, run.task, task, lambda key: keys_of(config).set_as(f"task.{key}"))
     callbacks, loggers = _parts("callbacks", run.callbacks, Callback), _parts("logger", run.logger, Logger)
-    check_monitors(callbacks, task)
+    trainers.check_monitors(callbacks, task)
     callbacks = [c for c in callbacks if run.trainer.get("enable_progress_bar", True) or not isinstance(c, ProgressBar)]
     show = ShowConfig(OmegaConf.to_yaml(config, resolve=True))
     saved = {key: getattr(run, key) for key in _CHECKPOINTED}
     last = Path(run.run_dir) / "checkpoints" / "last.ckpt"
     stop, along = StopSignals(last), resuming.BestComesAlong(last, partial(console.print, soft_wrap=True, markup=False))
-    parts = [show, *callbacks, RandomStates(), SaveConfig(saved), along, stop]
-    trainer = build_trainer(run.trainer, run.run_dir, parts, loggers)
+    parts = [show, *callbacks, checkpoints.RandomStates(), checkpoints.SaveConfig(saved), along, stop]
+    trainer = trainers.build_trainer(run.trainer, run.run_dir, parts, loggers)
     if trainer.checkpoint_callbacks:
         trainer.callbacks.append(LastStep(last))  # pyright: ignore  # after Lightning's own, which it puts last
-    evaluator = build_trainer(run.trainer, run.run_dir, [c for c in callbacks if isinstance(c, ProgressBar)], [])
-    check_processes(trainer, run.trainer, task)
-    check_optimization(trainer, run.trainer, task)
-    check_test(data, run.trainer)
+    bars: list[Callback] = [c for c in callbacks if isinstance(c, ProgressBar)]
+    evaluator = trainers.build_trainer(run.trainer, run.run_dir, bars, [])
+    trainers.check_processes(trainer, run.trainer, task)
+    trainers.check_optimization(trainer, run.trainer, task)
+    trainers.check_test(data, run.trainer)
 
     try:
         with stop:
@@ -142,7 +127,9 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
         first = " ".join(str(error).split()).split(". ")[0]  # later sentences are advice for Lightning's own steps
         raise ConfigError(first) from error
 
-    before = {} if show.shown else _finished(run)  # with nothing left to train, its metrics are in the file already
+    path = Path(run.run_dir) / "metrics.json"
+    ended = not show.shown and run.ckpt_path is not None and path.is_file()  # nothing was left to train
+    before = json.loads(path.read_text(encoding="utf-8")) if ended else {}
     results = {name: before[name] for name in task.metrics if name in before} | results
     facts |= {
         "wall_seconds": time.perf_counter() - start,
@@ -152,33 +139,26 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
         "backend": drawn_by,
     }
     facts |= {name: before[name] for name in facts if name in before}
-    print_metrics(console, results)  # first, because writing may fail
+    trainers.print_metrics(console, results)  # first, because writing may fail
     console.print(f"{facts['wall_seconds']:.0f} s; the run is in {run.run_dir}", soft_wrap=True)
     if trainer.is_global_zero:
-        write_json(Path(run.run_dir) / "metrics.json", results | facts | versions())
+        trainers.write_json(path, results | facts | trainers.versions())
     with writing(Path(run.run_dir) / "tensorboard"):
-        log_hyperparameters(loggers, vars(run), objectives(run), results)
+        trainers.log_hyperparameters(loggers, vars(run), objectives(run), results)
     return _objective(run, results, console)
-
-
-def _finished(run: TrainConfig) -> dict[str, Any]:
-    """Metrics that this run reported when it ended before; none if it did not end."""
-    path = Path(run.run_dir) / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if run.ckpt_path is not None and path.is_file() else {}
 
 
 def _objective(run: TrainConfig, results: dict[str, Any], console: Console) -> float | list[float]:
     """Value or values that the run returns to a sweep; nan for a metric that was never logged."""
     names = objectives(run)
-    missing = [name for name in names if name not in results]
-    if missing:
+    if missing := [name for name in names if name not in results]:
         console.print(f"the run logged no {', '.join(missing)}: that objective is nan", soft_wrap=True)
     values = [float(results.get(name, math.nan)) for name in names]
     return values[0] if isinstance(run.objective, str) else values
 
 
 def _check_amounts(run: TrainConfig) -> None:
-    check_limits(run.trainer)
+    trainers.check_limits(run.trainer)
     if run.threads is not None and run.threads < 1:
         raise ConfigError(f"threads must be at least 1, got {run.threads}")
     for name in ("max_steps", "max_epochs"):
@@ -205,21 +185,17 @@ def _with_steps(config: DictConfig, run: TrainConfig) -> DictConfig:
 def _build(key: str, node: Any, kind: type[T], hint: str = "") -> T:
     """Build a node, and check its type."""
     if not isinstance(node, dict) or "_target_" not in node:
-        raise ConfigError(f"{key} must have a _target_, the import path of a {_name(kind)}, got {node}")
+        raise ConfigError(f"{key} must have a _target_, the import path of a {full_name(kind)}, got {node}")
     built = instantiate(node)
     if not isinstance(built, kind):
-        raise ConfigError(f"{key} must be a {_name(kind)}, got {node['_target_']}, a {_name(type(built))}{hint}")
+        got = f"{node['_target_']}, a {full_name(type(built))}"
+        raise ConfigError(f"{key} must be a {full_name(kind)}, got {got}{hint}")
     return built
-
-
-def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _parts(group: str, nodes: Config | None, kind: type[T]) -> list[T]:
     """Objects of the nodes of a group; a group or a node that is null is switched off."""
-    there = {name: node for name, node in (nodes or {}).items() if node is not None}
-    return [_build(f"{group}.{name}", node, kind) for name, node in there.items()]
+    return [_build(f"{group}.{name}", node, kind) for name, node in (nodes or {}).items() if node is not None]
 
 
 def _task_and_data(run: TrainConfig) -> tuple[Task, LightningDataModule | None]:
@@ -239,8 +215,7 @@ def _task_and_data(run: TrainConfig) -> tuple[Task, LightningDataModule | None]:
             raise ConfigError(f"objective must be one of {', '.join(task.metrics)}, got {name}")
     task.configure_optimizers()  # an optimizer may refuse its arguments
     if bool(run.data) != isinstance(task, ImageTask):
-        takes, got = "images" if isinstance(task, ImageTask) else "no data, but an env", run.data or {}
-        raise ConfigError(
-            f"data must fit {type(task).__name__}, which takes {takes}, got {got.get('_target_', 'null')}"
-        )
+        takes = "images" if isinstance(task, ImageTask) else "no data, but an env"
+        got = (run.data or {}).get("_target_", "null")
+        raise ConfigError(f"data must fit {type(task).__name__}, which takes {takes}, got {got}")
     return task, _build("data", run.data, LightningDataModule) if run.data else None
