@@ -4,11 +4,10 @@ from helpers.environments import counters
 
 from taugrad.estimators import Enumeration
 from taugrad.rl import evaluation
-from taugrad.rl.actor import Actor, log_prob_of
+from taugrad.rl.actor import Actor, RunningNorm, log_prob_of
 from taugrad.rl.environments import Environments, make
 from taugrad.rl.evaluation import evaluate, interquartile_mean, record
 from taugrad.rl.multilinear import Advantage, multilinear
-from taugrad.rl.normalization import RunningNorm
 from taugrad.rl.rollouts import Collector, Window
 
 

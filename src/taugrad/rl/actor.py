@@ -1,4 +1,4 @@
-r"""An actor over factored discrete actions, and the policy that acts by it.
+r"""An actor over factored discrete actions, and the policy that acts by it on normalized observations.
 
 logits(s)      (..., F, K): factor f of the action is Cat(softmax(logits_f)), independent of the others
 log pi(a|s) = sum_f log softmax(logits_f)[a_f]
@@ -11,17 +11,12 @@ from torch import Tensor, nn
 
 from taugrad.nets import mlp
 from taugrad.ops.gumbel import gumbel_argmax
-from taugrad.rl.normalization import RunningNorm
+
+_CLIP = 10.0  # of a normalized observation
 
 
 class Policy(nn.Module):
-    """Actor on normalized observations.
-
-    Args:
-        actor: logits (..., F, K) of observations (..., D).
-        observation_size: D.
-        normalize: observations by their running mean and variance.
-    """
+    """Actor on observations (..., D), which it gets normalized by their running mean and variance if `normalize`."""
 
     def __init__(self, actor: "Actor", observation_size: int, normalize: bool) -> None:
         super().__init__()
@@ -48,24 +43,50 @@ class Policy(nn.Module):
             self.norm.update(observation.to(self.actor.allowed.device))
 
 
-class Actor(nn.Module):
-    """Network of the logits of every factor; a factor with fewer than K choices has -inf for the rest.
+class RunningNorm(nn.Module):
+    """Computes (x - mean) / std of x (..., D) by the mean and variance of all observations so far, clipped at 10.
 
-    Args:
-        observation_size: D.
-        factors: choices of each factor; the largest is K.
-        hidden: sizes of the hidden layers.
+    The statistics are float64: float32 would keep no digit below 64 of observations near 1e9.
+
+    >>> norm = RunningNorm(1)
+    >>> norm.update(torch.tensor([[0.0], [2.0]]))
+    >>> norm(torch.tensor([[3.0]]))
+    tensor([[2.]])
     """
 
-    allowed: Tensor
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.mean = nn.Buffer(torch.zeros(size, dtype=torch.float64))
+        self.variance = nn.Buffer(torch.ones(size, dtype=torch.float64))
+        self.count = nn.Buffer(torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Update mean and variance by x, (n, D) (Chan et al. 1979); n may be 0."""
+        if len(x) == 0:
+            return
+        x = x.double()
+        total = self.count + len(x)
+        share = len(x) / total
+        delta = x.mean(0) - self.mean
+        self.variance.lerp_(x.var(0, correction=0), share).add_(delta.square() * share * (1 - share))
+        self.mean.add_(delta * share)
+        self.count.copy_(total)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x, (..., D), to float32."""
+        return ((x - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-_CLIP, _CLIP).float()
+
+
+class Actor(nn.Module):
+    """Network of the logits (..., F, K) of `factors` with at most K choices each; a factor with fewer has -inf."""
 
     def __init__(self, observation_size: int, factors: Sequence[int], hidden: Sequence[int]) -> None:
         super().__init__()
-        shape = len(factors), max(factors)
-        self.net = mlp(observation_size, hidden, shape[0] * shape[1], "Tanh")
+        self.shape = F, K = len(factors), max(factors)
+        self.net = mlp(observation_size, hidden, F * K, "Tanh")
         orthogonal(self.net, last_gain=0.01)
-        self.shape = shape
-        self.register_buffer("allowed", torch.arange(shape[1]) < torch.tensor(factors)[:, None], persistent=False)
+        self.allowed = nn.Buffer(torch.arange(K) < torch.tensor(factors)[:, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (..., F, K) of observations (..., D)."""

@@ -46,15 +46,10 @@ class Agent(nn.Module, ABC):
 
     @abstractmethod
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
-        """Make optimizer steps on rollouts of the window.
+        """Make optimizer steps on rollouts of the window, whose newest one was made by the policy as it stands.
 
-        Args:
-            window: the rollouts; its newest one was made by the policy as it stands.
-            optimizer: over the agent's parameters, with the current learning rate.
-            clock: environment steps, the axis of schedules.
-
-        Returns:
-            Scalars to log by their names; none if the rollouts hold no transition.
+        The optimizer is over the agent's parameters, with the current learning rate. Return scalars to log by their
+        names; none if the rollouts hold no transition.
         """
 
 

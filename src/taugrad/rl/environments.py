@@ -51,9 +51,7 @@ def build(make: Callable[..., VectorEnv], num_envs: int, **options: Any) -> "Env
     """Wrap the environments that `make(num_envs=num_envs, **options)` returns.
 
     Raises:
-        ConfigError: `make` failed, or what it returned is not supported.
-        TypeError: `make` does not take these arguments.
-        ValueError: `make` refuses their values.
+        ConfigError: `make` failed, but for its own TypeError or ValueError, or what it returned is not supported.
     """
     try:
         env = make(num_envs=num_envs, **options)
@@ -70,11 +68,8 @@ def build(make: Callable[..., VectorEnv], num_envs: int, **options: Any) -> "Env
 class Environments:
     """E environments that take choices and give tensors.
 
-    Args:
-        env: a vector environment that resets on the next step.
-
     Raises:
-        ConfigError: it is no vector environment, or its spaces, or its way to reset, are not supported.
+        ConfigError: `env` is no vector environment, or its spaces, or its way to reset, are not supported.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -96,11 +91,7 @@ class Environments:
         return own if own is not None else getattr(self.env.spec, "reward_threshold", None)
 
     def reset(self, seed: int | None = None) -> Tensor:
-        """Begin new episodes in all environments, and return their first observations (E, D).
-
-        Raises:
-            DataError: the environment raised, or an observation cannot be used.
-        """
+        """Begin new episodes in all environments, and return their first observations (E, D); errors as in `step`."""
         self._resets = np.zeros(self.num_envs, dtype=bool)
         try:
             observation = self.env.reset(seed=seed)[0]
@@ -125,10 +116,8 @@ class Environments:
         except Exception as error:  # foreign code may raise anything
             raise _raised("step", error) from error
         rewards = self._each("a reward", _finite("a reward", reward))
-        ends = [
-            self._each(name, _copy(name, end, bool))
-            for name, end in (("a termination", terminated), ("a truncation", truncated))
-        ]
+        named = {"a termination": terminated, "a truncation": truncated}
+        ends = [self._each(name, _copy(name, end, bool)) for name, end in named.items()]
         reset, self._resets = self._resets, ends[0] | ends[1]
         if (self._resets & reset).any() or (isinstance(info, Mapping) and _SAME_STEP & info.keys()):
             raise DataError(
@@ -138,11 +127,7 @@ class Environments:
         return Step(self._observation(observation), *map(torch.from_numpy, (rewards, *ends, ~reset)))
 
     def picture(self) -> np.ndarray:
-        """Render the first environment, (height, width, 3), uint8.
-
-        Raises:
-            ConfigError: it cannot be rendered, or lacks a package for that.
-        """
+        """Render the first environment, (height, width, 3), uint8; ConfigError if it cannot be, or lacks a package."""
         try:
             drawn = self.env.render()
         except (gymnasium.error.Error, NotImplementedError) as error:
@@ -169,16 +154,12 @@ class Environments:
     def _each(self, name: str, values: np.ndarray) -> np.ndarray:
         """Reshape values, one for each environment, to (E,); a column is accepted."""
         if values.size != self.num_envs:
-            raise DataError(
-                f"the environment must return {name} for each of its {self.num_envs}, got shape {values.shape}"
-            )
+            each = f"{name} for each of its {self.num_envs}"
+            raise DataError(f"the environment must return {each}, got shape {values.shape}")
         return values.reshape(self.num_envs)
 
 
-_SAME_STEP = {
-    "final_obs",
-    "final_observation",
-}  # keys in the info of environments that reset in the last step of an episode
+_SAME_STEP = {"final_obs", "final_observation"}  # in the info of those that reset in the last step of an episode
 
 
 def _check_resets(metadata: Mapping[str, Any]) -> None:
@@ -199,11 +180,7 @@ def _raised(method: str, error: Exception) -> DataError:
 
 
 def _copy(name: str, values: Any, dtype: Any) -> np.ndarray:
-    """Copy values, because many environments write each step over the last.
-
-    Raises:
-        DataError: the values are no numbers.
-    """
+    """Copy values, because many environments write each step over the last; DataError if they are no numbers."""
     try:
         with np.errstate(over="ignore"):
             return np.asarray(values).astype(dtype)
@@ -212,13 +189,8 @@ def _copy(name: str, values: Any, dtype: Any) -> np.ndarray:
 
 
 def _finite(name: str, values: Any, dtype: Any = np.float32) -> np.ndarray:
-    """Copy values, and require that they are finite in float32, in which networks compute.
-
-    Raises:
-        DataError: a value is not finite.
-    """
+    """Copy values; DataError if one is not finite in float32, in which networks compute."""
     numbers = _copy(name, values, np.float32)
-    finite = np.isfinite(numbers)
-    if not finite.all():
+    if not (finite := np.isfinite(numbers)).all():
         raise DataError(f"the environment returned {name} of {np.asarray(values)[~finite][0]}")
     return numbers if dtype == np.float32 else _copy(name, values, dtype)

@@ -17,11 +17,7 @@ _MOST_STEPS = 20_000  # of an episode; an evaluation of an environment without a
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Settings of the evaluation of a policy: how often, and on how many episodes.
-
-    Raises:
-        ValueError: a count is below 1.
-    """
+    """Settings of the evaluation of a policy: how often, and on how many episodes; ValueError if a count is below 1."""
 
     every: int = 10_000  # environment steps between two evaluations during training
     episodes: int = 10  # of each
@@ -44,15 +40,10 @@ class Episodes(NamedTuple):
 
 @torch.no_grad()
 def evaluate(environments: Environments, choose: Callable[[Tensor], Tensor], seed: int) -> Episodes:
-    """Play the first episode of each environment.
+    """Play the first episode of each of E environments; `choose` maps observations (E, D) to choices (E, F).
 
     One episode each, so that short episodes do not count more often than long ones. An episode of more than 20,000
     steps counts with its return so far, is marked as not whole, and leads to a warning.
-
-    Args:
-        environments: E of them; they are reset.
-        choose: observations (E, D) to choices (E, F).
-        seed: of the reset.
     """
     observation = environments.reset(seed)
     running = torch.ones(environments.num_envs, dtype=torch.bool)
@@ -94,12 +85,9 @@ def interquartile_mean(values: Tensor) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def record(environments: Environments, choose: Callable[[Tensor], Tensor], seed: int, most: int = 1000) -> np.ndarray:
-    """Record pictures (n, height, width, 3) of the first environment's first episode.
+    """Record pictures (n, height, width, 3) of the first environment's first episode; ConfigError if it draws none.
 
     There are at most `most` of them; a warning says so if the episode is longer.
-
-    Raises:
-        ConfigError: the environment draws none.
     """
     observation = environments.reset(seed)
     frames = [environments.picture()]

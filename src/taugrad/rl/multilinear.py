@@ -53,11 +53,7 @@ _ENT_FACTOR = 1.05
 
 @dataclass(frozen=True)
 class MultilinearActorCritic(Algorithm):
-    """Hyperparameters of the actor-critic.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
+    """Hyperparameters of the actor-critic; ValueError if a number is out of range."""
 
     estimator: Estimator = field(default_factory=STGumbelSoftmax)  # of the actor's gradient
     tau: Schedule = field(default_factory=lambda: Constant(1.0))  # temperature, over environment steps
@@ -95,25 +91,12 @@ class MultilinearActorCritic(Algorithm):
             check_positive("ent_coef", self.ent_coef)  # 0 adapts to nothing
 
     def build(self, observation_size: int, factors: Sequence[int]) -> "MultilinearAgent":
-        """Build the agent.
-
-        Raises:
-            ValueError: enumeration has too much to enumerate.
-        """
+        """Build the agent; ValueError if enumeration has too much to enumerate."""
         return MultilinearAgent(self, observation_size, factors)
 
 
 class MultilinearAgent(Agent):
-    """Actor, advantage and value, and the coefficients that are adapted while they learn.
-
-    Args:
-        hp: the hyperparameters.
-        observation_size: D.
-        factors: choices of each factor.
-
-    Raises:
-        ValueError: enumeration has too much to enumerate.
-    """
+    """Actor, advantage and value, and the coefficients that are adapted while they learn."""
 
     def __init__(self, hp: MultilinearActorCritic, observation_size: int, factors: Sequence[int]) -> None:
         super().__init__()
@@ -123,12 +106,9 @@ class MultilinearAgent(Agent):
         self.policy = Policy(Actor(observation_size, factors, hp.hidden), observation_size, hp.normalize)
         self.advantage = Advantage(observation_size, factors, hp.hidden, hp.pairwise)
         self.value = mlp(observation_size, hp.hidden, 1, "ReLU", layer_norm=True)
-        self.scale: Tensor
-        self.beta: Tensor
-        self.ent_factor: Tensor
-        self.register_buffer("scale", torch.zeros(()))
-        self.register_buffer("beta", torch.tensor(_BETA[0]))
-        self.register_buffer("ent_factor", torch.ones(()))
+        self.scale = nn.Buffer(torch.zeros(()))
+        self.beta = nn.Buffer(torch.tensor(_BETA[0]))
+        self.ent_factor = nn.Buffer(torch.ones(()))
 
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
         """Make optimizer steps on minibatches of the newest rollouts and of older ones."""
@@ -222,21 +202,12 @@ def minibatches(n: int, count: int, size: int) -> Iterator[Tensor]:
 
 
 class Advantage(nn.Module):
-    """Network of the coefficients h and W of A(s, .), for `multilinear`.
+    """Network of the coefficients h and W of A(s, .), for `multilinear`; W only if `pairwise`."""
 
-    Args:
-        observation_size: D.
-        factors: choices of each factor.
-        hidden: sizes of the hidden layers.
-        pairwise: whether there is W; without it the factors' contributions add up.
-    """
-
-    def __init__(
-        self, observation_size: int, factors: Sequence[int], hidden: Sequence[int], pairwise: bool = False
-    ) -> None:
+    def __init__(self, observation_size: int, factors: Sequence[int], hidden: Sequence[int], pairwise: bool) -> None:
         super().__init__()
         F, K = len(factors), max(factors)
-        pairs = F * (F - 1) // 2 if pairwise else 0
+        pairs = F * (F - 1) // 2 if pairwise else 0  # without any the factors' contributions add up
         self.sizes = [F * K, pairs * K * K]
         self.shapes = [(F, K), (pairs, K, K)]
         self.net = mlp(observation_size, hidden, sum(self.sizes), "ReLU", layer_norm=True)

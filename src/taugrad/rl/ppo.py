@@ -27,11 +27,7 @@ from taugrad.rl.rollouts import Window
 
 @dataclass(frozen=True)
 class PPO(Algorithm):
-    """Hyperparameters of PPO with a clipped objective.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
+    """Hyperparameters of PPO with a clipped objective; ValueError if a number is out of range."""
 
     hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actor and value
     epochs: int = 20  # passes over a rollout
@@ -63,13 +59,7 @@ class PPO(Algorithm):
 
 
 class PPOAgent(Agent):
-    """Actor and value.
-
-    Args:
-        hp: the hyperparameters.
-        observation_size: D.
-        factors: choices of each factor.
-    """
+    """Actor and value."""
 
     def __init__(self, hp: PPO, observation_size: int, factors: Sequence[int]) -> None:
         super().__init__()
@@ -124,8 +114,6 @@ class PPOAgent(Agent):
         x = self.policy.normalized(rollout.observation)
         value = self.value(x)[..., 0]
         g = advantages(rollout.reward, value, rollout.terminated, rollout.truncated, self.hp.gamma, self.hp.lam)
-        old = log_prob_of(
-            self.policy.actor(x[:-1]), rollout.action
-        )  # not log_mu, because the normalization has changed since
-        parts = x[:-1], rollout.action, old, g, g + value[:-1]
-        return tuple(part[rollout.valid] for part in parts)
+        # Not log_mu, because the normalization has changed since.
+        old = log_prob_of(self.policy.actor(x[:-1]), rollout.action)
+        return tuple(part[rollout.valid] for part in (x[:-1], rollout.action, old, g, g + value[:-1]))

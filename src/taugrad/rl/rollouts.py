@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -28,19 +28,13 @@ class Rollout:
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Rollout":
         """Return a rollout with `f` applied to every tensor."""
-        return Rollout(*(f(getattr(self, field.name)) for field in fields(self)))
+        return Rollout(*map(f, vars(self).values()))
 
 
 class Window:
-    """The last rollouts, in memory allocated once.
+    """The last rollouts, `capacity` of them, each of T `steps` of E environments, in memory allocated once.
 
-    Args:
-        capacity: number of rollouts kept.
-        steps: T, steps of each.
-        num_envs: E, environments.
-        observation_size: D, numbers of an observation.
-        factors: F, factors of an action.
-        dtype: of the observations, which are kept unnormalized because the normalization changes.
+    Observations (D numbers, of `dtype`) are kept unnormalized because the normalization changes.
     """
 
     def __init__(
@@ -81,31 +75,21 @@ class Window:
 
     def state_dict(self) -> dict[str, Any]:
         """Contents for a checkpoint."""
-        return {"added": self.added, **{field.name: getattr(self._all, field.name) for field in fields(Rollout)}}
+        return {"added": self.added, **vars(self._all)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the contents from a `state_dict`.
-
-        Raises:
-            ValueError: the state is of a window of other sizes.
-        """
-        for field in fields(Rollout):
-            here, there = getattr(self._all, field.name), state[field.name]
-            if here.shape != there.shape:
-                raise ValueError(
-                    f"the rollouts' {field.name} must have shape {tuple(here.shape)}, got {tuple(there.shape)}"
-                )
-            here.copy_(there)
+        """Restore the contents from a `state_dict`; ValueError if it is of a window of other sizes."""
+        for name, here in vars(self._all).items():
+            if here.shape != state[name].shape:
+                got = tuple(state[name].shape)
+                raise ValueError(f"the rollouts' {name} must have shape {tuple(here.shape)}, got {got}")
+            here.copy_(state[name])
         self.added = state["added"]
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Settings of the collecting of rollouts.
-
-    Raises:
-        ValueError: a count is below 1.
-    """
+    """Settings of the collecting of rollouts; ValueError if a count is below 1."""
 
     max_env_steps: int  # length of the training
     num_envs: int = 8  # E, environments stepped at once
@@ -121,12 +105,7 @@ class Collection:
 
 
 class Collector:
-    """Steps environments with a policy, and counts steps and episodes.
-
-    Args:
-        environments: E of them.
-        seed: of their first reset.
-    """
+    """Steps E environments, first reset by `seed`, with a policy, and counts steps and episodes."""
 
     def __init__(self, environments: Environments, seed: int) -> None:
         self.environments = environments

@@ -46,17 +46,11 @@ def to_environment(action: Tensor, space: Space) -> Any:
     >>> to_environment(torch.tensor([[0], [2]]), Discrete(3, start=-1))
     array([-1,  1])
     """
-    return _actions(action.cpu().numpy(), space)
-
-
-def _actions(choices: np.ndarray, space: Space) -> Any:
     if isinstance(space, Tuple):
-        ends = np.cumsum([len(factors_of(part)) for part in space])
-        return tuple(_actions(c, part) for c, part in zip(np.split(choices, ends[:-1], 1), space, strict=True))
-    one = choices.reshape(len(choices), *(space.shape or ())).astype(
-        space.dtype
-    )  # some environments require their dtype
-    return one + getattr(space, "start", 0)
+        parts = action.cpu().split([len(factors_of(part)) for part in space], 1)
+        return tuple(to_environment(a, part) for a, part in zip(parts, space, strict=True))
+    choices = action.cpu().numpy().reshape(len(action), *(space.shape or ()))
+    return choices.astype(space.dtype) + getattr(space, "start", 0)  # some environments require their dtype
 
 
 def observation_size(space: Space) -> int:

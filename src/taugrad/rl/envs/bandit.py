@@ -20,15 +20,10 @@ _CONTEXTS = 10_000  # behind the mean of the best rewards
 
 
 class FactoredBandit(VectorEnv):
-    """E bandits with shared rewards; each has contexts of its own, new at every decision.
+    """E bandits with shared rewards; each has contexts of its own, D numbers, new at every decision.
 
-    Args:
-        num_envs: E.
-        factors: F.
-        choices: K of each factor.
-        context_size: D, numbers of x.
-        decisions: of an episode; a time-out ends it.
-        seed: of M and W.
+    An action has F `factors` with K `choices` each. A time-out ends an episode after so many `decisions`. The `seed` is
+    that of M and W.
 
     >>> bandit = FactoredBandit(num_envs=2, factors=8, choices=6)
     >>> x, _ = bandit.reset(seed=0)

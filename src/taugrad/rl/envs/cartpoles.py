@@ -12,15 +12,11 @@ from taugrad.checks import check_count
 
 
 class KCartPoles(VectorEnv):
-    """E environments of K of gymnasium's cart-poles each, stepped as one vector of E K.
+    """E environments of K `poles` of gymnasium's each, stepped as one vector of E K.
 
     The reward is 1 a step while all poles stand, for at most 500 steps; the choices are push left and push right for
     every cart. A factor changes the reward only through its own pole, and the end of an episode does not show which
     pole fell.
-
-    Args:
-        num_envs: E.
-        poles: K.
 
     >>> KCartPoles(num_envs=2, poles=3).single_action_space
     MultiDiscrete([2 2 2])

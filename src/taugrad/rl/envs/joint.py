@@ -55,10 +55,8 @@ class Joint(gymnasium.Wrapper[np.ndarray, Any, Any, Any]):
 def make(id: str, num_envs: int, time_limit: int | None = None) -> VectorEnv:  # gymnasium's own name
     """Make `num_envs` copies of a registered environment of several agents, each shown as one agent.
 
-    Args:
-        id: package:name, such as lbforaging:Foraging-8x8-2p-3f-v3.
-        num_envs: E.
-        time_limit: steps after which an episode ends, for an environment without a limit of its own.
+    Its `id` is package:name, such as lbforaging:Foraging-8x8-2p-3f-v3. An episode ends after `time_limit` steps, for an
+    environment without a limit of its own.
 
     Raises:
         ConfigError: there is no such environment, or it lacks a package.

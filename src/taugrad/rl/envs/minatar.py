@@ -4,7 +4,6 @@ Observations are the game's planes of 10 x 10, bool; the choices are the actions
 frames times out, as in the paper.
 """
 
-import functools
 from typing import Any
 
 import gymnasium
@@ -22,11 +21,7 @@ _FRAMES = 5_000
 
 
 class MinAtar(gymnasium.Env[np.ndarray, Any]):
-    """One game.
-
-    Args:
-        game: its name.
-        sticky_actions: probability that the last action is repeated.
+    """One game, in which the last action is repeated with probability `sticky_actions`.
 
     Raises:
         ConfigError: there is no such game, or no package `minatar`.
@@ -60,8 +55,4 @@ class MinAtar(gymnasium.Env[np.ndarray, Any]):
 def make(game: str, num_envs: int) -> VectorEnv:
     """Make `num_envs` copies of a game, each with its time limit."""
     check_count("num_envs", num_envs)
-    return SyncVectorEnv([functools.partial(_one, game)] * num_envs)
-
-
-def _one(game: str) -> gymnasium.Env[np.ndarray, Any]:
-    return TimeLimit(MinAtar(game), _FRAMES)
+    return SyncVectorEnv([lambda: TimeLimit(MinAtar(game), _FRAMES)] * num_envs)
