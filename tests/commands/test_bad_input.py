@@ -22,7 +22,7 @@ from helpers.commands import SMALL
 from helpers.idx import NAMES, idx, write_set
 
 from taugrad import gumbel_softmax
-from taugrad.data.idx import read_idx
+from taugrad.data.mnist import read_idx
 from taugrad.errors import DataError
 from taugrad.ops.softmax import softmax
 from taugrad.training import checkpoints

@@ -21,9 +21,8 @@ from taugrad.data import binarized_mnist as embedded
 from taugrad.data import mnist as module
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.datamodule import ImageData
-from taugrad.data.idx import read_idx
 from taugrad.data.images import Split, balanced, binarize, split
-from taugrad.data.mnist import fashion_mnist, mnist
+from taugrad.data.mnist import fashion_mnist, mnist, read_idx
 from taugrad.data.mnist import idx as idx_files
 from taugrad.errors import ConfigError, DataError
 

@@ -10,16 +10,11 @@ from taugrad.data.images import Split
 
 
 class Batches:
-    """Batches of an evaluation: (x, labels) in order, x (batch, height, width) float32 in [0, 1].
-
-    Args:
-        split: the images and labels.
-        batch_size: images a batch; the last batch may hold fewer.
-    """
+    """Batches (x, labels) of an evaluation, in order; x is (batch, height, width), float32 in [0, 1]."""
 
     def __init__(self, split: Split, batch_size: int) -> None:
         self.split = split
-        self.batch_size = _fitting(batch_size, split)
+        self.batch_size = _fitting(batch_size, split)  # the last batch may hold fewer
 
     def __len__(self) -> int:
         return -(-len(self.split.labels) // self.batch_size)
@@ -39,21 +34,12 @@ class ShuffledBatches:
     of an epoch with the batches that were left. Without a loaded state each `iter` starts the next epoch. An epoch
     drops its incomplete last batch.
 
-    For semi-supervised learning, `labelled` names the only images whose labels may be used: the labels of a batch are
-    then -1, and `labelled_batch_size` of these images follow with their labels.
+    For semi-supervised learning, `labelled` has the indices of the only images whose labels may be used: labels of a
+    batch are then -1, and `labelled_batch_size` of these images follow with their labels.
 
-    Each of several processes that train together takes its `share` of every batch.
-
-    Args:
-        split: the images and labels.
-        batch_size: images a batch, all shares together.
-        seed: of the order.
-        stack: batches an item.
-        sample_pixels: whether each pixel is sampled by its intensity anew at every visit (dynamic binarization).
-        labelled: indices of the images that keep their labels; None: all do, and no images are added.
-        labelled_batch_size: labelled images in every batch, all shares together.
-        share: rows of every batch that this process takes.
-        items: largest number of items of an epoch, from a trainer's `limit_train_batches`; the epoch ends there.
+    Each of several processes that train together takes its `share` of every batch; the sizes are of all shares
+    together. With `sample_pixels` each pixel is sampled by its intensity anew at every visit (dynamic binarization). An
+    epoch ends after `items` of its items, from a trainer's `limit_train_batches`.
     """
 
     def __init__(

@@ -25,11 +25,7 @@ _PIXEL_BYTES = (_TRAIN + _TEST) * _SIZE * _SIZE // 8
 
 
 def binarized_mnist(path: Path = PATH) -> Splits:
-    """Load the embedded data set.
-
-    Returns:
-        50,000 training, 10,000 validation and 10,000 test images (28, 28), uint8, 0 or 255: divide by 255 for 0 and 1,
-        as the data module does.
+    """Load the embedded data set, images (28, 28), uint8, 0 or 255.
 
     Raises:
         DataError: the file is missing, damaged, or not the one that the package was built with.

@@ -55,13 +55,11 @@ class ImageData(LightningDataModule):
         if binarize not in _BINARIZE:
             raise ValueError(f"binarize must be one of {', '.join(_BINARIZE)}, got {binarize}")
         if not callable(source):
-            raise TypeError(
-                f"source must be a function, in a config a node with _partial_: true, got {type(source).__name__}"
-            )
-        check_count("batch_size", batch_size)
-        check_count("eval_batch_size", eval_batch_size)
-        check_count("stack", stack)
-        check_count("labelled_batch_size", labelled_batch_size)
+            kind = type(source).__name__
+            raise TypeError(f"source must be a function, in a config a node with _partial_: true, got {kind}")
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "stack": stack}
+        for name, size in (sizes | {"labelled_batch_size": labelled_batch_size}).items():
+            check_count(name, size)
         self.source, self.binarize, self.seed = source, binarize, seed
         self.batch_size, self.eval_batch_size, self.stack, self.labels_kept = batch_size, eval_batch_size, stack, labels
         self.labelled_batch_size = min(labelled_batch_size, labels or 0)
@@ -71,17 +69,11 @@ class ImageData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Load the splits, once."""
         train = self._load().train
-        if self.batch_size > len(train.labels):
-            raise ConfigError(
-                f"data.batch_size must be at most {len(train.labels)}, the size of the training split, "
-                f"got {self.batch_size}"
-            )
+        if (size := self.batch_size) > (n := len(train.labels)):
+            raise ConfigError(f"data.batch_size must be at most {n}, the size of the training split, got {size}")
         processes = self.trainer.world_size if self.trainer else 1
-        for name, size in (
-            ("batch_size", self.batch_size),
-            ("labelled_batch_size", self.labelled_batch_size),
-        ):
-            if size % processes:
+        for name in ("batch_size", "labelled_batch_size"):
+            if (size := getattr(self, name)) % processes:
                 raise ConfigError(f"data.{name} must be a multiple of the number of processes, {processes}, got {size}")
         if self.labels_kept is not None:
             try:
@@ -96,9 +88,9 @@ class ImageData(LightningDataModule):
 
     def epoch_steps(self, limit: int | float | None = None) -> int:
         """Optimizer steps of an epoch, under a trainer's `limit_train_batches`, a number or a share of stacks."""
-        batches, stack = len(self._load().train.labels) // self.batch_size, self.stack
-        stacks = -(-batches // stack)
-        return min(batches, _limited(stacks, 1.0 if limit is None else limit) * stack)
+        batches = len(self._load().train.labels) // self.batch_size
+        stacks = -(-batches // self.stack)
+        return min(batches, _limited(stacks, 1.0 if limit is None else limit) * self.stack)
 
     def labels(self) -> Tensor:
         """Join the labels of all splits, also those that a semi-supervised training does not see."""

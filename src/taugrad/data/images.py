@@ -59,16 +59,10 @@ def balanced(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def binarize(images: Tensor) -> Tensor:
-    """Binarize images in one fixed way: a pixel is on (255) with the probability of its intensity, else off (0).
+    """Binarize images (n, ...), uint8, in one fixed way: a pixel is 255 with the probability of its intensity, else 0.
 
     The random numbers are the raw output of PCG64, whose stream numpy guarantees, so that the result is the same on
     every machine and version. The result for an image depends on its position in `images`.
-
-    Args:
-        images: (n, ...), uint8.
-
-    Returns:
-        The same shape, uint8, 0 or 255.
 
     >>> binarize(torch.tensor([[0, 255, 0, 255]], dtype=torch.uint8))
     tensor([[  0, 255,   0, 255]], dtype=torch.uint8)

@@ -1,8 +1,16 @@
-"""MNIST, Fashion-MNIST and a user's own sets from four IDX files in a directory; the first two can be downloaded."""
+"""MNIST, Fashion-MNIST and a user's own sets from four IDX files in a directory; the first two can be downloaded.
 
+IDX is magic, sizes, then bytes. The magic is two zero bytes, 0x08 for unsigned bytes, and the number of dimensions; the
+sizes are big-endian uint32.
+"""
+
+import gzip
 import hashlib
+import math
 import re
+import struct
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +18,6 @@ import pooch
 import torch
 from torch import Tensor
 
-from taugrad.data.idx import read_idx
 from taugrad.data.images import Split, Splits, split
 from taugrad.errors import DataError
 from taugrad.files import user_path
@@ -20,6 +27,7 @@ _PATTERNS = [  # other names of these files: train-images.idx3-ubyte, test-label
     re.compile(rf"(?:{part})(?:[-_.]idx\d?)?(?:[-_.]ubyte)?(?:\.idx)?(?:\.gz)?", re.IGNORECASE)
     for part in ("train[-_.]images", "train[-_.]labels", "(?:t10k|test)[-_.]images", "(?:t10k|test)[-_.]labels")
 ]
+_UNSIGNED_BYTE = 0x08
 _SIZES = 60_000, 60_000, 10_000, 10_000
 
 
@@ -28,7 +36,6 @@ class _Published:
     """Data set that can be downloaded."""
 
     name: str
-    folder: str  # torchvision's, in its root
     url: str
     archives: tuple[str, ...]  # SHA-256 of the gzipped files
     contents: tuple[str, ...] = ()  # SHA-256 of the unpacked images and labels; none are published for Fashion-MNIST
@@ -37,11 +44,13 @@ class _Published:
         """Return whether a file is one of the set."""
         if self.contents and _digest(read_idx(path)) == self.contents[part]:
             return True
-        return hashlib.sha256(_bytes(path)).hexdigest() == self.archives[part]
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest() == self.archives[part]
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
 
 
 _MNIST = _Published(
-    "MNIST",
     "MNIST",
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     (
@@ -59,7 +68,6 @@ _MNIST = _Published(
 )
 _FASHION_MNIST = _Published(
     "Fashion-MNIST",
-    "FashionMNIST",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     (
         "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
@@ -78,9 +86,6 @@ def mnist(root: str | Path, validation: int = 10_000) -> Splits:
             into it if the others are MNIST's. Files with another number of images, such as a part of MNIST, are read
             as they are; files with MNIST's number of images must hold MNIST.
         validation: number of the 60,000 training images to set aside; 0 validates on the test split.
-
-    Returns:
-        The three splits.
 
     Raises:
         DataError: a file is missing and cannot be downloaded, or is damaged, or is not of the set's kind.
@@ -105,16 +110,7 @@ def fashion_mnist(root: str | Path, validation: int = 10_000) -> Splits:
 def idx(root: str | Path, validation: int = 10_000) -> Splits:
     """Load any set of 28 x 28 images and labels 0 to 9 from four IDX files, such as KMNIST; nothing is downloaded.
 
-    Args:
-        root: the directory of the files, named as MNIST's, gzipped or not.
-        validation: number of training images to set aside; 0 validates on the test split.
-
-    Returns:
-        The three splits.
-
-    Raises:
-        DataError: a file is missing, damaged, or not of this kind.
-        ValueError: `validation` is out of range.
+    The files are named as MNIST's, gzipped or not; arguments, result and errors are as for `mnist`.
     """
     directory, found = _found(user_path(root))
     files = [path for path in found if path is not None]
@@ -124,11 +120,7 @@ def idx(root: str | Path, validation: int = 10_000) -> Splits:
 
 
 def read_split(images: Path, labels: Path) -> Split:
-    """Read one pair of IDX files.
-
-    Raises:
-        DataError: a file is damaged, the images are not 28 x 28, or the labels are not 0 to 9, one for each image.
-    """
+    """Read one pair of IDX files; DataError unless they hold images of 28 x 28, and a label 0 to 9 for each."""
     x, y = read_idx(images), read_idx(labels)
     if x.shape[1:] != (28, 28):
         raise DataError(f"{images} must hold images of 28 x 28, got shape {tuple(x.shape)}")
@@ -139,14 +131,40 @@ def read_split(images: Path, labels: Path) -> Split:
     return Split(x, y.to(torch.int64))
 
 
+def read_idx(path: Path) -> Tensor:
+    """Read an IDX file of unsigned bytes as uint8, in the shape that it declares; its first bytes show gzip.
+
+    Raises:
+        DataError: the file cannot be read, is not IDX of unsigned bytes, or is empty, truncated or too long.
+    """
+    try:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if raw[:4] == b"PK\x03\x04":
+        raise DataError(f"{path} is a zip archive: unpack it")
+    if len(raw) < 4 or raw[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
+        raise DataError(f"{path} is not an IDX file of unsigned bytes: it starts with {raw[:4].hex(' ') or 'nothing'}")
+    header = 4 + 4 * raw[3]
+    if len(raw) < header:
+        raise DataError(f"{path} is truncated: its header ends after {len(raw)} of {header} bytes")
+    shape = struct.unpack(f">{raw[3]}I", raw[4:header])
+    if math.prod(shape) == 0:
+        raise DataError(f"{path} holds no data: its shape is {shape}")
+    if len(raw) - header != math.prod(shape):
+        raise DataError(f"{path} should hold {math.prod(shape)} bytes for shape {shape}, but holds {len(raw) - header}")
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=header).view(shape)
+
+
 def _splits(files: list[Path]) -> tuple[Split, Split]:
-    train_x, train_y, test_x, test_y = files
-    return read_split(train_x, train_y), read_split(test_x, test_y)
+    return read_split(*files[:2]), read_split(*files[2:])
 
 
 def _downloaded(root: Path, published: _Published) -> list[Path]:
     """Return the four files; download missing ones, unless that would complete another set than the published one."""
-    directory, found = _found(root, published.folder)
+    directory, found = _found(root, published.name.replace("-", ""))  # as torchvision's folder
     if None in found:
         for part, path in enumerate(found):
             if path is not None and not published.holds(part, path):
@@ -158,11 +176,7 @@ def _downloaded(root: Path, published: _Published) -> list[Path]:
 
 
 def _found(root: Path, folder: str = "") -> tuple[Path, list[Path | None]]:
-    """Find the directory of the four files, `root` or torchvision's below it, and those files that are there.
-
-    Raises:
-        DataError: `root` is no directory, cannot be read, or has the files in another folder below it.
-    """
+    """Find the directory of the four files, `root` or torchvision's below it, and those files that are there."""
     try:
         if root.exists() and not root.is_dir():
             named = any(pattern.fullmatch(root.name) for pattern in _PATTERNS)
@@ -196,23 +210,15 @@ def _digest(content: Tensor) -> str:
     return hashlib.sha256(content.to(torch.uint8).numpy().data).hexdigest()
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
 def _download(root: Path, part: int, published: _Published) -> Path:
     name = _FILES[part]
     try:
         root.mkdir(parents=True, exist_ok=True)
         sha256 = f"sha256:{published.archives[part]}"
-        bar = sys.stderr.isatty()
-        path = pooch.retrieve(f"{published.url}{name}.gz", sha256, f"{name}.gz", root, progressbar=bar)
+        url, bar = f"{published.url}{name}.gz", sys.stderr.isatty()
+        return Path(pooch.retrieve(url, sha256, f"{name}.gz", root, progressbar=bar))
     except (OSError, ValueError) as error:  # no network; a checksum that does not match
         raise DataError(
             f"{root} lacks {name} and it could not be downloaded ({type(error).__name__}): put the files "
             f"{', '.join(_FILES)} there, gzipped or not, or set data.source.root to their directory"
         ) from error
-    return Path(path)
