@@ -17,7 +17,7 @@ def mlp(
     layer_norm: bool = False,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Build linear layers with an activation between them; the last has none.
+    """Build linear layers, from (..., inputs) to (..., outputs), with an activation between them; the last has none.
 
     Args:
         inputs: size of the input's last dimension.
@@ -26,9 +26,6 @@ def mlp(
         activation: the name of a class of `torch.nn` that needs no argument, such as ReLU or SiLU.
         layer_norm: normalize before each activation.
         dropout: probability that an activation is set to zero in training.
-
-    Returns:
-        A module from (..., inputs) to (..., outputs).
 
     Raises:
         ValueError: a size is below 1, or `activation` is not a module of `torch.nn`.
@@ -55,9 +52,7 @@ def mlp(
 def start_at(net: nn.Sequential, mean: Tensor) -> None:
     r"""Set the last bias to $\mathrm{logit}(\mathrm{mean})$, so that the net's Bernoulli outputs start near `mean`.
 
-    Args:
-        net: a net of `mlp`.
-        mean: mean of the data, the size of the output, in [0, 1]; it is clamped to [0.001, 0.999].
+    `net` is one of `mlp`, and `mean` the data's, of the size of the output, in [0, 1]; it is clamped to [0.001, 0.999].
 
     >>> net = mlp(5, [], 2)
     >>> start_at(net, torch.tensor([0.5, 0.0]))
@@ -79,7 +74,6 @@ class ConvEncoder(nn.Module):
     Raises:
         ValueError: the image cannot be halved that often, or `activation` is not a module of `torch.nn`.
 
-    >>> import torch
     >>> ConvEncoder([28, 28], [16, 32], 128)(torch.zeros(5, 28, 28)).shape
     torch.Size([5, 128])
     """
@@ -107,12 +101,8 @@ class ConvDecoder(nn.Module):
         inputs: size of the input's last dimension.
         channels: input channels of each convolution, in the encoder's order.
         image_size: height and width of the output.
-        activation: the name of a class of `torch.nn`, as for `mlp`.
+        activation: the name of a class of `torch.nn`, as for `mlp`; errors are as for `ConvEncoder`.
 
-    Raises:
-        ValueError: as for `ConvEncoder`.
-
-    >>> import torch
     >>> ConvDecoder(60, [16, 32], [28, 28])(torch.zeros(3, 5, 60)).shape
     torch.Size([3, 5, 784])
     """

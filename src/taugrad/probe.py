@@ -10,7 +10,7 @@ estimator's from one draw for each row. Then
 Rows are taken together, not one by one, because the exact gradient of a row whose choice is nearly certain is nearly
 zero: relative errors of such rows would dominate here, though not in training. The estimates of bias^2 and of |E G|^2
 from n draws are themselves unbiased: the variance of the mean, variance / n, is subtracted. Standard errors come from
-ten groups of draws.
+ten groups of draws. Throughout, `f` is a function from one-hot `z` (*more, ..., N, K) to (*more, ...).
 """
 
 import math
@@ -54,19 +54,7 @@ class Quality:
 
 
 def gradients(estimator: Estimator, f: Function, logits: Tensor, tau: float, draws: int, *, chunk: int = 100) -> Tensor:
-    """Draw gradients of E f(z) from one sample each, (draws, ..., N, K), for logits (..., N, K).
-
-    Args:
-        estimator: any estimator.
-        f: from one-hot (*more, ..., N, K) to (*more, ...).
-        logits: (..., N, K).
-        tau: the temperature.
-        draws: number of gradients.
-        chunk: draws in memory at once.
-
-    Returns:
-        (draws, ..., N, K), without graph.
-    """
+    """Draw gradients of E f(z) from one sample each, (draws, ..., N, K), without graph, `chunk` of them at a time."""
     parts = []
     for start in range(0, draws, chunk):
         n = min(chunk, draws - start)
@@ -76,15 +64,9 @@ def gradients(estimator: Estimator, f: Function, logits: Tensor, tau: float, dra
 
 
 def reference(f: Function, logits: Tensor, *, samples: int = 100_000) -> tuple[Tensor, str]:
-    """Return the exact gradient of E f(z) by enumeration, or an unbiased one of many samples where that costs too much.
+    """Return the gradient of E f(z), (..., N, K), and how it was obtained.
 
-    Args:
-        f: from one-hot (*more, ..., N, K) to (*more, ...).
-        logits: (..., N, K).
-        samples: of f behind the unbiased reference (RLOO, a hundred samples at a time).
-
-    Returns:
-        The gradient, (..., N, K), and how it was obtained.
+    It is exact, by enumeration, or where that costs too much unbiased, by `samples` of f (RLOO, a hundred at a time).
     """
     N, K = logits.shape[-2:]
     if N * math.log2(K) <= _MOST_BITS:
@@ -105,19 +87,9 @@ def probe(
     draws: int = 1000,
     name: str = "",
 ) -> Quality:
-    """Compare an estimator's one-sample gradients with the exact one.
+    """Compare an estimator's one-sample gradients with the exact one, (..., N, K), as from `reference`.
 
-    Args:
-        estimator: any estimator.
-        f: from one-hot (*more, ..., N, K) to (*more, ...).
-        logits: (..., N, K), rows taken together.
-        exact: the gradient of E f(z), (..., N, K), as from `reference`.
-        tau: the temperature.
-        draws: number of gradients, a multiple of ten.
-        name: name of the estimator in the result; default its repr.
-
-    Returns:
-        The estimator's quality.
+    The result names the estimator by `name`, or by its repr.
 
     Raises:
         ValueError: `draws` is below 20 or no multiple of ten, or the exact gradient is zero.

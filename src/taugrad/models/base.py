@@ -10,8 +10,7 @@ Throughout, `x` is images (batch, height, width) in [0, 1], and `labels` are (ba
 
 from typing import Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from taugrad.estimators import Estimator
 
@@ -47,9 +46,7 @@ class Started(Protocol):
 class Evaluated(Protocol):
     """Evaluates by hard samples itself; of every other model the task evaluates `loss_terms` by hard samples."""
 
-    def evaluation_terms(
-        self, x: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def evaluation_terms(self, x: Tensor, labels: Tensor, generator: Generator) -> tuple[dict[str, Tensor], Tensor]:
         """Return the `loss` and other terms, means over the batch, and the logits (batch, N, K) of the codes."""
         ...
 
@@ -58,7 +55,7 @@ class Evaluated(Protocol):
 class Tested(Protocol):
     """Has terms that only the test computes."""
 
-    def test_terms(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor | float]:
+    def test_terms(self, x: Tensor, labels: Tensor, generator: Generator) -> dict[str, Tensor | float]:
         """Return the terms, means over the batch."""
         ...
 

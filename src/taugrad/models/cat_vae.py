@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
 from taugrad.checks import check_count, check_counts
@@ -65,28 +65,21 @@ class CatVAE(nn.Module):
         samples: int = 1,
     ) -> None:
         super().__init__()
-        check_count("latents", latents)
+        for name, count in {"latents": latents, "nll_samples": nll_samples, "samples": samples}.items():
+            check_count(name, count)
         check_count("categories", categories, smallest=2)
-        check_count("nll_samples", nll_samples)
-        check_count("samples", samples)
-        check_counts("encoder", encoder)
-        check_counts("decoder", decoder)
-        check_counts("image_size", image_size)
+        for name, sizes in {"encoder": encoder, "decoder": decoder, "image_size": image_size}.items():
+            check_counts(name, sizes)
         self.image_size = tuple(image_size)
-        self.latents, self.categories, self.nll_samples = latents, categories, nll_samples
-        self.samples = samples
+        self.latents, self.categories = latents, categories
+        self.nll_samples, self.samples = nll_samples, samples
         pixels = math.prod(image_size)
         self.encoder = mlp(pixels, encoder, latents * categories, activation)
         self.decoder = mlp(latents * categories, decoder, pixels, activation)
-        self.mean: Tensor | None
-        self.register_buffer("mean", torch.zeros(pixels) if centred else None)
+        self.mean: Tensor | None = nn.Buffer(torch.zeros(pixels)) if centred else None
 
     def check(self, estimator: Estimator, labels: Tensor | None = None) -> None:
-        """Refuse to enumerate too many codes.
-
-        Raises:
-            ValueError: there are too many.
-        """
+        """Raise ValueError if there are too many codes to enumerate."""
         if isinstance(estimator, Enumeration):
             check_enumerable(self.latents, self.categories)
 
@@ -120,9 +113,7 @@ class CatVAE(nn.Module):
         loss = kl - reconstruction
         return {"loss": loss, "elbo": -loss, "reconstruction": reconstruction, "kl": kl}
 
-    def evaluation_terms(
-        self, x: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def evaluation_terms(self, x: Tensor, labels: Tensor, generator: Generator) -> tuple[dict[str, Tensor], Tensor]:
         """Return -ELBO with one hard sample, its terms, and the logits."""
         logits = self.encode(x)
         z = hard_samples(logits, 1, generator=generator)[0]
@@ -131,7 +122,7 @@ class CatVAE(nn.Module):
         expected = reconstruction.mean()
         return {"loss": -bound, "elbo": bound, "reconstruction": expected, "kl": expected - bound}, logits
 
-    def test_terms(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor | float]:
+    def test_terms(self, x: Tensor, labels: Tensor, generator: Generator) -> dict[str, Tensor | float]:
         """Return the importance-weighted bound on the negative log-likelihood."""
         log_prior = -self.latents * math.log(self.categories)
         bound = importance_weighted_bound(
@@ -149,14 +140,13 @@ class CatVAE(nn.Module):
 
         A class's codes are drawn from the mean of q(z|x) over its images, each latent independently.
         """
-        generator = torch.Generator(x.device).manual_seed(0)
+        generator = Generator(x.device).manual_seed(0)
         logits = self.encode(x)
         modes = one_hot(logits.argmax(-1), logits)
         columns = min(10, len(x))
         rows = min(5, len(x) // columns)
-        pairs = torch.stack(
-            [part[: rows * columns].unflatten(0, (rows, columns)) for part in (x, self._means(modes))], 1
-        )
+        both = (part[: rows * columns].unflatten(0, (rows, columns)) for part in (x, self._means(modes)))
+        pairs = torch.stack(tuple(both), 1)
         prior = torch.zeros_like(logits[0]).expand(5, *logits.shape[1:])
         of_class = torch.stack([logits[labels == c].softmax(-1).mean(0).log() for c in labels.unique()])
         return {

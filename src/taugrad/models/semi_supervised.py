@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from taugrad.bounds import elbo, hard_samples
@@ -86,11 +86,7 @@ class SemiSupervised(nn.Module):
         self.decoder = ConvDecoder(classes + latent_size, channels, image_size, activation)
 
     def check(self, estimator: Estimator, labels: Tensor | None = None) -> None:
-        """Refuse labels that are no classes.
-
-        Raises:
-            DataError: a label is not below `classes`, and not -1.
-        """
+        """Raise DataError if a label is not below `classes`, and not -1."""
         if labels is not None:
             self._check(labels)
 
@@ -109,7 +105,7 @@ class SemiSupervised(nn.Module):
         """Return the logits of p(x|y,z), (..., pixels), of one-hot `y` (..., C) and `z` (..., D)."""
         return self.decoder(torch.cat([y, z], -1))
 
-    def bound_given(self, x: Tensor, h: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def bound_given(self, x: Tensor, h: Tensor, y: Tensor, *, generator: Generator | None = None) -> Tensor:
         """Return F(x, y) by one sample of z, (*more, batch), of images, features, and `y` (*more, batch, C)."""
         mean, log_sigma = self.encode(h, y)
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
@@ -145,9 +141,7 @@ class SemiSupervised(nn.Module):
         expected = estimator.expectation(lambda y: self.bound_given(x, h, y.squeeze(-2)), one, tau, generator=None)
         return elbo(expected, one)
 
-    def evaluation_terms(
-        self, x: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def evaluation_terms(self, x: Tensor, labels: Tensor, generator: Generator) -> tuple[dict[str, Tensor], Tensor]:
         """Return U with a hard sample of y, and the share of images whose most probable class is their label."""
         self._check(labels)
         h = self.features(x)
@@ -168,7 +162,7 @@ class SemiSupervised(nn.Module):
         A row of samples has one z from the prior. A row of analogies is an image and its z, by its most probable class,
         with every class. A traversal's row has one element of z from -3 to 3 and the first image's most probable class.
         """
-        generator = torch.Generator(x.device).manual_seed(0)
+        generator = Generator(x.device).manual_seed(0)
         z = torch.randn(10, self.latent_size, generator=generator, device=x.device)
         logits = self.classify(x[:10])
         y = one_hot(logits.argmax(-1), logits)

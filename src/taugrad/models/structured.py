@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from taugrad.bounds import hard_samples, multi_sample_bound
 from taugrad.checks import check_count, check_counts
@@ -63,32 +63,24 @@ class Structured(nn.Module):
         samples: int = 1,
     ) -> None:
         super().__init__()
-        check_count("latents", latents)
+        for name, count in {"latents": latents, "nll_samples": nll_samples, "samples": samples}.items():
+            check_count(name, count)
         check_count("categories", categories, smallest=2)
-        check_count("nll_samples", nll_samples)
-        check_count("samples", samples)
         if image_size[0] % 2:
             raise ValueError(f"image_size[0], the height, must be even for two halves, got {image_size[0]}")
-        check_counts("first", first)
-        check_counts("second", second)
-        check_counts("decoder", decoder)
-        check_counts("image_size", image_size)
+        for name, sizes in {"first": first, "second": second, "decoder": decoder, "image_size": image_size}.items():
+            check_counts(name, sizes)
         self.image_size = tuple(image_size)
-        self.latents, self.categories, self.nll_samples = latents, categories, nll_samples
-        self.samples = samples
+        self.latents, self.categories = latents, categories
+        self.nll_samples, self.samples = nll_samples, samples
         pixels, codes = math.prod(image_size) // 2, latents * categories
         self.first = mlp(pixels, first, codes, activation)
         self.second = mlp(codes, second, codes, activation)
         self.decoder = mlp(codes, decoder, pixels, activation)
-        self.mean: Tensor | None
-        self.register_buffer("mean", torch.zeros(pixels) if centred else None)
+        self.mean: Tensor | None = nn.Buffer(torch.zeros(pixels)) if centred else None
 
     def check(self, estimator: Estimator, labels: Tensor | None = None) -> None:
-        """Refuse to enumerate too many codes.
-
-        Raises:
-            ValueError: there are too many.
-        """
+        """Raise ValueError if there are too many codes to enumerate."""
         if isinstance(estimator, Enumeration):
             check_enumerable(2 * self.samples * self.latents, self.categories)  # of both layers, nested
 
@@ -141,9 +133,7 @@ class Structured(nn.Module):
         """Return the negative of the expected bound."""
         return {"loss": -self.expected_bound(x, estimator, tau).mean()}
 
-    def evaluation_terms(
-        self, x: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def evaluation_terms(self, x: Tensor, labels: Tensor, generator: Generator) -> tuple[dict[str, Tensor], Tensor]:
         """Return the same by S hard samples, and the logits of both layers, of the first sample."""
         logits_1 = self.logits_1(x)
         logits_2 = self.logits_2(hard_samples(logits_1, self.samples, generator=generator))
@@ -151,12 +141,12 @@ class Structured(nn.Module):
         bound = self.log_likelihood(x, z2).logsumexp(0) - math.log(self.samples)
         return {"loss": -bound.mean()}, torch.cat([logits_1, logits_2[0]], -2)
 
-    def test_terms(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor | float]:
+    def test_terms(self, x: Tensor, labels: Tensor, generator: Generator) -> dict[str, Tensor | float]:
         """Return the bound on the negative log-likelihood of the lower half."""
         bound = self.log_likelihood_bound(x, self.nll_samples, generator=generator)
         return {"nll": -bound.mean(), "nll_samples": float(self.nll_samples)}
 
-    def log_likelihood_bound(self, x: Tensor, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def log_likelihood_bound(self, x: Tensor, num_samples: int, *, generator: Generator | None = None) -> Tensor:
         """Return a lower bound on log p(lower half|upper half), (batch,), by hard samples of both layers."""
         logits_1 = self.logits_1(x)
 
@@ -169,9 +159,7 @@ class Structured(nn.Module):
 
     def greedy(self, x: Tensor) -> Tensor:
         """Return images whose lower halves are the means of p(x|z2) at the most probable `z1`, and `z2` given it."""
-        logits_1 = self.logits_1(x)
-        logits_2 = self.logits_2(one_hot(logits_1.argmax(-1), logits_1))
-        return self._completed(x, one_hot(logits_2.argmax(-1), logits_2))
+        return self._completed(x, self._mode(x))
 
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -179,18 +167,19 @@ class Structured(nn.Module):
 
         A row of completions is the whole image, then the means of p(x|z2) for nine hard samples of both layers.
         """
-        generator = torch.Generator(x.device).manual_seed(0)
+        generator = Generator(x.device).manual_seed(0)
         first = torch.stack([x[labels == c][0] for c in labels.unique()])
         z1 = hard_samples(self.logits_1(first), 9, generator=generator)
         z2 = hard_samples(self.logits_2(z1), 1, generator=generator)[0]
         completions = torch.cat([first.unsqueeze(0), self._completed(first, z2)])
-        logits_1 = self.logits_1(x[:1])
-        logits_2 = self.logits_2(one_hot(logits_1.argmax(-1), logits_1))[0]
-        varied = traversal(one_hot(logits_2.argmax(-1), logits_2))
-        return {
-            "completions": grid(completions.transpose(0, 1)),
-            "latent_traversal": grid(self._completed(x[0], varied)),
-        }
+        varied = self._completed(x[0], traversal(self._mode(x[:1])[0]))
+        return {"completions": grid(completions.transpose(0, 1)), "latent_traversal": grid(varied)}
+
+    def _mode(self, x: Tensor) -> Tensor:
+        """Return the most probable `z2` given the most probable `z1`, one-hot, (batch, N, K)."""
+        logits_1 = self.logits_1(x)
+        logits_2 = self.logits_2(one_hot(logits_1.argmax(-1), logits_1))
+        return one_hot(logits_2.argmax(-1), logits_2)
 
     def _completed(self, x: Tensor, z2: Tensor) -> Tensor:
         """Return images (..., height, width): the upper halves of `x`, below them the means of p(x|z2)."""
