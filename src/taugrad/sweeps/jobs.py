@@ -36,11 +36,7 @@ def name_of(override: Override) -> str:
 
 
 def require_same(directory: Path, points: Sequence[dict[str, Any]]) -> None:
-    """Refuse to resume the jobs in a sweep's directory with other values than theirs.
-
-    Raises:
-        ConfigError: a job there has another value.
-    """
+    """Raise ConfigError if a job in a sweep's directory had another value than the one to resume it with."""
     for number, point in enumerate(points):
         path = directory / str(number) / ".hydra" / "overrides.yaml"
         lines = map(str, OmegaConf.load(path) if path.is_file() else [])
@@ -54,11 +50,7 @@ def require_same(directory: Path, points: Sequence[dict[str, Any]]) -> None:
 
 
 def values(override: Override) -> list[Any]:
-    """List the values of a swept override, as texts that Hydra can parse.
-
-    Raises:
-        ConfigError: it is no list.
-    """
+    """List the values of a swept override, as texts that Hydra can parse; ConfigError if it is no list."""
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.get_key_element()} must be a list of values in a grid, got {override.input_line}")
     return list(override.sweep_string_iterator())
@@ -78,17 +70,12 @@ def job(number: int, point: dict[str, Any], result: JobReturn) -> Job:
 
 
 def directions(config: DictConfig) -> list[str]:
-    """Return `minimize` or `maximize` for each objective.
-
-    Raises:
-        ConfigError: it is neither, or not as many as there are objectives.
-    """
+    """Return `minimize` or `maximize` for each objective; ConfigError if it is neither, or they are not as many."""
     names, found = objectives(config), config.direction
     found = [found] if isinstance(found, str) else list(found)
     if len(found) != len(names) or not set(found) <= {"minimize", "maximize"}:
-        raise ConfigError(
-            f"direction must be minimize or maximize for each of {', '.join(names)}, got {', '.join(found)}"
-        )
+        of, got = ", ".join(names), ", ".join(found)
+        raise ConfigError(f"direction must be minimize or maximize for each of {of}, got {got}")
     return found
 
 

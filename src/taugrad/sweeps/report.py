@@ -62,19 +62,12 @@ def report(jobs: Sequence[Job], directory: Path, config: DictConfig, swept: Sequ
             console.print(f"no sweep.png: {error}", soft_wrap=True)
     console.print(f"{directory}/sweep.csv", soft_wrap=True)
     if failed:
-        raise ConfigError(
-            f"{len(failed)} of {total} jobs failed, the first of them {failed[0].number}: {failed[0].error}"
-        )
+        first = failed[0]
+        raise ConfigError(f"{len(failed)} of {total} jobs failed, the first of them {first.number}: {first.error}")
 
 
-def plot(
-    jobs: Sequence[Job], params: Sequence[str], names: Sequence[str], path: Path, swept: Sequence[Override] = ()
-) -> Any:
-    """Plot each objective (a row) against each swept parameter (a column), on the scale of its override in `swept`.
-
-    Returns:
-        The figure.
-    """
+def plot(jobs: Sequence[Job], params: list[str], names: list[str], path: Path, swept: Sequence[Override] = ()) -> Any:
+    """Plot each objective (a row) against each swept parameter (a column), on the scale of its override in `swept`."""
     figure = extra("matplotlib.figure", "plot").Figure
     ticker = extra("matplotlib.ticker", "plot")
     plotted = figure(figsize=(1.5 + 3.5 * len(params), 0.5 + 3 * len(names)), layout="constrained")

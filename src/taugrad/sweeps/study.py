@@ -46,14 +46,8 @@ def distribution(override: Override) -> Any:
 class Trials:
     """Trials of a study in `study.db`, by Optuna's ask and tell; the number of a trial is the folder of its job.
 
-    Args:
-        directory: of the sweep.
-        config: of the sweep; its `objective` and `direction` are a name each, or a list of names.
-        fixed: overrides that all jobs share.
-        swept: overrides that stand for distributions.
-        sampler: from a seed to a sampler of Optuna.
-        pruner: one of Optuna.
-        seed: of the sampler.
+    A sweep's `config` names its `objective` and `direction`, one or a list; all jobs share the overrides `fixed`, those
+    `swept` stand for distributions; `sampler` makes a sampler of Optuna from a seed.
 
     Raises:
         ConfigError: there is nothing to sweep, or the study is one of another sweep.
@@ -71,20 +65,14 @@ class Trials:
     ) -> None:
         optuna = extra("optuna", "optuna")
         if not swept:
-            raise ConfigError(
-                "sweep=optuna needs something to sweep, such as optimizer.lr=tag(log,interval(1e-4,1e-2))"
-            )
+            example = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
+            raise ConfigError(f"sweep=optuna needs something to sweep, such as {example}")
         if len(objectives(config)) > 1 and "pruning" in config.callbacks:
             raise ConfigError("pruning needs a single objective: add ~callbacks.pruning, or give one objective")
         self._space = {name_of(o): distribution(o) for o in swept}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = optuna.create_study(
-            storage=storage(directory),
-            study_name=NAME,
-            directions=directions(config),
-            pruner=pruner,
-            load_if_exists=True,
-        )
+        where = {"storage": storage(directory), "study_name": NAME, "load_if_exists": True}
+        self.study = optuna.create_study(**where, directions=directions(config), pruner=pruner)
         # A resumed sweep gets another seed, or it would ask for its first points again.
         self.study.sampler = sampler(seed=seed + len(self.study.trials))
         same = sorted(set(fixed) - {"ckpt_path=last"})  # a grid resumes by it, and it changes no trial
@@ -94,8 +82,11 @@ class Trials:
             if [line.lstrip("+") for line in there] != [line.lstrip("+") for line in here]:
                 raise ConfigError(f"the study in {directory} is of another sweep: {name} was {there}, got {here}")
             self.study.set_user_attr(name, here)
-
-        self._drop_interrupted()
+        # The points of trials that were running when an earlier sweep was killed are enqueued; they count once.
+        for trial in self.study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+            self.study.set_user_attr("interrupted", [*self.study.user_attrs.get("interrupted", []), trial.number])
+            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            self.study.enqueue_trial(trial.params)
 
     def __len__(self) -> int:
         """Number of trials that finished."""
@@ -108,9 +99,8 @@ class Trials:
 
     def tell(self, trials: Sequence[Any], results: Sequence[JobReturn]) -> None:
         """Record the results of trials."""
-        from optuna.trial import TrialState
-
-        states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+        kinds = extra("optuna", "optuna").trial.TrialState
+        states = {"complete": kinds.COMPLETE, "pruned": kinds.PRUNED, "failed": kinds.FAIL}
         for trial, result in zip(trials, results, strict=True):
             ended = job(trial.number, trial.params, result)
             trial.set_user_attr("job", {"seconds": ended.seconds, "error": ended.error})
@@ -125,24 +115,11 @@ class Trials:
             if t.state.is_finished()
         ]
 
-    def _drop_interrupted(self) -> None:
-        """Enqueue the points of trials that were running when an earlier sweep was killed; they count once."""
-        from optuna.trial import TrialState
-
-        for trial in self.study.get_trials(states=[TrialState.RUNNING]):
-            self.study.set_user_attr("interrupted", [*self.study.user_attrs.get("interrupted", []), trial.number])
-            self.study.tell(trial.number, state=TrialState.FAIL)
-            self.study.enqueue_trial(trial.params)
-
 
 class Pruning(Callback):
-    """Reports each evaluation's objective to the trial of a study, and stops the run when the study's pruner says so.
+    """Reports each evaluation's objective, `monitor`, to a trial, and stops the run when the study's pruner says so.
 
-    Args:
-        directory: of the sweep, which holds the study.
-        trial: the trial's number.
-        monitor: the metric.
-        pruner: of the study; its storage does not keep it.
+    The study is in the sweep's `directory`; its storage does not keep the pruner.
 
     Raises:
         ConfigError: the run is no job of a sweep, or no evaluation gives the metric.
@@ -159,11 +136,10 @@ class Pruning(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Report the objective; raise Optuna's `TrialPruned` to prune the trial."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        reported = self.monitor in trainer.callback_metrics  # unlike the return before the first episode has ended
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not reported:
             return
         step = pl_module.clock()[0]
-        if self.monitor not in trainer.callback_metrics:  # such as the return before the first episode has ended
-            return
         self._trial.report(trainer.callback_metrics[self.monitor].item(), step)
         if self._trial.should_prune():
             raise extra("optuna", "optuna").TrialPruned(f"pruned at step {step}")

@@ -26,11 +26,7 @@ _DIGEST = 64  # hexadecimal digits of SHA-256
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that `path` is always the old one or the new one, also after a crash of the system.
-
-    Raises:
-        OSError: it cannot be written; the old one is as it was.
-    """
+    """Write a file so that `path` is always the old one or the new one, also after an OSError or a system's crash."""
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -50,11 +46,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint with its checksum.
-
-    Raises:
-        CheckpointError: it cannot be written; the one that was there is as it was.
-    """
+    """Write a checkpoint with its checksum; CheckpointError if it cannot be, and the old one is as it was."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     archive = buffer.getvalue()[:-2]  # without the length of its comment, which is none
@@ -89,19 +81,13 @@ def newest(directory: Path) -> tuple[Path | None, list[CheckpointError]]:
     damaged = []
     by_time = sorted(directory.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in sorted(by_time, key=lambda path: path.name == "best.ckpt"):
-        error = _fault(path)
-        if error is None:
+        try:
+            _read(path)
+        except CheckpointError as error:  # noqa: PERF203  # few files
+            damaged.append(error)
+        else:
             return path, damaged
-        damaged.append(error)
     return None, damaged
-
-
-def _fault(path: Path) -> CheckpointError | None:
-    try:
-        _read(path)
-    except CheckpointError as error:
-        return error
-    return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -152,7 +138,7 @@ class RandomStates(Callback):
             "python": random.getstate(),
             "numpy": [name, np.asarray(key).tolist(), *rest],
             "torch": torch.get_rng_state(),
-            "accelerator": _accelerator().get_rng_state() if torch.accelerator.is_available() else None,
+            "accelerator": torch.get_device_module().get_rng_state() if torch.accelerator.is_available() else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -167,7 +153,7 @@ class RandomStates(Callback):
             np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))  # noqa: NPY002
             torch.set_rng_state(states["torch"].cpu())
             if states["accelerator"] is not None and torch.accelerator.is_available():
-                _accelerator().set_rng_state(states["accelerator"].cpu())
+                torch.get_device_module().set_rng_state(states["accelerator"].cpu())
             self._loaded = None
         if trainer.world_size > 1:
             torch.manual_seed(int(torch.randint(2**62, ())) + trainer.global_rank)
@@ -183,7 +169,3 @@ class SaveConfig(Callback):
         """Add the config, plain dicts, lists and scalars."""
         checkpoint["config"] = self.config
         checkpoint["versions"] = {"taugrad": __version__}
-
-
-def _accelerator() -> Any:
-    return torch.get_device_module(torch.accelerator.current_accelerator())

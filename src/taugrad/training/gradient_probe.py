@@ -14,11 +14,8 @@ from taugrad.training.images import ImageTask
 class GradientProbe(Callback):
     """Logs the quality of the estimator's gradient during training: `probe/cosine` and `probe/snr`. Off by default.
 
-    Args:
-        every: training steps between two probes.
-        images: number of images of the current batch, probed together.
-        draws: number of gradients of a probe, a multiple of ten.
-        reference_samples: number of samples of the reference gradient where enumeration is too large.
+    At intervals of `every` training steps it probes so many `images` of the batch together, by `draws` gradients, a
+    multiple of ten. The reference gradient takes `reference_samples` where enumeration is too large.
     """
 
     def __init__(self, every: int = 500, images: int = 4, draws: int = 100, reference_samples: int = 20_000) -> None:
@@ -27,9 +24,8 @@ class GradientProbe(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a task that has no encoder and likelihood to probe."""
         if not (isinstance(pl_module, ImageTask) and isinstance(pl_module.model, Latent)):
-            raise ConfigError(
-                f"callbacks.probe is for a categorical VAE, got {type(getattr(pl_module, 'model', pl_module)).__name__}"
-            )
+            kind = type(getattr(pl_module, "model", pl_module)).__name__
+            raise ConfigError(f"callbacks.probe is for a categorical VAE, got {kind}")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Probe the gradient at the current weights; the training's random state is left as it was."""

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import OmegaConf
-from tensorboard.compat.proto import summary_pb2
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.hparams import metadata as tags
 
@@ -23,7 +23,6 @@ Value = bool | int | float | str
 
 _api: Any = api_pb2  # generated code, which a type checker cannot read
 _plugin: Any = plugin_data_pb2
-_records: Any = summary_pb2
 _SHOWN = 5  # hyperparameters that TensorBoard shows at first
 _TYPES = {"bool_value": "DATA_TYPE_BOOL", "string_value": "DATA_TYPE_STRING", "number_value": "DATA_TYPE_FLOAT64"}
 _ALWAYS = ("seed", "estimator", "model")
@@ -35,7 +34,6 @@ def chosen(config: Mapping[str, Any]) -> dict[str, Value]:
 
     Swept keys come first, or outside of a sweep the keys set on the command line; then the seed, the estimator and the
     model. The file chosen for a group, or a class, stands by its name. Without Hydra nothing counts as set.
-
 
     >>> chosen({"model": {"_target_": "a.B", "size": 3}, "estimator": {"_target_": "c.D"}, "seed": 1, "data": None})
     {'seed': 1, 'estimator': 'D', 'model': 'B'}
@@ -140,7 +138,5 @@ def _field(value: Value) -> str:
 
 def _summary(tag: str, **content: Any) -> Any:
     data = _plugin.HParamsPluginData(version=tags.PLUGIN_DATA_VERSION, **content)
-    plugin = _records.SummaryMetadata.PluginData(plugin_name=tags.PLUGIN_NAME, content=data.SerializeToString())
-    return _records.Summary(
-        value=[_records.Summary.Value(tag=tag, metadata=_records.SummaryMetadata(plugin_data=plugin))]
-    )
+    plugin = {"plugin_name": tags.PLUGIN_NAME, "content": data.SerializeToString()}
+    return Summary(value=[{"tag": tag, "metadata": {"plugin_data": plugin}}])

@@ -1,8 +1,8 @@
 r"""The task of a model of images: training on stacks of batches, discrete evaluation, code usage.
 
-A training step takes a stack of batches and makes an optimizer step for each (manual optimization): what Lightning does
-around a training step costs a fifth of a small model's optimizer step. Lightning's x-axis would count training steps.
-So during a fit `tensorboard.Scalars` writes what is logged here to the loggers, over optimizer steps.
+A training step takes a stack of batches and makes an optimizer step for each: what Lightning does around a training
+step costs a fifth of a small model's optimizer step. During a fit `tensorboard.Scalars` writes what is logged here to
+the loggers, over optimizer steps.
 
 Evaluation is discrete, also where training is relaxed. Its hard samples come from a generator of their own, so that
 evaluating does not change training, and the number of evaluations does not change a result.
@@ -89,11 +89,7 @@ class ImageTask(Task):
         self.aggregate: Tensor | None = None  # sum of the codes' probabilities over the validation images, (N, K)
 
     def greedy(self, x: Tensor) -> Tensor:
-        """Return the model's most probable choices for images (batch, height, width).
-
-        Raises:
-            ConfigError: the model has no `greedy`.
-        """
+        """Return the model's most probable choices for images (batch, height, width); ConfigError if it has none."""
         if not isinstance(self.model, Greedy):
             raise ConfigError(f"{type(self.model).__name__} cannot be exported: it has no greedy")
         return self.model.greedy(x)
@@ -159,9 +155,8 @@ class ImageTask(Task):
 
     def _check_size(self, size: Sequence[int]) -> None:
         if self.input_size and tuple(size) != self.input_size:
-            raise ConfigError(
-                f"model.image_size must be {[*size]}, the size of the data's images, got {[*self.input_size]}"
-            )
+            there, got = list(size), list(self.input_size)
+            raise ConfigError(f"model.image_size must be {there}, the size of the data's images, got {got}")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients to `gradient_clip_val` by the trainer's `gradient_clip_algorithm`."""
@@ -180,7 +175,7 @@ class ImageTask(Task):
             self.log("train/epoch_loss", torch.stack(self.epoch_losses).mean(), logger=False, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
-        """Seed the evaluation's own noise, the same for every evaluation."""
+        """Forget the codes' usage, and seed the evaluation's own noise, the same for every evaluation."""
         self.aggregate = None
         self._generator = torch.Generator(self.device).manual_seed(_EVALUATION_SEED + self.global_rank)
 
@@ -193,7 +188,7 @@ class ImageTask(Task):
         if self.aggregate is not None:
             self.aggregate = cast(Tensor, self.trainer.strategy.reduce(self.aggregate, reduce_op="sum"))
             perplexity, active = self.code_usage()
-            self._log_terms("val", {"code_perplexity": perplexity.mean(), "active_codes": active.mean()})
+            self.log_evaluation({"val/code_perplexity": perplexity.mean(), "val/active_codes": active.mean()})
 
     def code_usage(self) -> tuple[Tensor, Tensor]:
         """Return the perplexity of the codes, and the number that stand for over 1 % of the last validation, (N,) each.
@@ -206,9 +201,7 @@ class ImageTask(Task):
         share = self.aggregate / self.aggregate.sum(-1, keepdim=True)
         return entropy(share.log()).exp(), (share > _ACTIVE).sum(-1).float()
 
-    def on_test_epoch_start(self) -> None:
-        """Seed the evaluation's own noise."""
-        self._generator = torch.Generator(self.device).manual_seed(_EVALUATION_SEED + self.global_rank)
+    on_test_epoch_start = on_validation_epoch_start
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the loss by hard samples, and the terms that only the test computes."""
@@ -228,7 +221,7 @@ class ImageTask(Task):
             torch.manual_seed(seed)
             return self.model.loss_terms(*batch, StraightThrough(), 1.0)
 
-    def _log_terms(self, split: str, terms: Mapping[str, Tensor | float], batch_size: int | None = None) -> None:
+    def _log_terms(self, split: str, terms: Mapping[str, Tensor | float], batch_size: int) -> None:
         self.log_evaluation({f"{split}/{name}": term for name, term in terms.items()}, batch_size)
 
 

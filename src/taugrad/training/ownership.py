@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,7 +42,7 @@ def owned(directory: Path, key: str, ckpt_path: str | None = None) -> Iterator[N
         yield
         return
     with held(directory, key):
-        if holds_run(directory) and not _goes_on(directory, ckpt_path):
+        if any(any(directory.glob(pattern)) for pattern in _LEFT_BY_A_RUN) and not _goes_on(directory, ckpt_path):
             raise ConfigError(
                 f"{key}={directory} holds a run already: choose another directory, or go on with that run by "
                 "ckpt_path=last"
@@ -51,11 +52,7 @@ def owned(directory: Path, key: str, ckpt_path: str | None = None) -> Iterator[N
 
 @contextmanager
 def held(directory: Path, key: str) -> Iterator[None]:
-    """Hold a directory, whatever is in it, until the context or this process ends; make it where it is missing.
-
-    Raises:
-        ConfigError: another process holds it, or nothing can be written there; the message names the argument `key`.
-    """
+    """Hold a directory as `owned` does, whatever is in it."""
     lock = FileLock(directory / _LOCK, is_singleton=True)  # Hydra's callback and `train` hold the same one
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -66,11 +63,6 @@ def held(directory: Path, key: str) -> Iterator[None]:
         raise ConfigError(f"{key}={directory}: nothing can be written there: {error.strerror}") from error
     with acquired:
         yield
-
-
-def holds_run(directory: Path) -> bool:
-    """Return True if a training left files there that another one would overwrite or mix with its own."""
-    return any(True for _ in chain.from_iterable(directory.glob(pattern) for pattern in _LEFT_BY_A_RUN))
 
 
 def is_training(directory: Path) -> bool:
@@ -111,7 +103,8 @@ class OwnDirectory(Callback):
                 directory, ckpt_path = Path(config.hydra.run.dir), OmegaConf.select(config, "ckpt_path")
                 if _TIME in named and ckpt_path != "last":
                     directory = unused(directory)
-                    _set(config, "run", directory)
+                    with read_write(config.hydra), open_dict(config.hydra):
+                        config.hydra.run.dir = str(directory)
                 self._held.enter_context(owned(directory.absolute(), "hydra.run.dir", ckpt_path))
             except OmegaConfBaseException:  # which Hydra reports
                 return
@@ -131,8 +124,9 @@ class OwnDirectory(Callback):
                 if _TIME not in named or "ckpt_path=last" in config.hydra.overrides.task:
                     return
                 if (chosen := unused(directory)) != directory:
-                    _set(config, "sweep", chosen)
-                    with read_write(config.hydra), open_dict(config.hydra):  # each job composes its config from these
+                    with read_write(config.hydra), open_dict(config.hydra):
+                        config.hydra.sweep.dir = str(chosen)
+                        # Each job composes its config from these.
                         config.hydra.overrides.hydra.append(assigned("hydra.sweep.dir", str(chosen)))
             except OmegaConfBaseException:
                 return
@@ -156,8 +150,6 @@ def _goes_on(directory: Path, ckpt_path: str | None) -> bool:
         if not path.is_file():
             raise ConfigError(f"ckpt_path must be a checkpoint file, or last, got {ckpt_path}")
         return path.resolve().is_relative_to(directory.resolve())
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
     # A requeued job goes on by the same command: Lightning loads what it saved on SLURM's signal.
     return SLURMEnvironment.detect() and any(directory.glob("hpc_ckpt_*.ckpt"))
 
@@ -176,8 +168,3 @@ def _hydra_config(config: DictConfig) -> Iterator[None]:
         yield
     finally:
         hydra.cfg = before
-
-
-def _set(config: DictConfig, node: str, directory: Path) -> None:
-    with read_write(config.hydra), open_dict(config.hydra):
-        config.hydra[node].dir = str(directory)

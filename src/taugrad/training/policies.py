@@ -114,10 +114,12 @@ class PolicyTask(Task):
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Collect a rollout, improve the agent, log."""
         rollout = self.collect()
-        optimizer = cast(LightningOptimizer, self.optimizers()).optimizer  # torch's own, whose steps are faster
+        lightning = cast(LightningOptimizer, self.optimizers())
+        optimizer = lightning.optimizer  # torch's own, whose steps are faster
         scale_lr(optimizer, self.lr_factor(self.collector.env_steps))
         terms = self.agent.improve(self.window, optimizer, Clock(*self.clock()))
-        self._count_step()
+        optimizer.zero_grad(set_to_none=True)
+        lightning.step()  # without gradients it only counts a training step in `global_step`, which names checkpoints
         self._note_solution()
         if self.collector.env_steps >= self.collection.max_env_steps:
             self.trainer.should_stop = True
@@ -211,12 +213,6 @@ class PolicyTask(Task):
         self.collector.returns.extend(state["returns"])
         self.collector.lengths.extend(state["lengths"])
 
-    def _count_step(self) -> None:
-        """Let Lightning's `global_step`, which names checkpoints, count this training step."""
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        optimizer.zero_grad(set_to_none=True)
-        optimizer.step()  # without gradients it changes nothing
-
     def _evaluate(self, episodes: int) -> Tensor:
         """Log whole episodes played by sampling and greedily; return the returns of the greedy ones."""
         returns = torch.empty(0)
@@ -247,21 +243,11 @@ class PolicyTask(Task):
 
     def _usage(self, chosen: Tensor) -> dict[str, Tensor]:
         """Return the usage of the choices (n, F); single shares only where there are few, as each scalar takes time."""
-        if len(chosen) == 0:
+        n, F = chosen.shape
+        if n == 0:
             return {}
-        share = shares(chosen, max(self.factors))
+        share = torch.zeros(F, max(self.factors)).scatter_add_(1, chosen.T, torch.ones(F, n)) / n  # (F, K)
         usage = {"policy/action_perplexity": torch.special.entr(share).sum(-1).exp().mean()}
         if sum(self.factors) <= _MOST_SHARES:
             usage |= {f"policy/action_{f}_{k}": share[f, k] for f, n in enumerate(self.factors) for k in range(n)}
         return usage
-
-
-def shares(chosen: Tensor, choices: int) -> Tensor:
-    """Return the share (F, K) of each of K choices among n of every factor, (n, F).
-
-    >>> shares(torch.tensor([[0, 2], [1, 2]]), choices=3)
-    tensor([[0.5000, 0.5000, 0.0000],
-            [0.0000, 0.0000, 1.0000]])
-    """
-    n, F = chosen.shape
-    return torch.zeros(F, choices).scatter_add_(1, chosen.T, torch.ones(F, n)) / n

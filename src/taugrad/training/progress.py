@@ -6,7 +6,7 @@ from typing import Any
 
 import rich.progress
 from hydra.core.hydra_config import HydraConfig
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
@@ -36,10 +36,8 @@ class Progress(ProgressBar):
     """Progress of a training and a test: a bar in a terminal or a notebook, lines of text in a log file.
 
     Both show the task's clock, loss, tau and the time left. A line is written after a validation, with the monitored
-    metric, at every tenth of the training, and after 30 seconds without one.
-
-    Args:
-        every: training steps between two refreshes of the bar; a refresh costs more than a small model's step.
+    metric, at every tenth of the training, and after 30 seconds without one. The bar is refreshed at intervals of
+    `every` training steps, because a refresh costs more than a small model's step.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -84,13 +82,11 @@ class Progress(ProgressBar):
             self._display.show(pl_module.clock()[0], _metrics_at_hand(trainer))
         self._stop()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the test's bar."""
         self._start("test", int(sum(trainer.num_test_batches)), 0, 1, 1)
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int, *_: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, i: int, *_: Any) -> None:
         """Move the test's bar."""
         self._move(i + 1)
 
@@ -109,8 +105,7 @@ class Progress(ProgressBar):
             name = f"job {HydraConfig.get().job.num}: {name}"
         console = Console()
         moving = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
-        display = _Bar(console, name, total, done, every) if moving else _Lines(console, name, total, done, lines)
-        self._display = display
+        self._display = _Bar(console, name, total, done, every) if moving else _Lines(console, name, total, done, lines)
 
     def _move(self, done: int, trainer: Trainer | None = None) -> None:
         if self._display is not None and self._display.due(done):

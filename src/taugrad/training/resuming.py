@@ -55,15 +55,6 @@ def command(key: str, directory: Path, arguments: list[str], ckpt_path: str | No
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def directory_is_given() -> bool:
-    """Return True if the user named the run's directory, and not Hydra by the clock."""
-    if not HydraConfig.initialized():
-        return True
-    given = HydraConfig.get().overrides
-    keys = ("run_dir=", "hydra.run.dir=", "hydra.sweep.dir=")
-    return any(override.lstrip("+").startswith(keys) for override in (*given.hydra, *given.task))
-
-
 def advice(run_dir: Path) -> str:
     """Return the sentence that says how to resume a run that was stopped."""
     if HydraConfig.initialized() and not in_sweep():
@@ -176,11 +167,7 @@ def _copy(source: Path, path: Path) -> None:
 
 
 def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) -> Path | None:
-    """Return the checkpoint to resume from: `ckpt_path`, or for `last` the newest whole one of the run's directory.
-
-    Raises:
-        ConfigError: there is no such file, no run's directory, or none of its checkpoints is whole.
-    """
+    """Return the checkpoint to resume from: `ckpt_path`, or for `last` the newest whole one of the run's directory."""
     if ckpt_path is None:
         return None
     if ckpt_path != "last":
@@ -188,7 +175,9 @@ def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) 
         if not path.is_file():
             raise ConfigError(f"ckpt_path must be a checkpoint file, or last, got {ckpt_path}")
         return path
-    if not directory_is_given():
+    given = HydraConfig.get().overrides if HydraConfig.initialized() else None
+    keys = ("run_dir=", "hydra.run.dir=", "hydra.sweep.dir=")  # else Hydra named the directory by the clock
+    if given is not None and not any(override.lstrip("+").startswith(keys) for override in (*given.hydra, *given.task)):
         raise ConfigError("ckpt_path=last goes on with a run: give its directory as hydra.run.dir=...")
     newest, damaged = checkpoints.newest(run_dir)
     for error in damaged:
@@ -200,11 +189,9 @@ def checkpoint(run_dir: Path, ckpt_path: str | None, say: Callable[[str], Any]) 
 
 
 def check_resume(checkpoint: Path, config: Config, task: Task, set_as: Callable[[str], str]) -> None:
-    """Refuse changes that a resumed run cannot follow: a checkpoint's weights and rollouts have fixed sizes.
+    """Refuse arguments in the task's `config` that differ from the checkpoint's, and are not the task's `changeable`.
 
-    Raises:
-        ConfigError: an argument in the task's `config` differs from the checkpoint's, and is not one of the task's
-            `changeable`; the message names the key that a user sets for it, by `set_as`.
+    A checkpoint's weights and rollouts have fixed sizes. The error names the key that a user sets, by `set_as`.
     """
     saved = checkpoints.load(checkpoint).get("config", {}).get("task")
     if saved is None:
@@ -212,10 +199,9 @@ def check_resume(checkpoint: Path, config: Config, task: Task, set_as: Callable[
     there, here = _flat(saved), _flat(config)
     changeable = tuple(f"{name}." for name in task.changeable)
     for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key) and not f"{key}.".startswith(changeable):
-            raise ConfigError(
-                f"{set_as(key)} cannot change on resume: the checkpoint has {there.get(key)}, got {here.get(key)}"
-            )
+        old, new = there.get(key), here.get(key)
+        if old != new and not f"{key}.".startswith(changeable):
+            raise ConfigError(f"{set_as(key)} cannot change on resume: the checkpoint has {old}, got {new}")
 
 
 def _flat(node: Any, key: str = "") -> Config:

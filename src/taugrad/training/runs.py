@@ -29,11 +29,9 @@ def load_run(
 ) -> tuple[Task, LightningDataModule | None, dict[str, Any]]:
     """Load a run's task with its weights, its data, and the config that its checkpoint carries.
 
-    Args:
-        run: the run's directory; only `checkpoints/` is read.
-        checkpoint: `best` or `last`; by default the one that the task reports, its `evaluated`.
-        trust: packages next to `TRUSTED` that the config may name.
-        changes: arguments to set to other values than the run had, such as `model.nll_samples`.
+    Only `checkpoints/` is read: `best` or `last`, by default the one that the task reports, its `evaluated`. The config
+    may name packages of `TRUSTED` and `trust`. `changes` are arguments to set to other values than the run had, such as
+    `model.nll_samples`.
 
     Raises:
         ConfigError: the directory holds no such checkpoint, or `changes` does not fit the task.
@@ -87,7 +85,7 @@ def require_trusted(config: Any, trust: Sequence[str] = ()) -> None:
     if not isinstance(config, dict):
         return
     if "_target_" in config:
-        _require_trusted_target(str(config["_target_"]), trust)
+        _require_trusted_target(str(config["_target_"]), (*TRUSTED, *trust))
         package, colon, _ = str(config.get("id", "")).partition(":")
         if colon and not _within(package, (*_TRUSTED_ENVIRONMENTS, *trust)):
             raise CheckpointError(f"environment {config['id']} {_not_trusted(package)}")
@@ -95,8 +93,7 @@ def require_trusted(config: Any, trust: Sequence[str] = ()) -> None:
         require_trusted(child, trust)
 
 
-def _require_trusted_target(target: str, trust: Sequence[str]) -> None:
-    allowed = (*TRUSTED, *trust)
+def _require_trusted_target(target: str, allowed: Sequence[str]) -> None:
     if _within(target, allowed):
         try:
             found = pkgutil.resolve_name(target)

@@ -23,7 +23,6 @@ class Stopped(SystemExit):
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
-        self.signum = signum
 
 
 class StopSignals(Callback):
@@ -159,9 +158,7 @@ def _validate(trainer: Trainer) -> None:
 def _ends(trainer: Trainer) -> bool:
     """Return True if no step follows the current one, by what is decided so far."""
     loop = trainer.fit_loop
-    if trainer.should_stop and loop._can_stop_early:
-        return True
-    if 0 <= loop.max_steps <= trainer.global_step:
+    if (trainer.should_stop and loop._can_stop_early) or 0 <= loop.max_steps <= trainer.global_step:
         return True
     last_epoch = loop.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= loop.max_epochs
     return last_epoch and loop.epoch_loop._num_ready_batches_reached()

@@ -18,15 +18,7 @@ MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]  # such as partial(to
 
 
 class Task(LightningModule, ABC):
-    """Everything that commands and callbacks use of a task.
-
-    Args:
-        optimizer: makes the optimizer of the parameters.
-        lr_factor: schedule that multiplies the optimizer's learning rate, over the task's clock.
-
-    Raises:
-        TypeError: `optimizer` or `lr_factor` is no function.
-    """
+    """Everything that commands and callbacks use of a task."""
 
     evaluated: ClassVar[str]  # checkpoint that a finished run reports on, `best` or `last`
     speed: ClassVar[str]  # tag of the training speed
@@ -61,11 +53,7 @@ class Task(LightningModule, ABC):
         """Return the most probable choices for inputs (batch, ...), without sampling: an export computes this."""
 
     def configure_optimizers(self) -> Optimizer:
-        """Make the optimizer of all parameters.
-
-        Raises:
-            ConfigError: it refuses its arguments.
-        """
+        """Make the optimizer of all parameters; ConfigError if it refuses its arguments."""
         try:
             return self.make_optimizer(self.parameters())
         except (TypeError, ValueError) as error:

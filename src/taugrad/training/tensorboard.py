@@ -77,11 +77,7 @@ class Scalars(Callback):
 
 
 class Pictures(Callback):
-    """Writes to TensorBoard after each validation: the model's pictures, and the usage of its codes.
-
-    Args:
-        images: number of images of the validation split that the model gets for its pictures.
-    """
+    """Writes to TensorBoard after each validation: pictures by the model, of the first `images`, and its code usage."""
 
     def __init__(self, images: int = 1000) -> None:
         check_count("images", images)
@@ -134,11 +130,7 @@ class Pictures(Callback):
 
 
 class Film(Callback):
-    """Writes to TensorBoard after each evaluation of a policy: its first episode, as an animated picture.
-
-    Args:
-        every: one of so many frames of the episode is shown.
-    """
+    """Writes to TensorBoard after each evaluation of a policy: its first episode, every `every`-th frame of it."""
 
     def __init__(self, every: int = 2) -> None:
         check_count("every", every)

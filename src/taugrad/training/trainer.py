@@ -72,11 +72,9 @@ def check_optimization(trainer: Trainer, given: Config, task: Task) -> None:
             f"ones, got {given['accumulate_grad_batches']}"
         )
     for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):
-        if given.get(name):
+        if value := given.get(name):
             other = ": trainer.limit_train_batches limits an epoch" if name == "overfit_batches" else ""
-            raise ConfigError(
-                f"trainer.{name} must be 0, as every epoch has an order of its own{other}, got {given[name]}"
-            )
+            raise ConfigError(f"trainer.{name} must be 0, as every epoch has an order of its own{other}, got {value}")
     environment = getattr(trainer.strategy, "cluster_environment", None)
     started = environment is not None and (environment.creates_processes_externally or "NODE_RANK" in os.environ)
     if given.get("num_nodes", 1) != 1 and not started:  # it would wait for the others
@@ -125,11 +123,7 @@ def check_test(data: LightningDataModule | None, given: Config) -> None:
 
 
 def build_trainer(config: Config, directory: str, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
-    """Build the trainer of a partial config, with checkpoints that are whole files.
-
-    Raises:
-        ConfigError: Lightning refuses its arguments.
-    """
+    """Build the trainer of a partial config, with checkpoints that are whole files; ConfigError if it is refused."""
     parts: Config = {"callbacks": callbacks, "logger": loggers, "default_root_dir": directory}
     parts["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     parts["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
