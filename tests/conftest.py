@@ -24,8 +24,10 @@ TIERS = {"unit", "command", "system", "triton", "slow"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark a test that names no tier as `unit`, where it is of the library, or `command`."""
+    """Mark a test that names no tier as `unit`, where it is of the library, or `command`; those on a GPU as `gpu`."""
     for item in items:
+        if torch.accelerator.is_available() and item.get_closest_marker("triton"):
+            item.add_marker("gpu")
         if not TIERS & {mark.name for mark in item.iter_markers()}:
             folder, file = item.path.parent.name, item.path.stem.removeprefix("test_")
             library = folder in (*UNIT, "native") or (folder in ("tests", "taugrad") and file in UNIT_FILES)

@@ -22,11 +22,11 @@ from taugrad import bounds
 from taugrad.data import datamodule
 from taugrad.data.datamodule import ImageData
 from taugrad.data.images import Splits
-from taugrad.errors import NonFiniteLossError
+from taugrad.errors import ConfigError, NonFiniteLossError
 from taugrad.estimators import Enumeration, STGumbelSoftmax
 from taugrad.layers import OneHotSample
 from taugrad.models import semi_supervised as semi_supervised_models
-from taugrad.ops import _checks, categorical, embedding, gumbel, permutations, softmax, subsets
+from taugrad.ops import _checks, _fused, categorical, embedding, gumbel, permutations, softmax, subsets
 from taugrad.training import images as image_tasks
 
 
@@ -119,6 +119,63 @@ def calls(function, *arguments) -> int:
 def test_a_sample_calls_no_more_operators_than_torchs_function(hard, tau):
     torchs = calls(F.gumbel_softmax, tau, hard)
     assert calls(gumbel.gumbel_softmax, tau, hard) <= torchs + (2 if isinstance(tau, Tensor) else 0)
+
+
+# Which kernels there are
+
+
+@pytest.fixture
+def asked(monkeypatch, caplog):
+    """Asks for the devices with Triton, under a choice, where Triton fails with an error or runs."""
+
+    def ask(choice: str, devices, gpu: bool = True) -> list[str]:
+        monkeypatch.setenv("TAUGRAD_BACKEND", choice)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: "cuda")
+        monkeypatch.setattr(_fused, "_triton", lambda: SimpleNamespace(devices=devices))
+        _fused._devices_of_triton.cache_clear()
+        with caplog.at_level("INFO", "taugrad"):
+            found = [_fused._triton_devices() for _ in range(2)]
+        assert found[0] == found[1]
+        return found[0], [record.getMessage() for record in caplog.records]
+
+    yield ask
+    monkeypatch.undo()
+    _fused._devices_of_triton.cache_clear()
+
+
+def failing(error: Exception):
+    def devices() -> None:
+        raise error
+
+    return devices
+
+
+def test_triton_is_announced_once(asked):
+    assert asked("auto", lambda: ("cuda", "xpu")) == (
+        ("cuda", "xpu"),
+        ["discrete samples on cuda and xpu by Triton's kernels"],
+    )
+
+
+@each(
+    "error", [ImportError("No module named 'triton'"), RuntimeError("Failed to find C compiler\nand more"), OSError()]
+)
+def test_where_triton_fails_samples_go_by_torch_and_the_log_says_why(error, asked, caplog):
+    caplog.clear()
+    reason = str(error).split("\n")[0] or "OSError"
+    assert asked("auto", failing(error)) == ((), [f"discrete samples on cuda by torch: {reason}"])
+    with pytest.raises(ConfigError, match=f"TAUGRAD_BACKEND is triton, but Triton compiles no kernel here: {reason}"):
+        asked("triton", failing(error))
+
+
+@each("choice", ["native", "torch"])
+def test_another_choice_does_not_ask_triton(choice, asked):
+    assert asked(choice, failing(AssertionError("asked"))) == ((), [])
+
+
+def test_without_a_gpu_triton_is_not_asked(asked):
+    assert asked("auto", failing(AssertionError("asked")), gpu=False) == ((), [])
 
 
 # Training: on a device where reading a value would wait, `readable` is false

@@ -397,6 +397,9 @@ def test_functions_without_a_kernel_go_by_torch_with_the_kernels_noise():
 def test_bad_input_gets_a_sentence():
     with pytest.raises(ValueError, match="generator must be on the device of the logits, meta, got one on cpu"):
         _fused.draw_seed(torch.Generator(), torch.device("meta"))
+    for tau in (torch.ones((), device="meta"), torch.ones(3, 1, device="meta")):
+        with pytest.raises(ValueError, match=r"tau must be on the device of the logits, .*, got one on meta"):
+            launch.sample(torch.zeros(3, 4), seed(), Relaxation.PERTURBED, tau)
     assert not launch.fits(torch.zeros((), dtype=torch.float32))
     assert not launch.fits(torch.zeros(3, 4, dtype=torch.complex64))
     assert not launch.fits(torch.zeros(1).expand(2**31))

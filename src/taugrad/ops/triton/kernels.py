@@ -98,7 +98,7 @@ def sample_tile(
     k = tl.arange(0, B)
     live = row < rows
     mask = live[:, None] & (k < K)[None, :]
-    at = _start(row, inner, x_outer, x_near)[:, None] + k[None, :] * x_step
+    at = _start(row, inner, x_outer, x_near)[:, None] + k[None, :].to(tl.int64) * x_step
     v = tl.load(x + at, mask=mask, other=-_INF).to(wide)
     t = _tau(tau, taus, tau_step, row, live, wide)
     scale = _scale(t)[:, None]
@@ -116,7 +116,7 @@ def sample_tile(
     w = tl.exp2((u - m[:, None]) * scale)
     total = tl.sum(w, 1)  # NaN where there is no sample
     if out is not None:
-        at = _start(row, inner, out_outer, out_near)[:, None] + k[None, :] * out_step
+        at = _start(row, inner, out_outer, out_near)[:, None] + k[None, :].to(tl.int64) * out_step
         if HARD:
             z = tl.where(total[:, None] == total[:, None], tl.where(k[None, :] == index[:, None], 1.0, 0.0), _NAN)
             tl.store(out + at, z, mask=mask)
@@ -233,9 +233,9 @@ def sample_backward_tile(
     k = tl.arange(0, B)
     live = row < rows
     mask = live[:, None] & (k < K)[None, :]
-    at = _start(row, inner, x_outer, x_near)[:, None] + k[None, :] * x_step
+    at = _start(row, inner, x_outer, x_near)[:, None] + k[None, :].to(tl.int64) * x_step
     v = tl.load(x + at, mask=mask, other=-_INF).to(wide)
-    at = _start(row, inner, grad_outer, grad_near)[:, None] + k[None, :] * grad_step
+    at = _start(row, inner, grad_outer, grad_near)[:, None] + k[None, :].to(tl.int64) * grad_step
     g = tl.load(grad + at, mask=mask, other=0.0).to(wide)
     t = _tau(tau, taus, tau_step, row, live, wide)
     c = tl.load(kept + row, mask=live, other=0.0)
@@ -257,7 +257,7 @@ def sample_backward_tile(
         d = 2 * (g - dot) * p - 0.5 * (g - tl.sum(g * pi, 1)[:, None]) * pi
     else:
         d = (g - dot) * p / t[:, None]
-    at = _start(row, inner, dx_outer, dx_near)[:, None] + k[None, :] * dx_step
+    at = _start(row, inner, dx_outer, dx_near)[:, None] + k[None, :].to(tl.int64) * dx_step
     tl.store(dx + at, d, mask=mask)
     if dtau is not None:  # u = tau log y + const, and d sums to zero over a row
         tl.store(dtau + row, tl.sum(tl.where(p > 0, d * tl.log2(p), 0.0), 1) * -0.6931471805599453, mask=live)
@@ -379,9 +379,9 @@ def gumbel_rao_tile(
     k = tl.arange(0, B)
     live = row < rows
     mask = live[:, None] & (k < K)[None, :]
-    at = _start(row, inner, x_outer, x_near)[:, None] + k[None, :] * x_step
+    at = _start(row, inner, x_outer, x_near)[:, None] + k[None, :].to(tl.int64) * x_step
     log_pi = tl.load(x + at, mask=mask, other=-_INF).to(wide) - tl.load(kept + row, mask=live, other=0.0)[:, None]
-    at = _start(row, inner, grad_outer, grad_near)[:, None] + k[None, :] * grad_step
+    at = _start(row, inner, grad_outer, grad_near)[:, None] + k[None, :].to(tl.int64) * grad_step
     g = tl.load(grad + at, mask=mask, other=0.0).to(wide)
     index = tl.load(indices + row, mask=live, other=0)[:, None]
     t = _tau(tau, taus, tau_step, row, live, wide)[:, None]
@@ -393,7 +393,7 @@ def gumbel_rao_tile(
         w = _conditional(log_pi, noise, top, k[None, :], index, _scale(t))
         total = tl.sum(w, 1)[:, None]
         mean += (g - tl.sum(w * g, 1)[:, None] / total) * w / total
-    at = _start(row, inner, dx_outer, dx_near)[:, None] + k[None, :] * dx_step
+    at = _start(row, inner, dx_outer, dx_near)[:, None] + k[None, :].to(tl.int64) * dx_step
     tl.store(dx + at, mean / (t * draws), mask=mask)
 
 

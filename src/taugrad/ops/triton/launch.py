@@ -133,7 +133,7 @@ def _run(kernel: Any, programs: int, arguments: list[Any], constants: dict[str, 
 def _number(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
     """Return a number for a kernel, or a tensor that holds it. A kernel's number is float32."""
     if isinstance(value, Tensor):
-        if value.device.type != "cpu" or like.device.type == "cpu":
+        if value.device == like.device:
             return 0.0, value
         value = value.item()  # of a CPU: nothing waits
     if like.dtype is torch.float64:
@@ -141,11 +141,17 @@ def _number(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
     return value, None
 
 
-def _tau(tau: float | Tensor, like: Tensor, dim: int, K: int) -> tuple[float, Tensor | None, int]:
-    """Return tau as a number, or as a tensor with the step from one row to the next."""
+def _tau(tau: float | Tensor, like: Tensor, dim: int) -> tuple[float, Tensor | None, int]:
+    """Return tau as a number, or as a tensor with the step from one row to the next; `dim` is that of the classes.
+
+    Raises:
+        ValueError: tau is on another device than `like`, and not on the CPU.
+    """
+    if isinstance(tau, Tensor) and tau.device != like.device and (tau.ndim or tau.device.type != "cpu"):
+        raise ValueError(f"tau must be on the device of the logits, {like.device}, got one on {tau.device}")
     if isinstance(tau, Tensor) and tau.ndim:
-        each = tau.expand(*like.shape[:dim], 1, *like.shape[dim + 1 :]) if dim >= 0 else tau.expand(*like.shape[:-1], 1)
-        return 0.0, each.movedim(dim, -1).contiguous(), 1
+        rows = tau.expand(*like.shape[:dim], 1, *like.shape[dim + 1 :])
+        return 0.0, rows.movedim(dim, -1).contiguous(), 1
     return *_number(tau, like), 0
 
 
@@ -178,7 +184,7 @@ def sample(
     drawn = seed is not None and (hard is not False or relaxation is not Relaxation.PLAIN)
     constants |= {"RELAXATION": int(relaxation), "HARD": bool(hard), "DRAWN": drawn}
     arguments = rows.arguments[:4] + ([None, 0, 0, 0] if out is None else rows.arguments[4:])
-    arguments += [index, kept, seed, *_tau(tau, x, dim, rows.K), *_number(gap, x), rows.count, rows.K, rows.inner]
+    arguments += [index, kept, seed, *_tau(tau, x, dim), *_number(gap, x), rows.count, rows.K, rows.inner]
     _launch("sample", rows.count, arguments, constants, x.device)
     return out, kept, index
 
@@ -202,7 +208,7 @@ def sample_backward(
     rows = _Rows(dim, grad, x, dx)
     dtau = torch.empty(x.movedim(dim, -1).shape[:-1], dtype=kept.dtype, device=x.device) if to_tau else None
     constants = _blocks(rows.K, kept.dtype is torch.float64) | {"RELAXATION": int(relaxation)}
-    arguments = [*rows.arguments, dtau, index, kept, seed, *_tau(tau, x, dim, rows.K), *_number(gap, x)]
+    arguments = [*rows.arguments, dtau, index, kept, seed, *_tau(tau, x, dim), *_number(gap, x)]
     arguments += [rows.count, rows.K, rows.inner]
     _launch("sample_backward", rows.count, arguments, constants, x.device)
     return dx, dtau
@@ -216,7 +222,7 @@ def gumbel_rao(
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows = _Rows(dim, grad, x, dx)
     constants = _blocks(rows.K, kept.dtype is torch.float64)
-    arguments = [index, kept, seed, draws, *_tau(tau, x, dim, rows.K), rows.count, rows.K, rows.inner]
+    arguments = [index, kept, seed, draws, *_tau(tau, x, dim), rows.count, rows.K, rows.inner]
     if "R" in constants:
         _launch("gumbel_rao", rows.count, [*rows.arguments, *arguments], constants, x.device)
         return dx
@@ -251,7 +257,7 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor) -> Tensor:
     K = y.shape[-1]
     constants = _blocks(K, y.dtype is torch.float64)
     del constants["RUN"]
-    arguments = [grad, y, dx, *_tau(tau, y, y.ndim - 1, K), y.numel() // K, K]
+    arguments = [grad, y, dx, *_tau(tau, y, y.ndim - 1), y.numel() // K, K]
     _launch("softmax_backward", y.numel() // K, arguments, constants, y.device)
     return dx
 
