@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from helpers.commands import SMALL, run, taugrad
+from helpers.compositions import remember_compositions
 from hydra.core.hydra_config import HydraConfig
 
 from taugrad.ops.native import kernels
@@ -67,4 +68,5 @@ def command(tmp_path, monkeypatch):
     return run
 
 
+remember_compositions()
 torch.set_num_threads(1)
