@@ -10,6 +10,7 @@ if not torch.accelerator.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, Lightning among them
 
 from helpers.commands import SMALL, run, taugrad
+from helpers.compositions import remember_compositions
 from hydra.core.hydra_config import HydraConfig
 
 from taugrad.ops.native import kernels
@@ -74,4 +75,5 @@ def command(tmp_path, monkeypatch):
     return run
 
 
+remember_compositions()
 torch.set_num_threads(1)
