@@ -708,20 +708,20 @@ def test_half_precision_is_a_rounding_of_the_float32_sample(dtype):
     x = torch.randn(20, 5).to(dtype)
     weights = torch.randn(20, 5).to(dtype)
     step = torch.finfo(dtype).eps
-    for call in (gumbel_softmax, lambda *a, **k: ReinMax().sample(*a, **k)):
-        for hard in (False, True) if call is gumbel_softmax else (True,):
-            results = []
-            for leaf in (x.clone().requires_grad_(), x.float().requires_grad_()):
-                y = (
-                    call(leaf, 0.7, hard=hard, generator=generator())
-                    if call is gumbel_softmax
-                    else call(leaf, 1.3, generator=generator())
-                )
-                results.append((y, torch.autograd.grad((y * weights.to(y.dtype)).sum(), leaf)[0]))
-            (y, dx), (y32, dx32) = results
-            assert y.dtype == dx.dtype == dtype
-            assert torch.equal(y, y32.to(dtype))
-            torch.testing.assert_close(dx.float(), dx32, rtol=0, atol=8 * step)
+    for call in (
+        lambda x: gumbel_softmax(x, 0.7, generator=generator()),
+        lambda x: gumbel_softmax(x, 0.7, hard=True, generator=generator()),
+        lambda x: ReinMax().sample(x, 1.3, generator=generator()),
+        lambda x: GumbelRao(3).sample(x, 0.7, generator=generator()),
+    ):
+        results = []
+        for leaf in (x.clone().requires_grad_(), x.float().requires_grad_()):
+            y = call(leaf)
+            results.append((y, torch.autograd.grad((y * weights.to(y.dtype)).sum(), leaf)[0]))
+        (y, dx), (y32, dx32) = results
+        assert y.dtype == dx.dtype == dtype
+        assert torch.equal(y, y32.to(dtype))
+        torch.testing.assert_close(dx.float(), dx32, rtol=0, atol=8 * step)
 
 
 class Subclass(torch.Tensor):

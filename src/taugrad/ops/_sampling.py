@@ -95,7 +95,8 @@ def gumbel_rao(
     learns = isinstance(tau, Tensor) and tau.requires_grad and torch.is_grad_enabled()
     if not learns and _fused.redraws(logits):
         return redrawn_sample(logits, tau, dim, Relaxation.NONE, 0.0, True, generator, draws)
-    return _fused.gumbel_rao(logits, tau, dim, draws, generator)
+    z = _fused.gumbel_rao(logits.to(compute_dtype(logits.dtype)), tau, dim, draws, generator)
+    return None if z is None else z.to(logits.dtype)
 
 
 def _takes_operator(logits: Tensor, tau: float | Tensor, generator: torch.Generator | None) -> bool:
