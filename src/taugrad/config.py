@@ -140,8 +140,9 @@ def fit_to_signature(
     fitted = {}
     for name, value in arguments.items():
         # A function with **kwargs would accept a misspelled argument, and may ignore it.
-        close = difflib.get_close_matches(name, parameters, n=1, cutoff=0.85 if takes_any else 0.6)
-        if name not in parameters and (close or not takes_any):
+        known = name in parameters
+        close = [] if known else difflib.get_close_matches(name, parameters, n=1, cutoff=0.85 if takes_any else 0.6)
+        if not known and (close or not takes_any):
             unknown = f"{_join(key, name)} is not an argument of {full_name(call)}"
             likely = keys.like(name, key)
             if not close and len(likely) == 1:
@@ -237,12 +238,18 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
     if schema is None:  # a type that a config cannot express
         return value
     try:
-        node = OmegaConf.structured(make_dataclass("Schema", [("value", schema)]))
+        node = OmegaConf.structured(_holder(schema))
         node.value = value
     except OmegaConfBaseException as error:
         expected = " or ".join([*map(repr, literals), _described(schema)])
         raise ConfigError(f"{key} must be {expected}, got {_shown(value)}") from error
     return OmegaConf.to_container(node)["value"]  # pyright: ignore
+
+
+@functools.cache
+def _holder(schema: Any) -> type:
+    """Make a dataclass with a value of a type, by which OmegaConf converts values to it."""
+    return make_dataclass("Holder", [("value", schema)])
 
 
 def _schema(annotation: Any) -> Any:
