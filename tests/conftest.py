@@ -12,7 +12,6 @@ import torch
 if not torch.accelerator.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, Lightning among them
 
-from helpers.commands import SMALL, run, taugrad
 from helpers.compositions import remember_compositions
 from hydra.core.hydra_config import HydraConfig
 
@@ -60,6 +59,8 @@ def backend(request, monkeypatch) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    from helpers.commands import SMALL, run  # of Lightning, which tests of the library do without
+
     directory = tmp_path_factory.mktemp("user")
     result = run("train.py", *SMALL, cwd=directory)
     assert result.returncode == 0, result.stderr
@@ -70,6 +71,8 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Runs `taugrad ...` in an empty directory; its exit code and what it wrote to stderr and stdout."""
+    from helpers.commands import taugrad
+
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

@@ -13,7 +13,13 @@ POLICY += ["evaluation.episodes=2", "evaluation.every=300"]
 MODELS = {
     "cat_vae": [*SMALL, "trainer.max_steps=10"],
     "structured": ["model=structured", "model.nll_samples=2", *SHORT, "trainer.max_steps=10"],
-    "semi_supervised": ["model=semi_supervised", "model.channels=[2,4]", "model.hidden=16", *SHORT],
+    "semi_supervised": [
+        "model=semi_supervised",
+        "model.channels=[2,4]",
+        "model.hidden=16",
+        *SHORT,
+        "trainer.max_steps=10",
+    ],
     "policy": POLICY,
 }
 
