@@ -107,6 +107,28 @@ def test_neither_samples_nor_their_gradients_are_there_whole(monkeypatch):
     assert sum(t.numel() for t in saved if t is not x and t is not weight) <= N + 1  # an index a row, and a seed
 
 
+@pytest.mark.usefixtures("backend")
+@each("relaxation", RELAXATIONS)
+@each("dim", [-1, 1])
+def test_a_batch_of_gradients_is_taken_at_once(relaxation, dim, monkeypatch):
+    monkeypatch.setattr(module, "_SHARE", 6 * 10)
+    x = torch.randn(3, 9, 6, dtype=torch.float64).movedim(-1, dim).contiguous().requires_grad_()
+    weight = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    e = embedding(x, weight, 0.7, dim, relaxation, gap=GAP)
+    grads = torch.randn(4, *e.shape, dtype=torch.float64)
+    batch = torch.autograd.grad(e, (x, weight), grads, is_grads_batched=True, retain_graph=True)
+    for i, grad in enumerate(grads):
+        for found, right in zip(batch, torch.autograd.grad(e, (x, weight), grad, retain_graph=True), strict=True):
+            torch.testing.assert_close(found[i], right)
+
+
+def test_autocast_changes_no_dtype():
+    x, weight = torch.randn(4, 3), torch.randn(3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        for tau in (0.5, torch.tensor(0.5, requires_grad=True)):
+            assert embedding(x, weight, tau).dtype is torch.float32
+
+
 def test_bad_input_gets_a_sentence():
     x, weight = torch.zeros(4, 3), torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"weight must have shape \(3, D\), a row for each class, got \(2, 3\)"):
@@ -115,5 +137,8 @@ def test_bad_input_gets_a_sentence():
         embedding(x, weight.long())
     with pytest.raises(ValueError, match="tau must be a positive finite number, got 0"):
         embedding(x, weight, 0)
+    for tau in (torch.tensor(-1.0), torch.tensor([[-1.0], [1.0], [1.0], [1.0]])):
+        with pytest.raises(ValueError, match="tau must be a positive finite number, got a tensor with nan"):
+            embedding(x, weight, tau)
     with pytest.raises(ValueError, match="finite entry in every row"):
         embedding(torch.full((4, 3), math.nan), weight)

@@ -96,7 +96,7 @@ def check(rows: int, K: int, dtype: torch.dtype, relaxation: Relaxation) -> None
     assert z.dtype is dtype
     assert torch.equal(z, torch.nn.functional.one_hot(drawn, K).to(dtype))
     assert index is None or torch.equal(index, drawn)
-    assert kept.shape == (1 if index is None else 2, rows)
+    assert kept.shape == (3 if relaxation is Relaxation.MARKED else 2, rows)
     dz = torch.randn(rows, K, dtype=torch.float64).to(dtype)
     dx, _ = launch.sample_backward(dz, x, kept, index, seed(), relaxation, TAU, gap=GAP)
     assert dx.dtype is dtype
@@ -235,6 +235,19 @@ def test_the_tempered_softmax_and_its_backward(shape, dtype):
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
+@each("shape", [(2, 1, 3), (1, 1, 3), (1, 1, 1)])
+@each("estimator", PATHWISE)
+def test_a_temperature_a_row_follows_the_classes_to_any_dimension(estimator, shape):
+    x, tau = torch.randn(2, 5, 3), 0.3 + torch.rand(shape)
+    outputs = []
+    for rows, temperature, dim in ((x, tau, 1), (x.movedim(1, -1), tau.movedim(1, -1), -1)):
+        torch.manual_seed(1)
+        leaf = rows.detach().requires_grad_()
+        z = estimator.sample(leaf, temperature, dim).movedim(dim, -1)
+        outputs.append((z.detach(), torch.autograd.grad((z * torch.arange(5.0)).sum(), leaf)[0].movedim(dim, -1)))
+    torch.testing.assert_close(outputs[0], outputs[1])
+
+
 @each("estimator", [e for e in PATHWISE if not isinstance(e, (ReinMax, GumbelRao, DecoupledSTGumbelSoftmax))])
 @each("shape", [(), (1,), (6, 1)])
 def test_a_temperature_that_learns_gets_the_gradient_of_torchs_code(shape, estimator):
@@ -330,7 +343,7 @@ def test_only_a_seed_and_a_number_or_two_a_row_are_kept():
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
             estimator.sample(x, TAU)
-        assert sum(t.numel() for t in saved if t.shape != x.shape) <= 3 * 64 + 2  # two numbers, a class; seed, tau
+        assert sum(t.numel() for t in saved if t.shape != x.shape) <= 4 * 64 + 2  # three numbers, a class; seed, tau
         assert sum(t.numel() for t in saved if t.shape == x.shape) == x.numel()  # the logits
 
 
@@ -384,6 +397,25 @@ def test_an_embedding_draws_the_codes_again():
         e = call()
         outputs.append((e.detach(), *torch.autograd.grad(e.square().sum(), (x, weight))))
     torch.testing.assert_close(outputs[0], outputs[1])
+
+
+@each("relaxation", RELAXATIONS)
+def test_an_embeddings_batch_of_gradients_is_taken_at_once(relaxation):
+    x, weight = torch.randn(20, 12, requires_grad=True), torch.randn(12, 3)
+    e = embedding(x, weight, TAU, relaxation=relaxation, gap=GAP)
+    grads = torch.randn(3, 20, 3)
+    (batch,) = torch.autograd.grad(e, x, grads, is_grads_batched=True, retain_graph=True)
+    for found, grad in zip(batch, grads, strict=True):
+        torch.testing.assert_close(found, torch.autograd.grad(e, x, grad, retain_graph=True)[0])
+    assert embedding(x, weight, torch.tensor(-1.0)[None, None].expand(20, 1)).isnan().all()
+
+
+@each("relaxation", RELAXATIONS)
+def test_far_from_zero_and_at_a_small_temperature_the_gradient_still_sums_to_zero(relaxation):
+    x, dz = torch.randn(200, 16) + 1e4, torch.randn(200, 16)
+    _, kept, index = launch.sample(x, seed(), relaxation, 0.05, gap=GAP, keeps=True)
+    dx, _ = launch.sample_backward(dz, x, kept, index, seed(), relaxation, 0.05, gap=GAP)
+    assert dx.sum(-1).abs().max() <= 1e-6 * dz.abs().max() / 0.05
 
 
 def test_functions_without_a_kernel_go_by_torch_with_the_kernels_noise():

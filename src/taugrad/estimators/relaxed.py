@@ -118,10 +118,11 @@ def _sample_of_many(
 ) -> Tensor:
     if has_torch_function_variadic(logits, tau):
         return handle_torch_function(_sample_of_many, (logits, tau), logits, tau, dim, draws, generator=generator)
-    x, tau = classes_last(logits, tau, dim)
-    fused = gumbel_rao(logits, tau, dim, draws, generator)
+    check_logits(logits, dim)
+    fused = gumbel_rao(logits, check_tau(tau, logits, dim), dim, draws, generator)
     if fused is not None:
         return fused
+    x, tau = classes_last(logits, tau, dim)
     z = gumbel_max(logits, dim, generator=generator)
     x, one_hot = x.detach(), z.movedim(dim, -1)
     fixed = tau.detach() if isinstance(tau, Tensor) else tau

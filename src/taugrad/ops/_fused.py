@@ -57,7 +57,7 @@ def redraws(x: Tensor) -> bool:
 
     Transforms of `torch.func` and exported programs, which must run where there is no taugrad, follow torch code.
     """
-    if x.device.type not in _triton_devices():
+    if not _may_have_triton(x):
         return False
     if torch.compiler.is_compiling():
         return not torch.compiler.is_exporting() and _triton().fits(x)
@@ -106,6 +106,11 @@ def _devices_of_triton() -> tuple[str, ...]:
     return devices
 
 
+def _may_have_triton(x: Tensor) -> bool:
+    """Return whether Triton's kernels are for the device of `x`; a CPU with kernels of its own does not ask."""
+    return not (x.device.type == "cpu" and native.available()) and x.device.type in _triton_devices()
+
+
 def _native_for(*tensors: Tensor) -> bool:
     """Return whether the native kernels take these tensors now, which are of one dtype."""
     return not watched() and all(map(native.holds, tensors))
@@ -120,7 +125,7 @@ def _kernels_of(*tensors: Tensor) -> ModuleType | None:
     """Return the kernels that take these tensors when nothing is `watched`."""
     if all(map(native.holds, tensors)):
         return native
-    if tensors[0].device.type in _triton_devices() and all(map(_triton().holds, tensors)):
+    if _may_have_triton(tensors[0]) and all(map(_triton().holds, tensors)):
         return _triton()
     return None
 
@@ -215,9 +220,9 @@ def sample_of_seed(x: Tensor, seed: Tensor, tau: float, relaxation: Relaxation, 
     return z, y
 
 
-def takes_seeds(x: Tensor) -> bool:
-    """Return whether kernels draw classes of logits (..., K) from a seed, now and again later."""
-    return _kernels_for(x.detach().to(compute_dtype(x.dtype))) is not None
+def takes(x: Tensor) -> bool:
+    """Return whether kernels take a tensor now, of a dtype to compute in."""
+    return _kernels_for(x) is not None
 
 
 def argmax_of_seed(x: Tensor, seed: Tensor) -> Tensor:
@@ -240,6 +245,20 @@ def gradient_of_seed(
     _, y, _ = native.sample(x, seed, relaxation, float(tau), gap, hard=False)
     backward = native.reinmax_backward if relaxation is Relaxation.MARKED else native.softmax_backward
     return backward(dz.contiguous(), y, float(tau))
+
+
+def relaxation_of_seed(
+    x: Tensor, seed: Tensor, relaxation: Relaxation, tau: float | Tensor, gap: float, dtype: torch.dtype
+) -> Tensor:
+    """Return `y` of the sample of logits (..., K) drawn with a seed, the drawn class marked for Relaxation.MARKED."""
+    x = x.detach().to(dtype).contiguous()
+    kernels = _taking(x)
+    if kernels is native:
+        return native.sample(x, seed, relaxation, float(tau), gap, hard=False)[1]
+    if relaxation is not Relaxation.MARKED:
+        return kernels.sample(x, seed, relaxation, tau, gap=gap, hard=False)[0]
+    y, index = kernels.softmax(x, tau), kernels.argmax(x, seed)[0].unsqueeze(-1)
+    return y.scatter(-1, index, -y.gather(-1, index))
 
 
 def _taking(x: Tensor) -> Any:

@@ -1,16 +1,17 @@
 r"""Samples that are drawn again for their gradient: operators, for devices with Triton.
 
-The forward keeps a seed and a number or two for each row, `kept`, and no y. The backward reads the logits, draws the
-noise again and computes
+The forward keeps a seed and two or three numbers for each row, `kept`, and no y. The backward reads the logits, draws
+the noise again and computes
 
-    y = exp((u - c) / tau),    dx = (dz - <dz, y>) y / tau,    dtau = -<dx, log y>
+    y = softmax(u / tau),    dx = (dz - <dz, y>) y / tau,    dtau = -<dx, log y>
 
-`u` are the logits that the relaxation is the softmax of, and `c` is what is kept (`taugrad.ops.triton.kernels`).
+`u` are the logits that the relaxation is the softmax of; what is kept are its largest and the sum of its exponentials.
 Relaxation.NONE has Gumbel-Rao's gradient, by `draws` draws of the noise that fits the drawn class.
 
 Nothing here reads a value: a row without a sample is NaN. `z`, `y` and `dx` are contiguous.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ torch.library.define(
     "(Tensor x, Tensor seed, Tensor tau, int dim, int relaxation, float gap, bool hard, int draws)"
     " -> (Tensor out, Tensor kept, Tensor index)",
 )
+torch.library.define("taugrad::noise", "(Tensor like, Tensor seed) -> Tensor")
 torch.library.define(
     "taugrad::draw_backward",
     "(Tensor grad, Tensor x, Tensor kept, Tensor index, Tensor seed, Tensor tau, int dim, int relaxation, float gap,"
@@ -81,8 +83,14 @@ def _draw_backward(
 
 
 for _device in _DEVICES:
+    torch.library.impl("taugrad::noise", _device)(_fused.noise_of_seed)  # pyright: ignore[reportOptionalCall]
     torch.library.impl("taugrad::draw", _device)(_draw)  # pyright: ignore[reportOptionalCall]
     torch.library.impl("taugrad::draw_backward", _device)(_draw_backward)  # pyright: ignore[reportOptionalCall]
+
+
+@torch.library.register_fake("taugrad::noise")
+def _noise_shape(like: Tensor, seed: Tensor) -> Tensor:
+    return torch.empty_like(like, dtype=compute_dtype(like.dtype), memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("taugrad::draw")
@@ -90,11 +98,11 @@ def _draw_shapes(
     x: Tensor, seed: Tensor, tau: Tensor, dim: int, relaxation: int, gap: float, hard: bool, draws: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     row = x.movedim(dim, -1).shape[:-1]
-    numbers = 2 if relaxation in (Relaxation.GAPPED, Relaxation.MARKED) else 1
-    indexed = numbers == 2 or relaxation == Relaxation.NONE
+    numbers = 3 if relaxation == Relaxation.MARKED else 2
+    indexed = relaxation not in (Relaxation.PERTURBED, Relaxation.PLAIN)
     return (
         torch.empty_like(x, memory_format=torch.contiguous_format),
-        x.new_empty((numbers, row.numel()), dtype=compute_dtype(x.dtype)),
+        x.new_empty((numbers, math.prod(row)), dtype=compute_dtype(x.dtype)),
         x.new_empty(row if indexed else (0,), dtype=torch.int64),
     )
 
@@ -145,7 +153,7 @@ def _differentiable_backward(
     v, g = x.movedim(dim, -1).to(compute_dtype(x.dtype)), grad.movedim(dim, -1).to(compute_dtype(x.dtype))
     tau = tau.movedim(dim, -1) if tau.ndim else tau
     if relaxation == Relaxation.PERTURBED:
-        v = v + _fused.noise_of_seed(v, seed)
+        v = v + torch.ops.taugrad.noise(v.detach(), seed)
     elif relaxation == Relaxation.GAPPED:
         behind = (v - v.amax(-1, keepdim=True)).detach()
         drawn = index.unsqueeze(-1) == torch.arange(v.shape[-1], device=v.device)

@@ -210,11 +210,11 @@ class _Sample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, z_grad: Tensor | None, y_grad: Tensor | None) -> tuple[Tensor | None, ...]:
         y, tau = ctx.saved_tensors if ctx.tau is None else (*ctx.saved_tensors, ctx.tau)
-        dx, dtau = _sample_backward(z_grad, y_grad, y, tau, ctx.dim, ctx.relaxation, ctx.needs_input_grad[1])
+        dx, dtau = sample_backward(z_grad, y_grad, y, tau, ctx.dim, ctx.relaxation, ctx.needs_input_grad[1])
         return dx, dtau, None, None, None, None, None
 
 
-def _sample_backward(
+def sample_backward(
     z_grad: Tensor | None,
     y_grad: Tensor | None,
     y: Tensor,
@@ -265,7 +265,7 @@ def _sample_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 def _sample_op_backward(ctx: Any, z_grad: Tensor | None, y_grad: Tensor | None) -> tuple[Tensor | None, ...]:
     y, tau = ctx.saved_tensors
-    dx, dtau = _sample_backward(z_grad, y_grad, y, tau, -1, ctx.relaxation, ctx.needs_input_grad[2])
+    dx, dtau = sample_backward(z_grad, y_grad, y, tau, -1, ctx.relaxation, ctx.needs_input_grad[2])
     return dx, None, dtau, None, None
 
 

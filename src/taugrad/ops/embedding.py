@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.ops import _fused
-from taugrad.ops._checks import check_logits, check_tau, compute_dtype, is_scalar
-from taugrad.ops._sampling import sample
-from taugrad.ops._torch import tracing
+from taugrad.ops._checks import check_logits, check_tau, compute_dtype, is_scalar, raise_bad_rows
+from taugrad.ops._sampling import sample, sample_backward
+from taugrad.ops._torch import readable, tracing
 from taugrad.ops.onehot import Relaxation
 
 _SHARE = 2**22  # numbers
@@ -55,7 +55,8 @@ def embedding(
             or +inf.
         TypeError, IndexError: `logits` or `weight` is not floating point, `dim` is out of range.
 
-    Bias: that of the hard sample with the same relaxation, for a function of z @ weight.
+    Bias: that of the hard sample with the same relaxation, for a function of z @ weight. A gradient of the gradient is
+    not there.
     Source: 1611.01144; as a quantizer 1910.05453.
 
     >>> weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -83,11 +84,15 @@ def embedding(
         raise ValueError(f"weight must have shape {shape}, got {tuple(weight.shape)}")
     tau = check_tau(tau, logits, dim)
     learns = isinstance(tau, Tensor) and tau.requires_grad and torch.is_grad_enabled()
-    if learns or not is_scalar(tau) or not _fused.takes_seeds(logits):
+    if learns or not is_scalar(tau) or not _fused.takes(logits.to(compute_dtype(logits.dtype))):
         z = sample(logits, tau, dim, relaxation, gap=gap, generator=generator).movedim(dim, -1)
-        e = z.to(weight.dtype) @ weight
+        e = (z.to(weight.dtype) @ weight).to(weight.dtype)  # autocast would have it in half precision
     else:
         e = _Embedding.apply(logits, weight, tau, dim, relaxation, gap, generator)
+        if isinstance(tau, Tensor):  # that does not show in the classes
+            if readable(tau) and not tau > 0:
+                raise_bad_rows(1, 1, tau)
+            e = e + (0 * tau).to(e.dtype)
     return e.movedim(-1, dim).contiguous()
 
 
@@ -120,14 +125,21 @@ class _Embedding(torch.autograd.Function):
         moved = logits.movedim(ctx.dim, -1)
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            dx = torch.empty_like(moved, memory_format=torch.contiguous_format)
-            shares = zip(*(_shares(t, moved.shape[-1]) for t in (moved, grad, dx)), strict=True)
-            for i, (x, g, out) in enumerate(shares):
+            how = ctx.relaxation, ctx.tau, ctx.gap
+            shares = [_shares(t, moved.shape[-1]) for t in (moved, grad)]
+            out = torch.empty(moved.shape, dtype=moved.dtype, device=moved.device)
+            parts = []
+            for i, (x, g, part) in enumerate(zip(*shares, _shares(out, moved.shape[-1]), strict=True)):
                 dz = (g @ weight.T).to(compute_dtype(x.dtype))
-                out.copy_(_fused.gradient_of_seed(dz, x, seed + i, ctx.relaxation, ctx.tau, ctx.gap))
+                if _fused.takes(dz):
+                    part.copy_(_fused.gradient_of_seed(dz, x, seed + i, *how))
+                else:  # a batch of gradients has no memory that a kernel could read
+                    y = _fused.relaxation_of_seed(x, seed + i, *how, dz.dtype)
+                    parts.append(sample_backward(dz, None, y, ctx.tau, -1, ctx.relaxation, False)[0])
+            dx = torch.cat(parts).to(moved.dtype).view(moved.shape) if parts else out
             dx = dx.movedim(-1, ctx.dim).contiguous()
         if ctx.needs_input_grad[1]:
-            dw = torch.zeros_like(weight).index_add_(0, index, grad.reshape(-1, weight.shape[1]))
+            dw = torch.zeros_like(weight).index_add(0, index, grad.reshape(-1, weight.shape[1]))
         return dx, dw, None, None, None, None, None
 
 

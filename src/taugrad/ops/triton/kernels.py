@@ -10,9 +10,9 @@ r"""Fused kernels over rows of K classes, in Triton: a block of whole rows (`_ti
         x              PLAIN, MARKED, NONE
         max x for the drawn class, else min(x, max x - gap)              GAPPED
 
-No y is kept for a backward: it is y = exp((u - c) / tau), with a number c a row from the forward, and the noise in u is
-drawn again. A backward that needs the drawn class takes its index, and one number more a row: `extra`, which is max x
-(GAPPED) or the c of softmax(x) (MARKED).
+No y is kept for a backward: it is y = 2^((u - m) log2(e) / tau - L), with two numbers a row from the forward, m = max u
+and L, the logarithm of the sum; the noise in u is drawn again. One number would not do: u / tau may be large. A
+backward that needs the drawn class takes its index (m is max x then), ReinMax's a third number, the L of softmax(x).
 
 Rows lie anywhere: row r starts at (r // inner) * outer + (r % inner) * near of its tensor, and its class k is k * step
 further. `inner` is 1 for rows of one stride. tau is a number, or read from `taus`, one for all or one for each row.
@@ -125,12 +125,11 @@ def sample_tile(
     if indices is not None:
         tl.store(indices + row, tl.where(index < K, index, 0), mask=live)
     if kept is not None:
-        tl.store(kept + row, m + t * (_LN2 * tl.log2(total)), mask=live)
-        if RELAXATION == _GAPPED:
-            tl.store(kept + rows + row, most, mask=live)
+        tl.store(kept + row, m, mask=live)
+        tl.store(kept + rows + row, tl.log2(total), mask=live)
         if RELAXATION == _MARKED:
             plain = tl.sum(tl.exp2((v - m[:, None]) * _LOG2E), 1)
-            tl.store(kept + rows + row, m + _LN2 * tl.log2(plain), mask=live)
+            tl.store(kept + 2 * rows + row, tl.log2(plain), mask=live)
 
 
 @triton.jit
@@ -201,17 +200,16 @@ def sample_chunks(
     if indices is not None:
         tl.store(indices + row, tl.where(index < K, index, 0))
     if kept is not None:
-        tl.store(kept + row, m + t * (_LN2 * tl.log2(total)))
-        if RELAXATION == _GAPPED:
-            tl.store(kept + rows + row, most)
+        tl.store(kept + row, m)
+        tl.store(kept + rows + row, tl.log2(total))
         if RELAXATION == _MARKED:
-            tl.store(kept + rows + row, m + _LN2 * tl.log2(plain))
+            tl.store(kept + 2 * rows + row, tl.log2(plain))
 
 
 @triton.jit
-def _first_jacobian(x, s, k, index, c, extra, gap, scale, RELAXATION: tl.constexpr):
+def _first_jacobian(x, s, k, index, m, L, gap, scale, RELAXATION: tl.constexpr):
     """The probabilities p of the Jacobian J(p) of a sample: y, or pi_D for ReinMax."""
-    y = tl.exp2((_relaxed(x, s, k, index, extra, gap, RELAXATION) - c) * scale)
+    y = tl.exp2((_relaxed(x, s, k, index, m, gap, RELAXATION) - m) * scale - L)
     if RELAXATION == _MARKED:
         return (y + tl.where(k == index, 1.0, 0.0)) * 0.5
     else:
@@ -238,22 +236,22 @@ def sample_backward_tile(
     at = _start(row, inner, grad_outer, grad_near)[:, None] + k[None, :].to(tl.int64) * grad_step
     g = tl.load(grad + at, mask=mask, other=0.0).to(wide)
     t = _tau(tau, taus, tau_step, row, live, wide)
-    c = tl.load(kept + row, mask=live, other=0.0)
-    index, extra = tl.zeros((R,), tl.int64), c
+    m = tl.load(kept + row, mask=live, other=0.0)[:, None]
+    L = tl.load(kept + rows + row, mask=live, other=0.0)[:, None]
+    index = tl.zeros((R,), tl.int64)
     if gaps is not None:
         gap = tl.load(gaps)
     if RELAXATION >= _GAPPED:
         index = tl.load(indices + row, mask=live, other=0)
-        extra = tl.load(kept + rows + row, mask=live, other=0.0)
     s = v
     if RELAXATION == _PERTURBED:
         s = v + _noise_of_rows(first * K, row, k, K, tl.load(seed), 0, RUN, DOUBLE)
     scale = _scale(t)[:, None]
-    p = _first_jacobian(v, s, k[None, :], index[:, None], c[:, None], extra[:, None], gap, scale, RELAXATION)
+    p = _first_jacobian(v, s, k[None, :], index[:, None], m, L, gap, scale, RELAXATION)
     p = tl.where(mask, p, 0.0)
     dot = tl.sum(g * p, 1)[:, None]
     if RELAXATION == _MARKED:
-        pi = tl.exp2((v - extra[:, None]) * _LOG2E)
+        pi = tl.exp2((v - m) * _LOG2E - tl.load(kept + 2 * rows + row, mask=live, other=0.0)[:, None])
         d = 2 * (g - dot) * p - 0.5 * (g - tl.sum(g * pi, 1)[:, None]) * pi
     else:
         d = (g - dot) * p / t[:, None]
@@ -279,13 +277,16 @@ def sample_backward_chunks(
     dx += _start(row, inner, dx_outer, dx_near)
     t = _tau(tau, taus, tau_step, row, row < rows, wide)
     scale = _scale(t)
-    c = tl.load(kept + row)
-    index, extra = tl.zeros((), tl.int64), c
+    m = tl.load(kept + row)
+    L = tl.load(kept + rows + row)
+    L_pi = L
+    index = tl.zeros((), tl.int64)
     if gaps is not None:
         gap = tl.load(gaps)
     if RELAXATION >= _GAPPED:
         index = tl.load(indices + row)
-        extra = tl.load(kept + rows + row)
+    if RELAXATION == _MARKED:
+        L_pi = tl.load(kept + 2 * rows + row)
     if RELAXATION == _PERTURBED:
         key = tl.load(seed)
     dot = tl.zeros((), wide)
@@ -297,10 +298,10 @@ def sample_backward_chunks(
         s = v
         if RELAXATION == _PERTURBED:
             s = v + _noise_of_chunk(row, k, start, K, key, 0, RUN, DOUBLE)
-        p = _first_jacobian(v, s, k, index, c, extra, gap, scale, RELAXATION)
+        p = _first_jacobian(v, s, k, index, m, L, gap, scale, RELAXATION)
         dot += tl.sum(g * p, 0)
         if RELAXATION == _MARKED:
-            dot_pi += tl.sum(g * tl.exp2((v - extra) * _LOG2E), 0)
+            dot_pi += tl.sum(g * tl.exp2((v - m) * _LOG2E - L_pi), 0)
     for start in range(0, K, B):
         k = start + tl.arange(0, B)
         v = tl.load(x + k.to(tl.int64) * x_step, mask=k < K, other=-_INF).to(wide)
@@ -308,9 +309,9 @@ def sample_backward_chunks(
         s = v
         if RELAXATION == _PERTURBED:
             s = v + _noise_of_chunk(row, k, start, K, key, 0, RUN, DOUBLE)
-        p = _first_jacobian(v, s, k, index, c, extra, gap, scale, RELAXATION)
+        p = _first_jacobian(v, s, k, index, m, L, gap, scale, RELAXATION)
         if RELAXATION == _MARKED:
-            pi = tl.exp2((v - extra) * _LOG2E)
+            pi = tl.exp2((v - m) * _LOG2E - L_pi)
             d = 2 * (g - dot) * p - 0.5 * (g - dot_pi) * pi
         else:
             d = (g - dot) * p / t
@@ -381,6 +382,7 @@ def gumbel_rao_tile(
     mask = live[:, None] & (k < K)[None, :]
     at = _start(row, inner, x_outer, x_near)[:, None] + k[None, :].to(tl.int64) * x_step
     log_pi = tl.load(x + at, mask=mask, other=-_INF).to(wide) - tl.load(kept + row, mask=live, other=0.0)[:, None]
+    log_pi -= tl.load(kept + rows + row, mask=live, other=0.0)[:, None] * _LN2
     at = _start(row, inner, grad_outer, grad_near)[:, None] + k[None, :].to(tl.int64) * grad_step
     g = tl.load(grad + at, mask=mask, other=0.0).to(wide)
     index = tl.load(indices + row, mask=live, other=0)[:, None]
@@ -412,14 +414,15 @@ def gumbel_rao_chunks(
     grad += _start(row, inner, grad_outer, grad_near)
     dx += _start(row, inner, dx_outer, dx_near)
     sums += row * draws * 2
-    c = tl.load(kept + row)
+    m = tl.load(kept + row)
+    log_Z = tl.load(kept + rows + row) * _LN2
     index = tl.load(indices + row)
     t = _tau(tau, taus, tau_step, row, row < rows, wide)
     key = tl.load(seed)
     if WRITES:
         for start in range(0, K, B):
             k = start + tl.arange(0, B)
-            log_pi = tl.load(x + k.to(tl.int64) * x_step, mask=k < K, other=-_INF).to(wide) - c
+            log_pi = tl.load(x + k.to(tl.int64) * x_step, mask=k < K, other=-_INF).to(wide) - m - log_Z
             g = tl.load(grad + k.to(tl.int64) * grad_step, mask=k < K, other=0.0).to(wide)
             mean = tl.zeros((B,), wide)
             for i in range(1, draws + 1):
@@ -436,7 +439,7 @@ def gumbel_rao_chunks(
             dot = total
             for start in range(0, K, B):
                 k = start + tl.arange(0, B)
-                log_pi = tl.load(x + k.to(tl.int64) * x_step, mask=k < K, other=-_INF).to(wide) - c
+                log_pi = tl.load(x + k.to(tl.int64) * x_step, mask=k < K, other=-_INF).to(wide) - m - log_Z
                 g = tl.load(grad + k.to(tl.int64) * grad_step, mask=k < K, other=0.0).to(wide)
                 noise = _noise_of_chunk(row, k, start, K, key, i, RUN, DOUBLE)
                 w = _conditional(log_pi, noise, top, k, index, _scale(t))

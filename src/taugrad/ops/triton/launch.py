@@ -23,6 +23,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _BLOCK = 2048  # elements of a block of short rows
 _LONGEST = 8192  # classes of a row that fit one block
 _CHUNK = 4096
+_THREAD = 16  # elements of a thread
 _MOST = 2**31 - _CHUNK  # classes, and rows: an index and a launch count in 32 bits
 
 
@@ -102,14 +103,19 @@ class _Rows:
             self.arguments += [x, layout.outer, layout.near, layout.step]
 
 
-def _blocks(K: int, double: bool) -> dict[str, Any]:
-    """Return the compile-time arguments of a kernel: the block's size, and whether its noise is one run."""
+def _blocks(K: int, double: bool, *, averages: bool = False) -> dict[str, Any]:
+    """Return the compile-time arguments of a kernel: the block's size, and whether its noise is one run.
+
+    Doubles, and an average that is kept while noise is drawn, need twice the registers an element: half a block then.
+    """
+    part = 2 if double or averages else 1
     B = triton.next_power_of_2(K)
-    if B > _LONGEST:
-        return {"B": _CHUNK, "RUN": K % 64 == 0 and not double, "DOUBLE": double, "num_warps": 8}
-    R = 1 if K % 64 == 0 and K != B else max(1, _BLOCK // B)
+    if _LONGEST // part**2 < B:
+        chunk = _CHUNK // part
+        return {"B": chunk, "RUN": K % 64 == 0 and not double, "DOUBLE": double, "num_warps": 8}
+    R = 1 if K % 64 == 0 and K != B else max(1, _BLOCK // part // B)
     run = (K == B or (R == 1 and K % 64 == 0)) and R * B >= 64
-    warps = min(16, max(4, R * B // 512))
+    warps = min(16, max(4, R * B * part // (32 * _THREAD)))
     return {"R": R, "B": B, "RUN": run and not double, "DOUBLE": double, "num_warps": warps}
 
 
@@ -168,17 +174,17 @@ def sample(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return `z`, or `y` unless `hard`, or None if `hard` is; with `keeps`, what `sample_backward` needs; the classes.
 
-    Without a seed it is the softmax of Relaxation.PLAIN. Kept are (1 or 2, rows) numbers. The classes, int64 (...), are
+    Without a seed it is the softmax of Relaxation.PLAIN. Kept are (2 or 3, rows) numbers. The classes, int64 (...), are
     None where nobody needs them.
     """
     dim %= x.ndim
     out = None if hard is None else torch.empty_like(x, memory_format=torch.contiguous_format)
     rows = _Rows(dim, x, x if out is None else out)
     wide = compute_dtype(x.dtype)
-    extra = relaxation in (Relaxation.GAPPED, Relaxation.MARKED)
-    kept = torch.empty(1 + extra, rows.count, dtype=wide, device=x.device) if keeps else None
+    numbers = 3 if relaxation is Relaxation.MARKED else 2
+    kept = torch.empty(numbers, rows.count, dtype=wide, device=x.device) if keeps else None
     index = None
-    if hard is None or (keeps and (extra or relaxation is Relaxation.NONE)):
+    if hard is None or (keeps and relaxation not in (Relaxation.PERTURBED, Relaxation.PLAIN)):
         index = torch.empty(x.movedim(dim, -1).shape[:-1], dtype=torch.int64, device=x.device)
     constants = _blocks(rows.K, wide is torch.float64)
     drawn = seed is not None and (hard is not False or relaxation is not Relaxation.PLAIN)
@@ -221,7 +227,7 @@ def gumbel_rao(
     dim %= x.ndim
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows = _Rows(dim, grad, x, dx)
-    constants = _blocks(rows.K, kept.dtype is torch.float64)
+    constants = _blocks(rows.K, kept.dtype is torch.float64, averages=True)
     arguments = [index, kept, seed, draws, *_tau(tau, x, dim), rows.count, rows.K, rows.inner]
     if "R" in constants:
         _launch("gumbel_rao", rows.count, [*rows.arguments, *arguments], constants, x.device)
