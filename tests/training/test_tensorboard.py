@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from helpers.commands import SMALL, run
 
-pytestmark = pytest.mark.system
-
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
-pytestmark = pytest.mark.skipif(not (DRIVER and BROWSER), reason="needs chromium and chromedriver")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(not (DRIVER and BROWSER), reason="needs chromium and chromedriver"),
+]
 
 # The text of the page, of components with a shadow of their own too.
 TEXT = """
