@@ -375,6 +375,20 @@ def test_compiled_without_a_graph_break_it_draws_what_eager_mode_draws(estimator
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # a number becomes a variable once
 
 
+def test_any_size_runs_in_one_compiled_program():
+    call = lambda x: STGumbelSoftmax().sample(x, TAU)  # noqa: E731
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    program = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in ((4, 5), (6, 5), (3, 9)):
+        program(torch.randn(shape, requires_grad=True)).sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    x = torch.randn(4, 5, requires_grad=True)
+    torch._dynamo.mark_dynamic(x, 0)
+    torch._dynamo.reset()
+    torch.compile(call, fullgraph=True, backend="aot_eager")(x).sum().backward()
+
+
 def test_a_gradient_of_the_gradient_is_that_of_torchs_code():
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     for estimator in (taugrad.GumbelSoftmax(), STGumbelSoftmax(), taugrad.StraightThrough()):
@@ -407,7 +421,17 @@ def test_an_embeddings_batch_of_gradients_is_taken_at_once(relaxation):
     (batch,) = torch.autograd.grad(e, x, grads, is_grads_batched=True, retain_graph=True)
     for found, grad in zip(batch, grads, strict=True):
         torch.testing.assert_close(found, torch.autograd.grad(e, x, grad, retain_graph=True)[0])
-    assert embedding(x, weight, torch.tensor(-1.0)[None, None].expand(20, 1)).isnan().all()
+
+
+def test_an_embeddings_row_without_a_sample_is_nan_and_the_others_are_not(monkeypatch):
+    x = torch.zeros(3, 4)
+    x[0, 1], x[1] = math.nan, -math.inf
+    e = embedding(x, torch.ones(4, 2, dtype=torch.bfloat16))
+    assert e.dtype is torch.bfloat16
+    assert e[:2].isnan().all()
+    assert (e[2] == 1).all()
+    monkeypatch.setattr("taugrad.ops.embedding.readable", lambda _: False)  # as of a GPU
+    assert embedding(torch.zeros(3, 4), torch.ones(4, 2), torch.tensor(-1.0)).isnan().all()
 
 
 @each("relaxation", RELAXATIONS)

@@ -225,12 +225,20 @@ def takes(x: Tensor) -> bool:
     return _kernels_for(x) is not None
 
 
-def argmax_of_seed(x: Tensor, seed: Tensor) -> Tensor:
-    """Return the classes drawn from logits (..., K) with a seed: int64 (...)."""
+def argmax_of_seed(x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the classes drawn from logits (rows, K) with a seed, int64 (rows,), and zeros, NaN for a row without one.
+
+    Raises:
+        LogitsError: there is such a row, on a CPU.
+    """
     x = x.detach().to(compute_dtype(x.dtype)).contiguous()
-    index, failures = _taking(x).argmax(x, seed)
+    kernels = _taking(x)
+    if kernels is not native:
+        _, kept, index = kernels.sample(x, seed, Relaxation.NONE, 1.0, hard=None, keeps=True)
+        return index, kept[1] - kept[1]
+    index, failures = native.argmax(x, seed)
     _raise_failures(failures, x)
-    return index
+    return index, x.new_zeros(len(x))
 
 
 def gradient_of_seed(

@@ -8,6 +8,7 @@ relaxation is applied to it. Where there are kernels neither z nor y nor dL/dz i
 shares of 2^22 numbers, whose noise is drawn again from a seed. What stays is one index a row and a seed.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -113,10 +114,11 @@ class _Embedding(torch.autograd.Function):
         moved = logits.movedim(dim, -1)
         seed = _fused.draw_seed(generator, logits.device)
         drawn = [_fused.argmax_of_seed(x, seed + i) for i, x in enumerate(_shares(moved, moved.shape[-1]))]
-        index = torch.cat(drawn)
+        index, zeros = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         ctx.tau, ctx.dim, ctx.relaxation, ctx.gap = tau, dim, relaxation, gap
         ctx.save_for_backward(logits, weight, index, seed)
-        return weight[index].view(*moved.shape[:-1], weight.shape[1])
+        e = weight[index] + zeros.unsqueeze(-1).to(weight.dtype)
+        return e.view(*moved.shape[:-1], weight.shape[1])
 
     @staticmethod
     @once_differentiable
@@ -139,10 +141,14 @@ class _Embedding(torch.autograd.Function):
             dx = torch.cat(parts).to(moved.dtype).view(moved.shape) if parts else out
             dx = dx.movedim(-1, ctx.dim).contiguous()
         if ctx.needs_input_grad[1]:
-            dw = torch.zeros_like(weight).index_add(0, index, grad.reshape(-1, weight.shape[1]))
+            dw = torch.zeros_like(weight).index_add(0, index, _rows(grad))
         return dx, dw, None, None, None, None, None
 
 
 def _shares(x: Tensor, K: int) -> tuple[Tensor, ...]:
     """Split (..., D) into shares of rows, of about 2^22 logits."""
-    return x.reshape(-1, x.shape[-1]).split(max(1, _SHARE // K))
+    return _rows(x).split(max(1, _SHARE // K))
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
