@@ -108,6 +108,8 @@ def _devices_of_triton() -> tuple[str, ...]:
 
 def _may_have_triton(x: Tensor) -> bool:
     """Return whether Triton's kernels are for the device of `x`; a CPU with kernels of its own does not ask."""
+    if not isinstance(x, Tensor):  # but a proxy of `torch.fx`, whose device nobody may ask for
+        return False
     return not (x.device.type == "cpu" and native.available()) and x.device.type in _triton_devices()
 
 
