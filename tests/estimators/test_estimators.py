@@ -264,6 +264,7 @@ def test_expectation_under_vmap_gives_what_the_batch_gives_in_distribution(estim
         assert len({tuple(g.flatten().tolist()) for g in mapped}) >= 9  # not one draw for all rows
 
 
+@pytest.mark.command
 @once
 @pytest.mark.parametrize("estimator", EVERY, ids=repr)
 def test_expectation_compiles_without_a_graph_break(estimator):

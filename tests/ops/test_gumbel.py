@@ -255,6 +255,7 @@ def test_grad_through_vmap_equals_the_batched_gradient():
     torch.testing.assert_close(per_row, batched)
 
 
+@pytest.mark.command
 @of_programs
 @each("hard", [False, True])
 def test_compiles_without_a_graph_break(hard):

@@ -543,6 +543,7 @@ def both(call, *inputs, seed: int = 0):
     return y.detach(), *torch.autograd.grad((y * weights).sum(), wanted)
 
 
+@pytest.mark.command
 @pytest.mark.parametrize("tau", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
 def test_compiled_programs_have_the_operator(tau, compiler):
     recorder = Recorder()
@@ -558,6 +559,7 @@ def test_compiled_programs_have_the_operator(tau, compiler):
     assert not any("taugrad.sample" in name for name in plain.operators())
 
 
+@pytest.mark.command
 @pytest.mark.parametrize("call", [gumbel_softmax, lambda x, tau: sample(x, tau, 0), lambda x, tau: x * sample(x, tau)])
 def test_compiled_samples_and_gradients_are_those_of_eager_mode(call, compiler):
     x = torch.randn(6, 5, requires_grad=True)
@@ -567,6 +569,7 @@ def test_compiled_samples_and_gradients_are_those_of_eager_mode(call, compiler):
         torch.testing.assert_close(both(compiled, x, tau, seed=seed), both(call, x, tau, seed=seed))
 
 
+@pytest.mark.command
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 def test_every_relaxation_compiles(relaxation, compiler):
     x = torch.randn(6, 5, requires_grad=True)
@@ -583,6 +586,7 @@ def test_inductor_compiles_a_sample_as_well(compiler):
         torch.testing.assert_close(both(compiler(call, fullgraph=True), x), both(call, x))
 
 
+@pytest.mark.command
 def test_another_value_of_a_tensor_tau_compiles_nothing_anew(compiler):
     counter = CompileCounter()
     compiled = compiler(lambda x, tau: gumbel_softmax(x, tau, hard=True), fullgraph=True, backend=counter)
@@ -594,6 +598,7 @@ def test_another_value_of_a_tensor_tau_compiles_nothing_anew(compiler):
     assert counter.frame_count > 1  # a number is a constant: that is what the counter counts
 
 
+@pytest.mark.command
 def test_a_compiled_sample_of_a_row_without_one_is_nan(compiler):
     x = torch.randn(3, 5)
     x[1] = -torch.inf
