@@ -19,7 +19,7 @@ from torch import Tensor
 
 from taugrad.ops import _fused
 from taugrad.ops._checks import compute_dtype, log_where_positive
-from taugrad.ops.onehot import Relaxation
+from taugrad.ops.onehot import Relaxation, one_hot
 from taugrad.ops.softmax import softmax_backward
 
 _DEVICES = ("CUDA", "XPU", "CPU")  # a CPU's by the interpreter
@@ -37,9 +37,16 @@ def redrawn_sample(
 ) -> Tensor:
     """Draw the hard sample with the gradient of its relaxation, or the relaxation itself, of arguments checked."""
     seed = _fused.draw_seed(generator, logits.device)
-    if not isinstance(tau, Tensor):  # a product is no constant for a compiler: another tau does not compile anew
-        tau = torch.ones((), dtype=torch.float64, device="cpu") * tau
-    return torch.ops.taugrad.draw(logits, seed, tau, dim, int(relaxation), gap, hard, draws)[0]
+    return torch.ops.taugrad.draw(logits, seed, as_tensor(tau), dim, int(relaxation), gap, hard, draws)[0]
+
+
+def as_tensor(tau: float | Tensor) -> Tensor:
+    """Return tau as an operator takes it. A product is no constant for a compiler: another tau does not compile anew.
+
+    >>> as_tensor(0.5)
+    tensor(0.5000, dtype=torch.float64)
+    """
+    return tau if isinstance(tau, Tensor) else torch.ones((), dtype=torch.float64, device="cpu") * tau
 
 
 torch.library.define(
@@ -156,12 +163,10 @@ def _differentiable_backward(
         v = v + torch.ops.taugrad.noise(v.detach(), seed)
     elif relaxation == Relaxation.GAPPED:
         behind = (v - v.amax(-1, keepdim=True)).detach()
-        drawn = index.unsqueeze(-1) == torch.arange(v.shape[-1], device=v.device)
-        v = v + torch.where(drawn, -behind, -(behind + gap).relu())
+        v = v + torch.where(one_hot(index, v) > 0, -behind, -(behind + gap).relu())
     y = torch.softmax(v / tau, -1)
     if relaxation == Relaxation.MARKED:
-        drawn = (index.unsqueeze(-1) == torch.arange(v.shape[-1], device=v.device)).to(v.dtype)
-        dx = 2 * softmax_backward(g, (y + drawn) / 2) - softmax_backward(g, torch.softmax(v, -1)) / 2
+        dx = 2 * softmax_backward(g, (y + one_hot(index, v)) / 2) - softmax_backward(g, torch.softmax(v, -1)) / 2
         return dx.movedim(-1, dim).to(x.dtype), None
     dx = softmax_backward(g, y, tau)
     dtau = -(dx * log_where_positive(y)).sum(-1, keepdim=True)
@@ -185,7 +190,7 @@ def _backward_of_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None
 torch.library.register_autograd("taugrad::draw_backward", _backward_of_backward, setup_context=_setup_backward)
 
 
-def _each(op: Any, info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+def each_example(op: Any, info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> tuple[Any, Any]:
     """Call an operator for every example of a batch: a function of its seed, it draws as for the example alone."""
     examples = [
         op(*(x if d is None else x.select(d, i) for x, d in zip(inputs, in_dims, strict=True)))
@@ -197,9 +202,9 @@ def _each(op: Any, info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any
 
 @torch.library.register_vmap("taugrad::draw")  # pyright: ignore[reportOptionalCall]
 def _draw_batch(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-    return _each(torch.ops.taugrad.draw, info, in_dims, inputs)
+    return each_example(torch.ops.taugrad.draw, info, in_dims, inputs)
 
 
 @torch.library.register_vmap("taugrad::draw_backward")  # pyright: ignore[reportOptionalCall]
 def _draw_backward_batch(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-    return _each(torch.ops.taugrad.draw_backward, info, in_dims, inputs)
+    return each_example(torch.ops.taugrad.draw_backward, info, in_dims, inputs)

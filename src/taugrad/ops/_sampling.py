@@ -24,7 +24,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.ops import _fused
 from taugrad.ops._checks import check_logits, check_rows, check_tau, compute_dtype, is_scalar, log_where_positive
-from taugrad.ops._redrawn import redrawn_sample
+from taugrad.ops._redrawn import as_tensor, each_example, redrawn_sample
 from taugrad.ops._torch import followed
 from taugrad.ops.noise import perturbed
 from taugrad.ops.onehot import Relaxation, one_hot, straight_through, tangent
@@ -78,10 +78,8 @@ def sample(
     if not followed():
         z, y = _Sample.apply(logits, tau, dim, relaxation, gap, hard, generator)
     elif _takes_operator(logits, tau, generator):
-        seed = torch.randint(2**63 - 1, (), device="cpu")
-        if not isinstance(tau, Tensor):  # a product is no constant, so another tau does not recompile
-            tau = torch.ones((), dtype=torch.float64, device="cpu") * tau
-        outputs = torch.ops.taugrad.sample(logits.movedim(dim, -1), seed, tau, int(relaxation), gap)
+        seed = _fused.draw_seed(None, logits.device)
+        outputs = torch.ops.taugrad.sample(logits.movedim(dim, -1), seed, as_tensor(tau), int(relaxation), gap)
         z, y = (out.movedim(-1, dim).contiguous() for out in outputs)
     else:
         z, y = _traced_sample(logits, tau, dim, relaxation, gap, hard, generator)
@@ -273,13 +271,5 @@ torch.library.register_autograd("taugrad::sample", _sample_op_backward, setup_co
 
 
 @torch.library.register_vmap("taugrad::sample")  # pyright: ignore[reportOptionalCall]
-def _sample_of_batch(
-    info: Any, in_dims: tuple[int | None, ...], *inputs: Any
-) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    # The operator is a function of its seed, so every example of the batch takes the noise that it would take alone.
-    examples = [
-        torch.ops.taugrad.sample(*(x if d is None else x.select(d, i) for x, d in zip(inputs, in_dims, strict=True)))
-        for i in range(info.batch_size)
-    ]
-    z, y = zip(*examples, strict=True)
-    return (torch.stack(z), torch.stack(y)), (0, 0)
+def _sample_of_batch(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+    return each_example(torch.ops.taugrad.sample, info, in_dims, inputs)
