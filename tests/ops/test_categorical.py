@@ -7,7 +7,7 @@ from helpers.cases import each
 from scipy import stats
 from torch.distributions import Categorical, kl_divergence
 
-from taugrad.ops.categorical import bernoulli_log_prob, entropy, kl, kl_to_uniform, log_prob
+from taugrad.ops.categorical import bernoulli_log_prob, entropy, kl, kl_to_uniform, log_prob, unimix
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -43,6 +43,8 @@ def test_the_classes_may_stand_in_any_dim():
         kl_to_uniform,
         lambda x: kl(x, x.flip(0)),
         lambda x: log_prob(x, torch.eye(3, dtype=torch.float64)),
+        lambda x: unimix(x, 0.3),
+        lambda x: kl(unimix(x, 0.01), unimix(x.flip(0), 0.01)),
         lambda x: bernoulli_log_prob(x, torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64).expand(3, 3)),
     ],
 )
@@ -124,3 +126,35 @@ def test_bernoulli_log_prob_is_torch_distributions_and_broadcasts_over_samples()
     x = torch.randint(2, (3, 4)).double()
     expected = torch.distributions.Bernoulli(logits=logits).log_prob(x.expand_as(logits)).sum(-1)
     torch.testing.assert_close(bernoulli_log_prob(logits, x), expected)
+
+
+@each("dtype", [torch.float64, torch.float32, torch.float16])
+def test_unimix_is_the_mixture_of_the_categorical_and_the_uniform_one(dtype):
+    logits = (30 * torch.randn(7, 5, dtype=torch.float64)).to(dtype)
+    logits[0, 1] = -torch.inf
+    p = logits.double().softmax(-1)
+    expected = 0.99 * p + 0.01 * torch.full((5,), 0.2, dtype=torch.float64)
+    expected[0] = 0.99 * p[0] + 0.01 * torch.tensor([0.25, 0.0, 0.25, 0.25, 0.25], dtype=torch.float64)
+    mixed = unimix(logits, 0.01)
+    assert mixed.dtype == dtype
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 5e-3}[dtype]
+    torch.testing.assert_close(mixed.double().exp(), expected, rtol=tolerance, atol=0)
+    if dtype == torch.float64:
+        torch.testing.assert_close(entropy(mixed), -torch.special.xlogy(expected, expected).sum(-1))
+    torch.testing.assert_close(unimix(logits.t(), 0.01, dim=0), mixed.t())
+    torch.testing.assert_close(
+        unimix(logits, 0).double(), torch.log_softmax(logits.double(), -1), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_unimix_keeps_the_gradient_of_masked_and_improbable_classes_finite():
+    x = torch.tensor([[0.0, -torch.inf, -1e4, 80.0]], requires_grad=True)
+    unimix(x, 0.01)[x > -torch.inf].sum().backward()
+    assert x.grad.isfinite().all()
+    assert x.grad[0, 1] == 0
+
+
+@each("share", [-0.1, 1.0, 1, True, "0.1", float("nan")])
+def test_a_share_out_of_range_is_named(share):
+    with pytest.raises(ValueError, match=r"share must be in \[0, 1\), got"):
+        unimix(torch.zeros(3), share)

@@ -1,8 +1,9 @@
-r"""Log-probability, entropy and KL of categoricals as functions of their logits, safe at -inf.
+r"""Log-probability, entropy, KL and a uniform mixture of categoricals as functions of their logits, safe at -inf.
 
     log p(z) = <z, log_softmax(logits)>
     H(p)     = -sum_k p_k log p_k
     KL(p||q) = sum_k p_k (log p_k - log q_k)
+    unimix   = log((1 - s) p + s / K)
 
 The contract: logits (..., K) along `dim`, results without `dim`, natural logarithms (nats). A masked class, logit
 -inf, counts as 0 log 0 = 0 in value and has zero gradient. A row with every class masked, or with NaN, is NaN.
@@ -16,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from taugrad.ops import _fused
-from taugrad.ops._checks import check_logits
+from taugrad.ops._checks import check_logits, compute_dtype
 
 
 def log_prob(logits: Tensor, z: Tensor, dim: int = -1) -> Tensor:
@@ -127,6 +128,42 @@ def kl(logits_p: Tensor, logits_q: Tensor, dim: int = -1) -> Tensor:
     check_logits(logits_q, dim, "logits_q")
     log_p = torch.log_softmax(logits_p, dim)
     return _expectation(log_p, log_p - torch.log_softmax(logits_q, dim), dim)
+
+
+def unimix(logits: Tensor, share: float, dim: int = -1) -> Tensor:
+    r"""Mix a categorical with the uniform one: return $\log((1 - s) \, \mathrm{softmax}(\mathrm{logits}) + s / K)$.
+
+    The result is normalized log-probabilities, so that sampling, `entropy`, `kl` and `log_prob` of it are exactly those
+    of the mixture. No class that is allowed has a probability below $s / K$, and the KL from it is bounded.
+
+    Args:
+        logits: (..., K, ...); a masked class, -inf, stays masked, and K counts the others.
+        share: $s$, the share of the uniform categorical, in [0, 1); DreamerV3 takes 0.01.
+        dim: the dimension of the K classes.
+
+    Returns:
+        The shape and dtype of `logits`.
+
+    Raises:
+        ValueError: `share` is out of range.
+
+    Source: 2301.04104.
+
+    >>> unimix(torch.tensor([100.0, 0.0, -torch.inf]), 0.01).exp()
+    tensor([0.9950, 0.0050, 0.0000])
+    """
+    if has_torch_function_unary(logits):
+        return handle_torch_function(unimix, (logits,), logits, share, dim)
+    check_logits(logits, dim)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ValueError(f"share must be in [0, 1), got {share!r}")
+    log_p = torch.log_softmax(logits, dim, dtype=compute_dtype(logits.dtype))
+    if share == 0:
+        return log_p.to(logits.dtype)
+    masked = logits == -math.inf
+    log_uniform = math.log(share) - (~masked).sum(dim, keepdim=True).to(log_p.dtype).log()
+    mixed = torch.logaddexp(log_p + math.log1p(-share), log_uniform)
+    return mixed.masked_fill(masked, -math.inf).to(logits.dtype)
 
 
 def _expectation(log_p: Tensor, values: Tensor, dim: int) -> Tensor:
