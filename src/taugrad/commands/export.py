@@ -1,6 +1,7 @@
 """The command `taugrad export`: a trained model as an ONNX file, or as a program of `torch.export`.
 
-The exported function is the task's `greedy`: every sample is replaced by the most probable choice.
+The exported function is the task's `greedy`: every sample is replaced by the most probable choice. The other `part` of
+a model that has one, its decoder, goes from those choices back to pictures.
 """
 
 import io
@@ -19,6 +20,8 @@ from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError, TaugradError
 from taugrad.extras import extra
 from taugrad.files import require_file, user_path, writing
+from taugrad.models.base import Decoded
+from taugrad.training.images import ImageTask
 from taugrad.training.runs import load_run
 from taugrad.training.task import Task
 
@@ -31,6 +34,7 @@ class ExportConfig:
 
     run: str
     out: str
+    part: str = "encoder"
     checkpoint: str | None = None
     trust: list[str] = field(default_factory=list)
     debug: bool = False
@@ -48,21 +52,41 @@ class Greedy(nn.Module):
         return self.task.greedy(x)
 
 
+class Picture(nn.Module):
+    """Module whose `forward` is the `picture` of a task's model."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        if not isinstance(task, ImageTask) or not isinstance(task.model, Decoded):
+            what = type(task.model if isinstance(task, ImageTask) else task).__name__
+            raise ConfigError(f"part must be encoder for a run of {what}, which has no decoder, got decoder")
+        self.task, self.model = task.eval().requires_grad_(False), task.model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean pictures of choices (batch, ...)."""
+        return self.model.picture(x)
+
+
 def export(config: DictConfig) -> None:
     """Write the run's model to `out`; TaugradError if the file does not compute what the model does."""
     arguments = read(ExportConfig, config)
     out = user_path(arguments.out)
     if out.suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"out must end in .onnx or .pt2, got {out}")
+    if arguments.part not in ("encoder", "decoder"):
+        raise ConfigError(f"part must be encoder or decoder, got {arguments.part}")
     for package in ("onnxscript", "onnxruntime") if out.suffix == ".onnx" else ():
         extra(package, "onnx")
     require_file("out", out)
     task, data, _ = load_run(user_path(arguments.run), arguments.checkpoint, arguments.trust)
     module, x = Greedy(task), _inputs(task, data)
+    outputs = "choices"
+    if arguments.part == "decoder":
+        module, x, outputs = Picture(task), module(x), "pictures"
     program = torch.export.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with writing(out):
         if out.suffix == ".onnx":
-            torch.onnx.export(program, (), out, input_names=["x"], output_names=["choices"], verbose=False)
+            torch.onnx.export(program, (), out, input_names=["x"], output_names=[outputs], verbose=False)
         else:
             buffer = io.BytesIO()  # torch's own writer hides why a file cannot be written
             torch.export.save(program, buffer)
@@ -70,7 +94,7 @@ def export(config: DictConfig) -> None:
     expected, found = module(x).numpy(), _run(out, x)
     if not np.allclose(found, expected, atol=1e-5):
         raise TaugradError(f"{out} differs from the model on {np.mean(found != expected):.1%} of {_CHECKED} inputs")
-    taken, given = (", ".join(["batch", *map(str, sizes)]) for sizes in (task.input_size, expected.shape[1:]))
+    taken, given = (", ".join(["batch", *map(str, sizes)]) for sizes in (x.shape[1:], expected.shape[1:]))
     same = f"the same as the model on {len(x)} inputs"
     Console().print(f"{out}: ({taken}) to ({given}), {expected.dtype}; {same}", soft_wrap=True)
 

@@ -32,6 +32,21 @@ class Pathwise(Estimator):
         An estimator of one's own needs no more. The estimators here also take `dim`, for logits (..., K, ...).
         """
 
+    def embedding(
+        self,
+        logits: Tensor,
+        weight: Tensor,
+        tau: float | Tensor = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw rows of a table (K, D): `sample @ weight`, (..., D), and the drawn classes, (...), of logits (..., K).
+
+        The classes of a soft sample are its largest ones. Straight-through estimators need no one-hot for it.
+        """
+        z = self.sample(logits, tau, generator=generator)
+        return (z.to(weight.dtype) @ weight).to(weight.dtype), z.argmax(-1)
+
     def expectation(
         self,
         f: Callable[[Tensor], Tensor],

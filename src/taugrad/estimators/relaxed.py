@@ -10,9 +10,10 @@ from taugrad.checks import check_count, check_positive
 from taugrad.estimators.base import Pathwise
 from taugrad.ops._checks import check_logits, check_rows, check_tau, classes_last, log_where_positive
 from taugrad.ops._sampling import gumbel_rao
+from taugrad.ops.embedding import embedding_with_index
 from taugrad.ops.gumbel import gumbel_max, gumbel_softmax
 from taugrad.ops.noise import conditional_perturbed
-from taugrad.ops.onehot import straight_through, tangent
+from taugrad.ops.onehot import Relaxation, straight_through, tangent
 from taugrad.ops.softmax import softmax, softmax_jacobian
 
 
@@ -51,6 +52,17 @@ class STGumbelSoftmax(Pathwise):
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
         return gumbel_softmax(logits, tau, hard=True, dim=dim, generator=generator)
+
+    def embedding(
+        self,
+        logits: Tensor,
+        weight: Tensor,
+        tau: float | Tensor = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw rows of a table without a one-hot of its size."""
+        return embedding_with_index(logits, weight, tau, -1, Relaxation.PERTURBED, generator=generator)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 from taugrad.checks import check_positive
 from taugrad.estimators.base import Pathwise
 from taugrad.ops._sampling import sample
+from taugrad.ops.embedding import embedding_with_index
 from taugrad.ops.onehot import Relaxation
 
 
@@ -27,6 +28,17 @@ class StraightThrough(Pathwise):
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
         return sample(logits, tau, dim, Relaxation.PLAIN, generator=generator)
+
+    def embedding(
+        self,
+        logits: Tensor,
+        weight: Tensor,
+        tau: float | Tensor = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw rows of a table without a one-hot of its size."""
+        return embedding_with_index(logits, weight, tau, -1, Relaxation.PLAIN, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,17 @@ class GappedStraightThrough(Pathwise):
         """Draw `z`, exactly one-hot."""
         return sample(logits, tau, dim, Relaxation.GAPPED, gap=self.gap, generator=generator)
 
+    def embedding(
+        self,
+        logits: Tensor,
+        weight: Tensor,
+        tau: float | Tensor = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw rows of a table without a one-hot of its size."""
+        return embedding_with_index(logits, weight, tau, -1, Relaxation.GAPPED, gap=self.gap, generator=generator)
+
 
 @dataclass(frozen=True)
 class ReinMax(Pathwise):
@@ -73,3 +96,14 @@ class ReinMax(Pathwise):
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
         return sample(logits, tau, dim, Relaxation.MARKED, generator=generator)
+
+    def embedding(
+        self,
+        logits: Tensor,
+        weight: Tensor,
+        tau: float | Tensor = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw rows of a table without a one-hot of its size."""
+        return embedding_with_index(logits, weight, tau, -1, Relaxation.MARKED, generator=generator)

@@ -1,5 +1,6 @@
 """Modules over one estimator, as parts of your own models."""
 
 from taugrad.layers.one_hot import OneHotSample
+from taugrad.layers.quantizer import CategoricalQuantizer, Quantized, ResidualQuantizer
 
-__all__ = ["OneHotSample"]
+__all__ = ["CategoricalQuantizer", "OneHotSample", "Quantized", "ResidualQuantizer"]

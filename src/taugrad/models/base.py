@@ -52,6 +52,18 @@ class Evaluated(Protocol):
 
 
 @runtime_checkable
+class Coded(Protocol):
+    """Measures by itself how its codes are used; its `evaluation_terms` return counts of them in place of logits.
+
+    Of every other model that is `Evaluated` the task reports the usage of each latent, from the logits.
+    """
+
+    def usage(self, counts: Tensor) -> dict[str, Tensor]:
+        """Return scalars by name, of counts that are summed over the images of an evaluation."""
+        ...
+
+
+@runtime_checkable
 class Tested(Protocol):
     """Has terms that only the test computes."""
 
@@ -66,6 +78,15 @@ class Greedy(Protocol):
 
     def greedy(self, x: Tensor) -> Tensor:
         """Return the most probable choices, without sampling."""
+        ...
+
+
+@runtime_checkable
+class Decoded(Protocol):
+    """Can be exported the other way too: from codes to pictures."""
+
+    def picture(self, codes: Tensor) -> Tensor:
+        """Return the mean pictures, in [0, 1], of codes as `greedy` returns them."""
         ...
 
 

@@ -65,9 +65,28 @@ def embedding(
     tensor([[1., 2.],
             [3., 4.]])
     """
+    return embedding_with_index(logits, weight, tau, dim, relaxation, gap=gap, generator=generator)[0]
+
+
+def embedding_with_index(
+    logits: Tensor,
+    weight: Tensor,
+    tau: float | Tensor = 1.0,
+    dim: int = -1,
+    relaxation: Relaxation = Relaxation.PERTURBED,
+    *,
+    gap: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return what `embedding` does, and the drawn classes: the shape of `logits` without `dim`, int64.
+
+    >>> weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> embedding_with_index(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]), weight)[1]
+    tensor([0, 1])
+    """
     if has_torch_function_variadic(logits, weight, tau):
         return handle_torch_function(
-            embedding,
+            embedding_with_index,
             (logits, weight, tau),
             logits,
             weight,
@@ -88,13 +107,14 @@ def embedding(
     if learns or not is_scalar(tau) or not _fused.takes(logits.to(compute_dtype(logits.dtype))):
         z = sample(logits, tau, dim, relaxation, gap=gap, generator=generator).movedim(dim, -1)
         e = (z.to(weight.dtype) @ weight).to(weight.dtype)  # autocast would have it in half precision
+        index = z.argmax(-1)
     else:
-        e = _Embedding.apply(logits, weight, tau, dim, relaxation, gap, generator)
+        e, index = _Embedding.apply(logits, weight, tau, dim, relaxation, gap, generator)
         if isinstance(tau, Tensor):  # that does not show in the classes
             if readable(tau) and not tau > 0:
                 raise_bad_rows(1, 1, tau)
             e = e + (0 * tau).to(e.dtype)
-    return e.movedim(-1, dim).contiguous()
+    return e.movedim(-1, dim).contiguous(), index
 
 
 class _Embedding(torch.autograd.Function):
@@ -110,7 +130,7 @@ class _Embedding(torch.autograd.Function):
         relaxation: Relaxation,
         gap: float,
         generator: torch.Generator | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         moved = logits.movedim(dim, -1)
         seed = _fused.draw_seed(generator, logits.device)
         drawn = [_fused.argmax_of_seed(x, seed + i) for i, x in enumerate(_shares(moved, moved.shape[-1]))]
@@ -118,11 +138,13 @@ class _Embedding(torch.autograd.Function):
         ctx.tau, ctx.dim, ctx.relaxation, ctx.gap = tau, dim, relaxation, gap
         ctx.save_for_backward(logits, weight, index, seed)
         e = weight[index] + zeros.unsqueeze(-1).to(weight.dtype)
-        return e.view(*moved.shape[:-1], weight.shape[1])
+        index = index.view(moved.shape[:-1])
+        ctx.mark_non_differentiable(index)
+        return e.view(*moved.shape[:-1], weight.shape[1]), index
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         logits, weight, index, seed = ctx.saved_tensors
         moved = logits.movedim(ctx.dim, -1)
         dx = dw = None
@@ -141,7 +163,7 @@ class _Embedding(torch.autograd.Function):
             dx = torch.cat(parts).to(moved.dtype).view(moved.shape) if parts else out
             dx = dx.movedim(-1, ctx.dim).contiguous()
         if ctx.needs_input_grad[1]:
-            dw = torch.zeros_like(weight).index_add(0, index, _rows(grad))
+            dw = torch.zeros_like(weight).index_add(0, index.flatten(), _rows(grad))
         return dx, dw, None, None, None, None, None
 
 

@@ -20,13 +20,14 @@ from torch.optim import Optimizer
 from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError, LogitsError, NonFiniteLossError
 from taugrad.estimators import Estimator, StraightThrough
-from taugrad.models.base import Checked, Evaluated, Greedy, ImageModel, Pictured, Started, Tested
+from taugrad.models.base import Checked, Coded, Evaluated, Greedy, ImageModel, Pictured, Started, Tested
 from taugrad.ops._torch import readable
 from taugrad.ops.categorical import entropy
-from taugrad.schedules import Schedule
+from taugrad.schedules import Constant, Schedule
 from taugrad.training.task import MakeOptimizer, Task, check_schedule, is_kept, scale_lr
 
 _EVALUATION_SEED = 0
+_WHOLE = Constant(1.0)
 _ACTIVE = 0.01  # the share of the data that a code must stand for to count as used
 
 
@@ -39,6 +40,8 @@ class ImageTask(Task):
         tau: schedule of the temperature, over optimizer steps.
         optimizer: makes the optimizer of the parameters, such as `partial(torch.optim.Adam, lr=1e-3)`.
         lr_factor: schedule that multiplies the optimizer's learning rate.
+        kl_weight: schedule of the weight of the term `kl` in the training loss, over optimizer steps; evaluations
+            report the bound itself, of weight 1.
 
     Raises:
         TypeError: `model` is no module with `loss_terms`, or another argument is not what it should be.
@@ -59,13 +62,20 @@ class ImageTask(Task):
         "loss": ("train/loss", "val/loss"),
         "terms": ("train/reconstruction", "train/kl", "train/labelled_elbo", "train/elbo", "train/classification"),
         "temperature": ("tau",),
+        "weight of the KL": ("kl_weight",),
         "gradient": ("train/grad_norm",),
         "gradient against the exact one": ("probe/cosine", "probe/snr"),
-        "codes": ("val/code_perplexity", "val/active_codes"),
+        "codes": ("val/code_perplexity", "val/active_codes", "val/codes_in_use"),
     }
 
     def __init__(
-        self, model: ImageModel, estimator: Estimator, tau: Schedule, optimizer: MakeOptimizer, lr_factor: Schedule
+        self,
+        model: ImageModel,
+        estimator: Estimator,
+        tau: Schedule,
+        optimizer: MakeOptimizer,
+        lr_factor: Schedule,
+        kl_weight: Schedule = _WHOLE,
     ) -> None:
         super().__init__(optimizer, lr_factor)
         if not isinstance(model, nn.Module) or not isinstance(model, ImageModel):
@@ -73,22 +83,23 @@ class ImageTask(Task):
         if not isinstance(estimator, Estimator):
             raise TypeError(f"estimator must be an Estimator, such as STGumbelSoftmax(), got {estimator!r}")
         check_schedule("tau", tau)
+        check_schedule("kl_weight", kl_weight)
         if isinstance(model, Checked):
             model.check(estimator)
         self.model: ImageModel = model
-        self.estimator, self.tau = estimator, tau
+        self.estimator, self.tau, self.kl_weight = estimator, tau, kl_weight
         self.metrics = (
             *("train/epoch_loss", "val/loss", "test/loss"),
-            *(("val/code_perplexity", "val/active_codes") if isinstance(model, Evaluated) else ()),
+            *(("val/code_perplexity", "val/active_codes") if self._codes_per_latent() else ()),
             *getattr(model, "metrics", ()),
         )
         changeable = (f"model.{name}" for name in getattr(model, "changeable", ()))
-        self.changeable = ("estimator", "tau", "lr_factor", "optimizer.lr", *changeable)
+        self.changeable = ("estimator", "tau", "kl_weight", "lr_factor", "optimizer.lr", *changeable)
         self.input_size: tuple[int, ...] = tuple(getattr(model, "image_size", ()))
         self.gradient_clip_val: float | None = None  # a trainer clips only where it makes the optimizer steps itself
         self.epoch_losses: list[Tensor] = []  # one for each step of the epoch, or of its part since a resume
         self._finite_losses = 0  # of them, known to be finite
-        self.aggregate: Tensor | None = None  # sum of the codes' probabilities over the validation images, (N, K)
+        self.aggregate: Tensor | None = None  # sum of the codes' probabilities, (N, K), or counts, over the evaluation
 
     def greedy(self, x: Tensor) -> Tensor:
         """Return the model's most probable choices for images (batch, height, width); ConfigError if it has none."""
@@ -133,6 +144,8 @@ class ImageTask(Task):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             terms["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
             shown = {"train/loss": terms.pop("loss"), "tau": self.tau(self.global_step - 1)}
+            if self.kl_weight != _WHOLE:
+                shown["kl_weight"] = self.kl_weight(self.global_step - 1)
             self.log_dict({f"train/{name}": term for name, term in terms.items()}, logger=False, sync_dist=True)
             self.log_dict(shown, prog_bar=True, logger=False, sync_dist=True)
 
@@ -146,6 +159,9 @@ class ImageTask(Task):
             terms = self.model.loss_terms(x, labels, self.estimator, tau)
         except LogitsError as error:  # sampling on a CPU refuses those of a model that has diverged
             raise _non_finite("logits that are not finite", step, tau) from error
+        weight = self.kl_weight(step)
+        if weight != 1:
+            terms["loss"] = terms["loss"] + (weight - 1) * _kl_of(terms, self.model)
         if readable(terms["loss"]) and not torch.isfinite(terms["loss"]):
             bad = (f"{name} = {term.item()}" for name, term in terms.items() if not torch.isfinite(term))
             raise _non_finite(", ".join(bad), step, tau)
@@ -206,11 +222,27 @@ class ImageTask(Task):
         self._log_terms("val", self._evaluate(batch), batch_size=len(batch[0]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log how many codes a latent uses, averaged over the latents."""
-        if self.aggregate is not None:
-            self.aggregate = cast(Tensor, self.trainer.strategy.reduce(self.aggregate, reduce_op="sum"))
+        """Log how many codes a latent uses, averaged over the latents, or what the model says of its codes."""
+        self._log_usage("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what a model that counts its codes itself says of them."""
+        if isinstance(self.model, Coded):
+            self._log_usage("test")
+
+    def _log_usage(self, split: str) -> None:
+        if self.aggregate is None:
+            return
+        self.aggregate = cast(Tensor, self.trainer.strategy.reduce(self.aggregate, reduce_op="sum"))
+        if isinstance(self.model, Coded):
+            usage = self.model.usage(self.aggregate)
+        else:
             perplexity, active = self.code_usage()
-            self.log_evaluation({"val/code_perplexity": perplexity.mean(), "val/active_codes": active.mean()})
+            usage = {"code_perplexity": perplexity.mean(), "active_codes": active.mean()}
+        self.log_evaluation({f"{split}/{name}": value for name, value in usage.items()})
+
+    def _codes_per_latent(self) -> bool:
+        return isinstance(self.model, Evaluated) and not isinstance(self.model, Coded)
 
     def code_usage(self) -> tuple[Tensor, Tensor]:
         """Return the perplexity of the codes, and the number that stand for over 1 % of the last validation, (N,) each.
@@ -218,7 +250,7 @@ class ImageTask(Task):
         Raises:
             RuntimeError: there was none, or the model has no codes.
         """
-        if self.aggregate is None:
+        if self.aggregate is None or not self._codes_per_latent():
             raise RuntimeError("code_usage needs a validation epoch before it, of a model with evaluation_terms")
         share = self.aggregate / self.aggregate.sum(-1, keepdim=True)
         return entropy(share.log()).exp(), (share > _ACTIVE).sum(-1).float()
@@ -234,8 +266,8 @@ class ImageTask(Task):
     def _evaluate(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Return the terms of a batch by hard samples, and add the codes' probabilities to `aggregate`."""
         if isinstance(self.model, Evaluated):
-            terms, logits = self.model.evaluation_terms(*batch, self._generator)
-            total = logits.softmax(-1).sum(0)
+            terms, counted = self.model.evaluation_terms(*batch, self._generator)
+            total = counted if isinstance(self.model, Coded) else counted.softmax(-1).sum(0)
             self.aggregate = total if self.aggregate is None else self.aggregate + total
             return terms
         seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))
@@ -245,6 +277,13 @@ class ImageTask(Task):
 
     def _log_terms(self, split: str, terms: Mapping[str, Tensor | float], batch_size: int) -> None:
         self.log_evaluation({f"{split}/{name}": term for name, term in terms.items()}, batch_size)
+
+
+def _kl_of(terms: Mapping[str, Tensor], model: object) -> Tensor:
+    if "kl" not in terms:
+        got = ", ".join(terms)
+        raise ConfigError(f"kl_weight needs a model with a term `kl`, got {type(model).__name__}, which has {got}")
+    return terms["kl"]
 
 
 def _non_finite(named: str, step: int, tau: float) -> NonFiniteLossError:

@@ -14,6 +14,7 @@ from torch import Tensor
 from taugrad.checks import check_count
 from taugrad.data.batches import first_images
 from taugrad.extras import extra
+from taugrad.models.base import Coded
 from taugrad.training.images import ImageTask
 from taugrad.training.policies import PolicyTask
 from taugrad.training.task import is_kept
@@ -96,6 +97,9 @@ class Pictures(Callback):
         self._write_pictures(board, trainer, pl_module)
         task = cast(ImageTask, pl_module)
         if task.aggregate is None:  # a model without codes
+            return
+        if isinstance(task.model, Coded):
+            board.experiment.add_histogram("codes/images_per_code", task.aggregate, trainer.global_step)
             return
         perplexity, active = task.code_usage()
         board.experiment.add_histogram("codes/perplexity_per_latent", perplexity, trainer.global_step)

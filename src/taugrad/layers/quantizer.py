@@ -1,0 +1,295 @@
+r"""Features to codes of a codebook and back: the quantizers of discrete VAEs, wav2vec 2.0 and residual codecs.
+
+    linear      logits_k = <w_k, x> + b_k,  quantized = e_i                         1910.05453, 2006.11477, 2102.12092
+    distance    logits_k = -s |x' - e_k|^2,  x' = (x - mean) / std,                 after 2205.07547
+                quantized = e_i std + mean
+    i ~ softmax(logits), with the gradient of an estimator
+
+With G groups each has logits and a codebook of its own, and their entries are concatenated (product quantization).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from taugrad.checks import check_count
+from taugrad.errors import LogitsError
+from taugrad.estimators import Pathwise
+from taugrad.ops._torch import readable, tracing
+from taugrad.ops.categorical import entropy, kl_to_uniform, unimix
+
+_LOGITS = ("linear", "distance")
+_LOSSES = ("kl", "diversity")
+
+
+class Quantized(NamedTuple):
+    """Quantized features, the indices of their codes, and a loss to add: `quantized, indices, loss = quantizer(x)`."""
+
+    quantized: Tensor
+    indices: Tensor
+    loss: Tensor
+
+
+class CategoricalQuantizer(nn.Module):
+    r"""Draws a code for each feature vector; the most probable one in evaluation mode.
+
+    `logits="distance"` has the codebook's entries compete by their distance to the features, which are standardized as
+    by batch normalization; the quantized features are back in the scale of x, by the running mean and deviation. The
+    precision s is learned. It works best with entries of few dimensions, 4 to 8: at 64 a straight-through gradient
+    hardly reaches the encoder. `logits="linear"` draws by a linear map of the features, as wav2vec 2.0 and DALL-E do;
+    the entries may then have any dimension `code_dim`.
+
+    The loss is `weight` times, for "kl", $\sum_g \mathrm{KL}(q_g \| \mathrm{uniform})$, the mean over positions, in
+    [0, G log K] nats: it keeps each position's choice open. For "diversity" it is wav2vec's
+    $(G K - \sum_g \exp H(\bar q_g)) / (G K)$, in [0, 1 - 1/K], of the mean $\bar q_g$ over positions: it asks for all
+    codes to be in use, and lets each position be sure.
+
+    Args:
+        dim: D, of the features.
+        codes: K, the size of each group's codebook, at least 2.
+        estimator: any pathwise estimator; straight-through ones need no one-hot of the codebook's size.
+        groups: G, which divides `code_dim`, and `dim` with distances.
+        code_dim: dimension of the quantized features; default `dim`. With distances it is `dim`.
+        logits: "linear" or "distance".
+        loss: "kl" or "diversity".
+        weight: of the loss, at least 0; the loss of weight 0 is a plain zero.
+        unimix: share of the uniform categorical in q, in [0, 1).
+        channel_first: features are (batch, D, ...) in place of (..., D).
+
+    Raises:
+        ValueError: an argument is out of range.
+        TypeError: `estimator` is not a pathwise estimator.
+
+    Bias: that of the estimator.
+    Source: 2006.11477, 2102.12092, 2205.07547; its triple unpacks as vector-quantize-pytorch's does.
+
+    >>> from taugrad import STGumbelSoftmax
+    >>> quantizer = CategoricalQuantizer(4, codes=512, estimator=STGumbelSoftmax(), logits="distance")
+    >>> quantized, indices, loss = quantizer(torch.randn(2, 10, 4), tau=0.5)
+    >>> quantized.shape, indices.shape, loss.item()
+    (torch.Size([2, 10, 4]), torch.Size([2, 10]), 0.0)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codes: int,
+        estimator: Pathwise,
+        *,
+        groups: int = 1,
+        code_dim: int | None = None,
+        logits: str = "linear",
+        loss: str = "kl",
+        weight: float = 0.0,
+        unimix: float = 0.0,
+        channel_first: bool = False,
+    ) -> None:
+        super().__init__()
+        code_dim = dim if code_dim is None else code_dim
+        for name, count in {"dim": dim, "groups": groups, "code_dim": code_dim}.items():
+            check_count(name, count)
+        check_count("codes", codes, smallest=2)
+        if not isinstance(estimator, Pathwise):
+            raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
+        for name, value, known in (("logits", logits, _LOGITS), ("loss", loss, _LOSSES)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value}")
+        if logits == "distance" and code_dim != dim:
+            raise ValueError(f"code_dim must be dim, {dim}, for logits by distance, got {code_dim}")
+        if code_dim % groups:
+            raise ValueError(f"groups must divide code_dim, {code_dim}, got {groups}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight must be a finite number >= 0, got {weight}")
+        if not 0 <= unimix < 1:
+            raise ValueError(f"unimix must be in [0, 1), got {unimix}")
+        self.dim, self.codes, self.groups, self.code_dim = dim, codes, groups, code_dim
+        self.estimator, self.weight, self.loss, self.unimix = estimator, weight, loss, unimix
+        self.channel_first = channel_first
+        self.codebook = nn.Parameter(torch.randn(groups, codes, code_dim // groups))
+        self.projection = self.standardize = None
+        if logits == "linear":
+            self.projection = nn.Linear(dim, groups * codes)
+            nn.init.normal_(self.projection.weight)  # as in wav2vec 2.0: smaller ones leave the choice to the noise
+            nn.init.zeros_(self.projection.bias)
+        else:
+            self.standardize = nn.BatchNorm1d(dim, affine=False)
+            # Where d-dimensional entries lie as densely as K of them can, the nearest is about sqrt(d) K^(-1/d) away.
+            d = dim // groups
+            self.log_precision = nn.Parameter(torch.full((groups,), math.log(2 * codes ** (2 / d) / d)))
+
+    def forward(
+        self,
+        x: Tensor,
+        tau: float | Tensor = 1.0,
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Quantized:
+        """Quantize features (..., D), or (batch, D, ...), to `code_dim`; indices are (...), or (..., G) for G > 1.
+
+        Positions where the boolean `mask` (...) is False do not count in the loss.
+        """
+        logits = self.logits(x)
+        e, indices = self.embed(logits, tau, generator=generator)
+        loss = self.divergence(logits, mask) if self.weight else logits.new_zeros(())
+        return Quantized(self._out(e), indices if self.groups > 1 else indices.squeeze(-1), loss)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits (..., G, K) of features; float32 at least."""
+        x = self._in(x)
+        if readable(x) and not torch.isfinite(x).all():
+            raise LogitsError("x must be finite features, got NaN or an infinity")
+        with torch.autocast(x.device.type, enabled=False):  # differences of near numbers need their digits
+            dtype = self.codebook.dtype
+            if self.projection is not None:
+                logits = self.projection(x.to(dtype)).unflatten(-1, (self.groups, self.codes))
+            else:
+                logits = self._by_distance(x.to(dtype))
+            return unimix(logits, self.unimix) if self.unimix else logits
+
+    def embed(
+        self,
+        logits: Tensor,
+        tau: float | Tensor = 1.0,
+        *,
+        estimator: Pathwise | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return entries (..., code_dim) and indices (..., G) of logits (..., G, K).
+
+        The estimator is this layer's, or another one. In evaluation mode they are the most probable ones.
+        """
+        if not self.training:
+            indices = logits.argmax(-1)
+            return self._rescaled(self._entries(indices)), indices
+        estimator = self.estimator if estimator is None else estimator
+        drawn = [
+            estimator.embedding(group, book, tau, generator=generator)
+            for group, book in zip(logits.unbind(-2), self.codebook, strict=True)
+        ]
+        entries, indices = zip(*drawn, strict=True)
+        return self._rescaled(torch.cat(entries, -1)), torch.stack(indices, -1)
+
+    def divergence(self, logits: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the weighted loss of logits (..., G, K), a scalar, over the positions of a boolean `mask` (...)."""
+        rows = logits.flatten(0, -3) if logits.ndim > 3 else logits.view(-1, *logits.shape[-2:])
+        share = None if mask is None else mask.flatten().to(rows.dtype) / mask.sum()
+        if self.loss == "kl":
+            each = kl_to_uniform(rows).sum(-1)
+            return self.weight * (each.mean() if share is None else (each * share).sum())
+        q = rows.softmax(-1)
+        q = q.mean(0) if share is None else (q * share.view(-1, 1, 1)).sum(0)
+        perplexity = entropy(q.log()).exp().sum()
+        n = self.groups * self.codes
+        return self.weight * (n - perplexity) / n
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the indices of the most probable codes, (...), or (..., G) for G > 1."""
+        indices = self.logits(x).argmax(-1)
+        return indices if self.groups > 1 else indices.squeeze(-1)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Return the entries of codes, laid out as the features are."""
+        return self._out(self._rescaled(self._entries(indices if self.groups > 1 else indices.unsqueeze(-1))))
+
+    def mix(self, z: Tensor) -> Tensor:
+        """Return entries (..., code_dim) of one-hot, or soft, `z` (..., G, K)."""
+        return self._rescaled(
+            torch.cat([part @ book for part, book in zip(z.unbind(-2), self.codebook, strict=True)], -1)
+        )
+
+    def usage(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the perplexity of codes and the share of the codebook in use, means over groups, of all processes."""
+        rows = indices.reshape(-1, self.groups)
+        counts = torch.stack([column.bincount(minlength=self.codes) for column in rows.unbind(-1)]).float()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(counts)
+        share = counts / counts.sum(-1, keepdim=True)
+        return entropy(share.log()).exp().mean(), (counts > 0).float().mean()
+
+    def extra_repr(self) -> str:
+        """Show sizes and estimator in the module's repr."""
+        return f"{self.dim}, codes={self.codes}, estimator={self.estimator!r}, groups={self.groups}"
+
+    def _by_distance(self, x: Tensor) -> Tensor:
+        assert self.standardize is not None
+        rows = x.reshape(-1, self.dim)
+        if self.training and not tracing() and len(rows) < 2:
+            raise ValueError(f"x must have at least 2 positions, to be standardized in training, got {len(rows)}")
+        rows = self.standardize(rows).unflatten(-1, (self.groups, -1)).transpose(0, 1)
+        # s (2 <x, e> - |e|^2 - |x|^2); |x|^2 changes no probability, but would cost digits
+        logits = torch.baddbmm(-self.codebook.square().sum(-1).unsqueeze(1), rows, self.codebook.mT, alpha=2)
+        logits = logits * self.log_precision.exp().view(-1, 1, 1)
+        return logits.transpose(0, 1).view(*x.shape[:-1], self.groups, self.codes)
+
+    def _entries(self, indices: Tensor) -> Tensor:
+        parts = [book[index] for book, index in zip(self.codebook, indices.unbind(-1), strict=True)]
+        return torch.cat(parts, -1)
+
+    def _rescaled(self, e: Tensor) -> Tensor:
+        """Return entries in the scale of the features."""
+        if self.standardize is None:
+            return e
+        mean, var = self.standardize.running_mean, self.standardize.running_var
+        assert mean is not None
+        assert var is not None
+        return e * (var + self.standardize.eps).sqrt() + mean
+
+    def _in(self, x: Tensor) -> Tensor:
+        channels = 1 if self.channel_first else -1
+        if not tracing() and (x.ndim < 2 or x.shape[channels] != self.dim):
+            layout = f"(batch, {self.dim}, ...)" if self.channel_first else f"(..., {self.dim})"
+            raise ValueError(f"x must have shape {layout}, got {tuple(x.shape)}")
+        return x.movedim(1, -1) if self.channel_first else x
+
+    def _out(self, e: Tensor) -> Tensor:
+        return e.movedim(-1, 1).contiguous() if self.channel_first else e
+
+
+class ResidualQuantizer(nn.Module):
+    r"""Several quantizers in sequence, each of what the ones before left: $r_0 = x$, $r_i = r_{i-1} - e_i$.
+
+    The quantized features are $\sum_i e_i$, the loss is the sum of theirs.
+
+    Args:
+        quantizers: of the same `dim`, which is their `code_dim` too, and the same layout.
+
+    Raises:
+        ValueError: there are none, or they differ in `dim` or layout.
+
+    Source: 2107.03312, 2203.01941; for semantic ids 2305.05065.
+
+    >>> from taugrad import STGumbelSoftmax
+    >>> layers = [CategoricalQuantizer(4, 256, STGumbelSoftmax(), logits="distance") for _ in range(3)]
+    >>> quantized, indices, loss = ResidualQuantizer(layers)(torch.randn(2, 10, 4))
+    >>> quantized.shape, indices.shape
+    (torch.Size([2, 10, 4]), torch.Size([2, 10, 3]))
+    """
+
+    def __init__(self, quantizers: list[CategoricalQuantizer]) -> None:
+        super().__init__()
+        if not quantizers:
+            raise ValueError("quantizers must hold at least one quantizer, got none")
+        first = quantizers[0]
+        for q in quantizers:
+            if not isinstance(q, CategoricalQuantizer) or q.groups > 1:
+                raise ValueError(f"quantizers must be CategoricalQuantizers of one group, got {q!r}")
+            if (q.dim, q.code_dim, q.channel_first) != (first.dim, first.dim, first.channel_first):
+                raise ValueError(f"quantizers must agree in dim, code_dim and channel_first, got {first!r} and {q!r}")
+        if len({id(q) for q in quantizers}) < len(quantizers):
+            raise ValueError("quantizers must be different ones, each with a codebook of its own, got one twice")
+        self.quantizers = nn.ModuleList(quantizers)
+
+    def forward(self, x: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Quantized:
+        """Quantize features; indices are (..., n) for n quantizers."""
+        rest, total, indices, loss = x, None, [], None
+        for q in self.quantizers:
+            e, index, part = q(rest, tau, generator=generator)
+            rest = rest - e
+            indices.append(index)
+            total, loss = (e, part) if total is None or loss is None else (total + e, loss + part)
+        assert total is not None
+        assert loss is not None
+        return Quantized(total, torch.stack(indices, -1), loss)
