@@ -24,6 +24,7 @@ from torch import Tensor
 
 from taugrad import GumbelRao, ReinMax, gumbel_softmax
 from taugrad.commands import bench_loops as loops
+from taugrad.commands import bench_tokenizers as tokenizers
 from taugrad.commands.bench_arguments import CPU_SHAPES, GPU_SHAPES, JACOBIAN_BYTES, TORCH, parser
 from taugrad.commands.bench_processes import busy_process, process
 from taugrad.errors import ConfigError
@@ -246,6 +247,21 @@ def bench_policy(arguments: argparse.Namespace) -> list[Record]:
     return over_previous({"taugrad, hand-written loop": by_hand, "taugrad, Lightning": lightning}, arguments.rounds)
 
 
+def bench_tokenizers(arguments: argparse.Namespace) -> list[Record]:
+    """Measure what an autoencoder learns around each quantizer: errors, codes in use, milliseconds a step."""
+    _, _, data = loops.parts(["run_dir=.", "model=tokenizer", *arguments.overrides])
+    train, _, test = data.splits
+    records: list[Record] = []
+    for K in arguments.codes:
+        for name, contestant in tokenizers.contestants(K, arguments.steps).items():
+            if arguments.only and not any(part in name for part in arguments.only):
+                continue
+            found = tokenizers.compare(contestant, K, train, test, arguments.steps, arguments.batch, arguments.lr)
+            records.append({"shape": f"{K} codes", "contestant": name, **found})
+            print(json.dumps(records[-1]), file=sys.stderr, flush=True)  # a run is long
+    return records
+
+
 def over_previous(sides: dict[str, Callable[[], float]], rounds: int) -> list[Record]:
     """Steps a second of loops that return seconds a step, and the time of each over that of the one before."""
     measured = interleave(sides, rounds)
@@ -367,7 +383,7 @@ def written(shape: Sequence[int]) -> str:
 def main(command: Sequence[str] | None = None) -> None:
     """Run one benchmark, once for each number of threads."""
     given = parser().parse_args(command)
-    measures = bench_op, bench_backward, bench_train, bench_classes, bench_policy
+    measures = bench_op, bench_backward, bench_train, bench_classes, bench_policy, bench_tokenizers
     measure = {f.__name__.removeprefix("bench_"): f for f in measures}[given.bench]
     if given.json:  # a path that cannot be written is found before the measuring
         require_file("--json", given.json)

@@ -13,6 +13,9 @@ them, spinning; each alone on the machine and next to one process that computes.
 python scripts/bench.py classes: a step of the semi-supervised classifier with its class marginalized and sampled, at
 several numbers of classes.
 
+python scripts/bench.py tokenizers data=image_folder data.source.root=pictures: one autoencoder trained around our
+quantizer by several estimators, and around those of vector-quantize-pytorch, with as many codes, steps and pictures.
+
 python scripts/bench.py policy: an environment step of the policy's training in Lightning and in a hand-written loop.
 """
 
@@ -73,6 +76,19 @@ def parser() -> argparse.ArgumentParser:
     policy.add_argument("--steps", type=count, default=20_000, help="environment steps of each loop in each round")
     policy.add_argument("overrides", nargs="*", help="of the config, such as env=acrobot")
     policy.set_defaults(caption=caption, plotted=("steps_per_second", "environment steps a second"))
+
+    tokenizers = benches.add_parser("tokenizers", parents=[common], help="quantizers in one autoencoder of pictures")
+    tokenizers.add_argument("--codes", type=count, nargs="+", default=[512, 8192])
+    tokenizers.add_argument("--steps", type=count, default=1000, help="optimizer steps of each training")
+    tokenizers.add_argument("--batch", type=count, default=64, help="pictures of a step")
+    tokenizers.add_argument("--lr", type=float, default=1e-3)
+    tokenizers.add_argument("--only", nargs="+", help="parts of the names of those to run")
+    tokenizers.add_argument("overrides", nargs="*", help="of the config, such as data=image_folder data.source.root=x")
+    caption = (
+        "mse: of intensities in [0, 1], on the test split; psnr: in dB; in use: share of the codes that stand for any "
+        "place of a test picture"
+    )
+    tokenizers.set_defaults(caption=caption, plotted=("psnr", "PSNR, dB"))
     return found
 
 

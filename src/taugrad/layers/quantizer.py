@@ -1,9 +1,8 @@
 r"""Features to codes of a codebook and back: the quantizers of discrete VAEs, wav2vec 2.0 and residual codecs.
 
-    linear      logits_k = <w_k, x> + b_k,  quantized = e_i                         1910.05453, 2006.11477, 2102.12092
-    distance    logits_k = -s |x' - e_k|^2,  x' = (x - mean) / std,                 after 2205.07547
-                quantized = e_i std + mean
-    i ~ softmax(logits), with the gradient of an estimator
+    linear      logits_k = <w_k, x> + b_k                                           1910.05453, 2006.11477, 2102.12092
+    distance    logits_k = -s |x' - e_k|^2,  x' = (x - mean) / std                  after 2205.07547
+    i ~ softmax(logits),  quantized = e_i                                           with the gradient of an estimator
 
 With G groups each has logits and a codebook of its own, and their entries are concatenated (product quantization).
 """
@@ -36,10 +35,9 @@ class CategoricalQuantizer(nn.Module):
     r"""Draws a code for each feature vector; the most probable one in evaluation mode.
 
     `logits="distance"` has the codebook's entries compete by their distance to the features, which are standardized as
-    by batch normalization; the quantized features are back in the scale of x, by the running mean and deviation. The
-    precision s is learned. It works best with entries of few dimensions, 4 to 8: at 64 a straight-through gradient
-    hardly reaches the encoder. `logits="linear"` draws by a linear map of the features, as wav2vec 2.0 and DALL-E do;
-    the entries may then have any dimension `code_dim`.
+    by batch normalization; the precision s is learned. It works best with entries of few dimensions, 4 to 8: at 64 a
+    straight-through gradient hardly reaches the encoder. `logits="linear"` draws by a linear map of the features, as
+    wav2vec 2.0 and DALL-E do; the entries may then have any dimension `code_dim`.
 
     The loss is `weight` times, for "kl", $\sum_g \mathrm{KL}(q_g \| \mathrm{uniform})$, the mean over positions, in
     [0, G log K] nats: it keeps each position's choice open. For "diversity" it is wav2vec's
@@ -56,6 +54,7 @@ class CategoricalQuantizer(nn.Module):
         loss: "kl" or "diversity".
         weight: of the loss, at least 0; the loss of weight 0 is a plain zero.
         unimix: share of the uniform categorical in q, in [0, 1).
+        restore: with distances, return entries in the scale of x, by the running mean and deviation.
         channel_first: features are (batch, D, ...) in place of (..., D).
 
     Raises:
@@ -84,6 +83,7 @@ class CategoricalQuantizer(nn.Module):
         loss: str = "kl",
         weight: float = 0.0,
         unimix: float = 0.0,
+        restore: bool = False,
         channel_first: bool = False,
     ) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class CategoricalQuantizer(nn.Module):
             raise ValueError(f"unimix must be in [0, 1), got {unimix}")
         self.dim, self.codes, self.groups, self.code_dim = dim, codes, groups, code_dim
         self.estimator, self.weight, self.loss, self.unimix = estimator, weight, loss, unimix
-        self.channel_first = channel_first
+        self.restore, self.channel_first = restore, channel_first
         self.codebook = nn.Parameter(torch.randn(groups, codes, code_dim // groups))
         self.projection = self.standardize = None
         if logits == "linear":
@@ -138,7 +138,7 @@ class CategoricalQuantizer(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits (..., G, K) of features; float32 at least."""
-        x = self._in(x)
+        x = channels_last(x, self.dim, self.channel_first)
         if readable(x) and not torch.isfinite(x).all():
             raise LogitsError("x must be finite features, got NaN or an infinity")
         with torch.autocast(x.device.type, enabled=False):  # differences of near numbers need their digits
@@ -163,14 +163,14 @@ class CategoricalQuantizer(nn.Module):
         """
         if not self.training:
             indices = logits.argmax(-1)
-            return self._rescaled(self._entries(indices)), indices
+            return self._restored(self._entries(indices)), indices
         estimator = self.estimator if estimator is None else estimator
         drawn = [
             estimator.embedding(group, book, tau, generator=generator)
             for group, book in zip(logits.unbind(-2), self.codebook, strict=True)
         ]
         entries, indices = zip(*drawn, strict=True)
-        return self._rescaled(torch.cat(entries, -1)), torch.stack(indices, -1)
+        return self._restored(torch.cat(entries, -1)), torch.stack(indices, -1)
 
     def divergence(self, logits: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the weighted loss of logits (..., G, K), a scalar, over the positions of a boolean `mask` (...)."""
@@ -192,11 +192,11 @@ class CategoricalQuantizer(nn.Module):
 
     def decode(self, indices: Tensor) -> Tensor:
         """Return the entries of codes, laid out as the features are."""
-        return self._out(self._rescaled(self._entries(indices if self.groups > 1 else indices.unsqueeze(-1))))
+        return self._out(self._restored(self._entries(indices if self.groups > 1 else indices.unsqueeze(-1))))
 
     def mix(self, z: Tensor) -> Tensor:
         """Return entries (..., code_dim) of one-hot, or soft, `z` (..., G, K)."""
-        return self._rescaled(
+        return self._restored(
             torch.cat([part @ book for part, book in zip(z.unbind(-2), self.codebook, strict=True)], -1)
         )
 
@@ -219,77 +219,32 @@ class CategoricalQuantizer(nn.Module):
         if self.training and not tracing() and len(rows) < 2:
             raise ValueError(f"x must have at least 2 positions, to be standardized in training, got {len(rows)}")
         rows = self.standardize(rows).unflatten(-1, (self.groups, -1)).transpose(0, 1)
-        # s (2 <x, e> - |e|^2 - |x|^2); |x|^2 changes no probability, but would cost digits
-        logits = torch.baddbmm(-self.codebook.square().sum(-1).unsqueeze(1), rows, self.codebook.mT, alpha=2)
-        logits = logits * self.log_precision.exp().view(-1, 1, 1)
+        s = self.log_precision.exp().view(-1, 1, 1)
+        # -s |x - e|^2 + s |x|^2, which is the same for all k; s meets the small tensors, not the logits
+        squares = s * self.codebook.square().sum(-1).unsqueeze(1)
+        logits = torch.baddbmm(squares, s * rows, self.codebook.mT, beta=-1, alpha=2)
         return logits.transpose(0, 1).view(*x.shape[:-1], self.groups, self.codes)
 
     def _entries(self, indices: Tensor) -> Tensor:
         parts = [book[index] for book, index in zip(self.codebook, indices.unbind(-1), strict=True)]
         return torch.cat(parts, -1)
 
-    def _rescaled(self, e: Tensor) -> Tensor:
-        """Return entries in the scale of the features."""
-        if self.standardize is None:
+    def _restored(self, e: Tensor) -> Tensor:
+        """Return entries in the scale that they are to have."""
+        if self.standardize is None or not self.restore:
             return e
         mean, var = self.standardize.running_mean, self.standardize.running_var
         assert mean is not None
         assert var is not None
         return e * (var + self.standardize.eps).sqrt() + mean
 
-    def _in(self, x: Tensor) -> Tensor:
-        channels = 1 if self.channel_first else -1
-        if not tracing() and (x.ndim < 2 or x.shape[channels] != self.dim):
-            layout = f"(batch, {self.dim}, ...)" if self.channel_first else f"(..., {self.dim})"
-            raise ValueError(f"x must have shape {layout}, got {tuple(x.shape)}")
-        return x.movedim(1, -1) if self.channel_first else x
-
     def _out(self, e: Tensor) -> Tensor:
         return e.movedim(-1, 1).contiguous() if self.channel_first else e
 
 
-class ResidualQuantizer(nn.Module):
-    r"""Several quantizers in sequence, each of what the ones before left: $r_0 = x$, $r_i = r_{i-1} - e_i$.
-
-    The quantized features are $\sum_i e_i$, the loss is the sum of theirs.
-
-    Args:
-        quantizers: of the same `dim`, which is their `code_dim` too, and the same layout.
-
-    Raises:
-        ValueError: there are none, or they differ in `dim` or layout.
-
-    Source: 2107.03312, 2203.01941; for semantic ids 2305.05065.
-
-    >>> from taugrad import STGumbelSoftmax
-    >>> layers = [CategoricalQuantizer(4, 256, STGumbelSoftmax(), logits="distance") for _ in range(3)]
-    >>> quantized, indices, loss = ResidualQuantizer(layers)(torch.randn(2, 10, 4))
-    >>> quantized.shape, indices.shape
-    (torch.Size([2, 10, 4]), torch.Size([2, 10, 3]))
-    """
-
-    def __init__(self, quantizers: list[CategoricalQuantizer]) -> None:
-        super().__init__()
-        if not quantizers:
-            raise ValueError("quantizers must hold at least one quantizer, got none")
-        first = quantizers[0]
-        for q in quantizers:
-            if not isinstance(q, CategoricalQuantizer) or q.groups > 1:
-                raise ValueError(f"quantizers must be CategoricalQuantizers of one group, got {q!r}")
-            if (q.dim, q.code_dim, q.channel_first) != (first.dim, first.dim, first.channel_first):
-                raise ValueError(f"quantizers must agree in dim, code_dim and channel_first, got {first!r} and {q!r}")
-        if len({id(q) for q in quantizers}) < len(quantizers):
-            raise ValueError("quantizers must be different ones, each with a codebook of its own, got one twice")
-        self.quantizers = nn.ModuleList(quantizers)
-
-    def forward(self, x: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Quantized:
-        """Quantize features; indices are (..., n) for n quantizers."""
-        rest, total, indices, loss = x, None, [], None
-        for q in self.quantizers:
-            e, index, part = q(rest, tau, generator=generator)
-            rest = rest - e
-            indices.append(index)
-            total, loss = (e, part) if total is None or loss is None else (total + e, loss + part)
-        assert total is not None
-        assert loss is not None
-        return Quantized(total, torch.stack(indices, -1), loss)
+def channels_last(x: Tensor, dim: int, channel_first: bool) -> Tensor:
+    """Return features as (..., D), of (batch, D, ...) if `channel_first`; ValueError if D is not `dim`."""
+    if not tracing() and (x.ndim < 2 or x.shape[1 if channel_first else -1] != dim):
+        layout = f"(batch, {dim}, ...)" if channel_first else f"(..., {dim})"
+        raise ValueError(f"x must have shape {layout}, got {tuple(x.shape)}")
+    return x.movedim(1, -1) if channel_first else x

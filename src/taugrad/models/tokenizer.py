@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from taugrad.checks import check_count, check_counts
+from taugrad.checks import check_count, check_counts, check_image_size
 from taugrad.estimators import Enumeration, Estimator, Pathwise, StraightThrough, check_enumerable
 from taugrad.layers import CategoricalQuantizer
 from taugrad.models.likelihoods import Gaussian, Likelihood
@@ -64,10 +64,8 @@ class Tokenizer(nn.Module):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()
-        check_counts("image_size", image_size)
+        check_image_size(image_size)
         check_counts("channels", channels)
-        if len(image_size) not in (2, 3):
-            raise ValueError(f"image_size must be channels, height and width, or height and width, got {image_size}")
         if not channels:
             raise ValueError("channels must name at least one convolution, got []")
         check_count("blocks", blocks, smallest=0)

@@ -1,0 +1,133 @@
+"""Tokenizers that `taugrad bench tokenizers` compares: one autoencoder, a quantizer of ours or of another library."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from taugrad.data.images import Split
+from taugrad.errors import ConfigError
+from taugrad.estimators import (
+    GappedStraightThrough,
+    GumbelSoftmax,
+    Pathwise,
+    ReinMax,
+    STGumbelSoftmax,
+    StraightThrough,
+)
+from taugrad.extras import extra
+from taugrad.layers import CategoricalQuantizer
+from taugrad.models.tokenizer import Tokenizer
+from taugrad.schedules import Cosine, Exponential, Schedule
+
+LEVELS = {512: [8, 8, 8], 8192: [8, 8, 8, 16]}  # of FSQ, as many codes as the others have
+_WARM_UP = 100  # steps of a learning rate that rises
+_EVALUATED = 250  # pictures a batch
+_MSE = 100.0  # weight of the mean squared error next to a quantizer's own loss
+
+
+class Contestant(NamedTuple):
+    """A quantizer of features (batch, positions, dim), and the schedule of its tau if it has one."""
+
+    dim: int
+    build: Callable[[], nn.Module]
+    tau: Schedule | None = None
+
+
+def contestants(K: int, steps: int) -> dict[str, Contestant]:
+    """Return the quantizers of K codes by name.
+
+    Those of vector-quantize-pytorch are at their defaults, the learned codebooks also with entries of 8 dimensions,
+    which its pages advise for codes that are not used.
+    """
+    theirs: Any = extra("vector_quantize_pytorch", "dev")
+    down = Exponential(4.0, 1.0, math.log(4.0) / steps)
+    of: dict[str, tuple[Pathwise, Schedule]] = {
+        "straight-through Gumbel-Softmax": (STGumbelSoftmax(), down),
+        "straight-through": (StraightThrough(), down),
+        "ReinMax": (ReinMax(), down),
+        "gapped straight-through": (GappedStraightThrough(), down),
+        "Gumbel-Softmax, soft in training": (GumbelSoftmax(), Cosine(1.0, 1 / 16, steps)),
+    }
+    dim = 5 if K <= 1024 else 6
+    found = {f"taugrad, {name}": Contestant(dim, ours(dim, K, estimator), tau) for name, (estimator, tau) in of.items()}
+    for name, arguments in {"VQ, EMA": {}, "rotation trick": {"rotation_trick": True}}.items():
+        arguments = {"rotation_trick": False, "decay": 0.99} | arguments
+        for dim in (64, 8):
+            found[f"{name}, {dim} dimensions"] = Contestant(
+                dim, lambda dim=dim, a=arguments: theirs.VectorQuantize(dim=dim, codebook_size=K, **a)
+            )
+    if K not in LEVELS:
+        raise ConfigError(f"--codes must be of {', '.join(map(str, LEVELS))}, for which FSQ has levels, got {K}")
+    found["FSQ"] = Contestant(64, lambda: theirs.FSQ(LEVELS[K], dim=64))
+    found["LFQ"] = Contestant(64, lambda: theirs.LFQ(dim=64, codebook_size=K))
+    if K == 512:
+        found["residual VQ, 3 of 8 codes"] = Contestant(
+            64, lambda: theirs.ResidualVQ(dim=64, codebook_size=8, num_quantizers=3)
+        )
+    return found
+
+
+def ours(dim: int, K: int, estimator: Pathwise) -> Callable[[], nn.Module]:
+    """Return what builds our quantizer."""
+    return lambda: CategoricalQuantizer(dim, K, estimator, logits="distance", loss="diversity", weight=0.5)
+
+
+def compare(contestant: Contestant, K: int, train: Split, test: Split, steps: int, batch: int, lr: float) -> dict:
+    """Train an autoencoder around a quantizer; return milliseconds a step, and the errors and codes of the test."""
+    torch.manual_seed(0)
+    quantizer = contestant.build()
+    net = Tokenizer(train.images.shape[1:], codes=2, dim=contestant.dim, channels=[32, 64])
+    net.quantizer = quantizer  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    factor = Cosine(1.0, 0.02, steps)
+    random = torch.Generator().manual_seed(0)
+    start = time.perf_counter()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * factor(step) * min(1.0, (step + 1) / _WARM_UP)
+        rows = torch.randint(len(train.labels), (batch,), generator=random)
+        x = train.images[rows].float() / 255
+        tau = None if contestant.tau is None else contestant.tau(step)
+        picture, _, loss = reconstruct(net, x, tau)
+        loss = _MSE * (picture - x).square().mean() + loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    milliseconds = 1e3 * (time.perf_counter() - start) / steps
+    net.eval()
+    squares, counts = 0.0, torch.zeros(K)
+    with torch.no_grad():
+        for images in test.images.split(_EVALUATED):
+            x = images.float() / 255
+            picture, indices, _ = reconstruct(net, x, None if contestant.tau is None else 1.0)
+            squares += (picture.clamp(0, 1) - x).square().mean((1, 2, 3)).sum().item()
+            counts += whole(indices, net).flatten().bincount(minlength=K)
+    mse = squares / len(test.labels)
+    share = counts / counts.sum()
+    return {
+        "mse": mse,
+        "psnr": -10 * math.log10(mse),
+        "perplexity": math.exp(-torch.special.xlogy(share, share).sum().item()),
+        "in_use": (counts > 0).float().mean().item(),
+        "milliseconds": milliseconds,
+    }
+
+
+def reconstruct(net: Tokenizer, x: Tensor, tau: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pictures, indices and the quantizer's own loss; a quantizer of another library knows no tau."""
+    features = net.encoder(2 * x - 1).flatten(-2).mT
+    quantizer: Any = net.quantizer
+    found = quantizer(features) if tau is None else quantizer(features, tau)
+    loss = found[2].sum() if len(found) > 2 else x.new_zeros(())  # FSQ has none
+    return net.decode(found[0], *x.shape[-2:]) + 0.5, found[1], loss
+
+
+def whole(indices: Tensor, net: Tokenizer) -> Tensor:
+    """Return one index for the indices (..., levels) of a residual quantizer."""
+    if indices.ndim == 2:
+        return indices
+    return (indices * 8 ** torch.arange(indices.shape[-1])).sum(-1)
