@@ -10,7 +10,7 @@ from taugrad.data.images import Split
 
 
 class Batches:
-    """Batches (x, labels) of an evaluation, in order; x is (batch, height, width), float32 in [0, 1]."""
+    """Batches (x, labels) of an evaluation, in order; x is (batch, *image), float32 in [0, 1]."""
 
     def __init__(self, split: Split, batch_size: int) -> None:
         self.split = split
@@ -27,7 +27,7 @@ class Batches:
 class ShuffledBatches:
     """Batches of a training, in an order that seed and epoch determine, several at a time.
 
-    An item is a stack of up to `stack` batches, (x, labels) with x (stack, batch, height, width) float32 in [0, 1], one
+    An item is a stack of up to `stack` batches, (x, labels) with x (stack, batch, *image) float32 in [0, 1], one
     optimizer step each: the work of a trainer around a training step is then done once for the stack.
 
     The state is the epoch and the number of its batches that were taken, so that a resumed run continues in the middle

@@ -10,7 +10,10 @@ BINARIZATION_SEED = 0  # of the one fixed binarization, in the package's own dat
 
 
 class Split(NamedTuple):
-    """Images (n, height, width) as uint8 intensities 0 to 255, binary ones 0 or 255, and labels (n,) as int64."""
+    """Images as uint8 intensities 0 to 255, binary ones 0 or 255, and labels (n,) as int64.
+
+    Images are (n, height, width) in grey, or (n, C, height, width); three channels are red, green and blue.
+    """
 
     images: Tensor
     labels: Tensor
