@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taugrad.checks import check_count
 from taugrad.data.batches import Batches, ShuffledBatches
-from taugrad.data.images import Split, Splits, balanced, binarize
+from taugrad.data.images import Split, Splits, balanced, binarize, binarize_at
 from taugrad.errors import ConfigError, TaugradError
 
 _BINARIZE = ("none", "static", "dynamic")
@@ -152,4 +152,5 @@ def _limited(stacks: int, limit: int | float) -> int:
 
 
 def _binary(split: Split) -> Split:
-    return Split(binarize(split.images), split.labels)
+    images = split.images
+    return Split(binarize(images) if isinstance(images, Tensor) else images.map(binarize_at), split.labels)
