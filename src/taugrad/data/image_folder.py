@@ -30,7 +30,8 @@ from taugrad.data.pictures_on_disk import PicturesOnDisk, each_of
 from taugrad.errors import DataError
 from taugrad.files import user_path
 
-X, Y = TypeVar("X"), TypeVar("Y")
+X = TypeVar("X")
+Y = TypeVar("Y")
 
 SPLIT_SEED = 0  # of the choice of the images that are set aside
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 _GROUP = 64  # items of a thread at a time: a small picture is decoded faster than it is handed over
 
-X, Y = TypeVar("X"), TypeVar("Y")
+X = TypeVar("X")
+Y = TypeVar("Y")
 
 
 class PicturesOnDisk:
