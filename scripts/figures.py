@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import torch
@@ -208,7 +208,7 @@ def figure_noise(out: Path) -> Numbers:
 def measure_noise() -> Numbers:
     """Train the four VAEs on every seed."""
     splits = binarized_mnist()
-    train, test = (split.images.flatten(1).float() / 255 for split in (splits.train, splits.test))
+    train, test = (cast(Tensor, split.images).flatten(1).float() / 255 for split in (splits.train, splits.test))
     runs, pictures = [], [test[:6]]
     for arm, (noise, hard) in ARMS.items():
         for seed in SEEDS:

@@ -4,8 +4,10 @@ import argparse
 import hashlib
 import lzma
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from taugrad.data.binarized_mnist import PATH, pack
 from taugrad.data.images import binarize
@@ -18,7 +20,8 @@ def payload(directory: Path) -> bytes:
         read_split(directory / f"{name}-images-idx3-ubyte.gz", directory / f"{name}-labels-idx1-ubyte.gz")
         for name in ("train", "t10k")
     )
-    return pack(binarize(torch.cat([train.images, test.images])), torch.cat([train.labels, test.labels]))
+    images = [cast(Tensor, split.images) for split in (train, test)]
+    return pack(binarize(torch.cat(images)), torch.cat([train.labels, test.labels]))
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ class ConvEncoder(nn.Module):
     """Convolutions that halve height and width, then one linear layer, each with an activation.
 
     Args:
-        image_size: height and width, multiples of 2^n for n convolutions.
+        image_size: height and width, multiples of 2^n for n convolutions; or image channels, height and width.
         channels: output channels of each convolution.
         outputs: size of the output's last dimension.
         activation: the name of a class of `torch.nn`, as for `mlp`.
@@ -82,16 +82,17 @@ class ConvEncoder(nn.Module):
         self, image_size: Sequence[int], channels: Sequence[int], outputs: int, activation: str = "ReLU"
     ) -> None:
         super().__init__()
-        kind, small = _activation(activation), _halved(image_size, len(channels))
+        kind, (image_channels, *small) = _activation(activation), _halved(image_size, len(channels))
+        self.grey = len(image_size) == 2
         layers: list[nn.Module] = []
-        for a, b in pairwise([1, *channels]):
+        for a, b in pairwise([image_channels, *channels]):
             layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), kind()]
         last = nn.Linear(channels[-1] * math.prod(small), outputs)
         self.net = nn.Sequential(*layers, nn.Flatten(), last, kind())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode images (batch, height, width) to (batch, outputs)."""
-        return self.net(x.unsqueeze(1))
+        """Encode images (batch, *image_size) to (batch, outputs)."""
+        return self.net(x.unsqueeze(1) if self.grey else x)
 
 
 class ConvDecoder(nn.Module):
@@ -100,7 +101,7 @@ class ConvDecoder(nn.Module):
     Args:
         inputs: size of the input's last dimension.
         channels: input channels of each convolution, in the encoder's order.
-        image_size: height and width of the output.
+        image_size: height and width of the output, or image channels, height and width.
         activation: the name of a class of `torch.nn`, as for `mlp`; errors are as for `ConvEncoder`.
 
     >>> ConvDecoder(60, [16, 32], [28, 28])(torch.zeros(3, 5, 60)).shape
@@ -111,15 +112,15 @@ class ConvDecoder(nn.Module):
         self, inputs: int, channels: Sequence[int], image_size: Sequence[int], activation: str = "ReLU"
     ) -> None:
         super().__init__()
-        kind, small = _activation(activation), _halved(image_size, len(channels))
+        kind, (image_channels, *small) = _activation(activation), _halved(image_size, len(channels))
         layers: list[nn.Module] = [nn.Linear(inputs, channels[-1] * math.prod(small)), kind()]
         layers.append(nn.Unflatten(-1, (channels[-1], *small)))
-        for a, b in pairwise([*reversed(channels), 1]):
+        for a, b in pairwise([*reversed(channels), image_channels]):
             layers += [nn.ConvTranspose2d(a, b, 4, stride=2, padding=1), kind()]
         self.net = nn.Sequential(*layers[:-1], nn.Flatten())
 
     def forward(self, z: Tensor) -> Tensor:
-        """Decode (..., inputs) to (..., height * width)."""
+        """Decode (..., inputs) to (..., pixels), all channels of an image together."""
         return self.net(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
 
 
@@ -131,7 +132,11 @@ def _activation(name: str) -> type[nn.Module]:
 
 
 def _halved(image_size: Sequence[int], times: int) -> list[int]:
-    for i, size in enumerate(image_size):
+    """Return the channels of an image, 1 for grey, and its height and width, halved `times` times."""
+    if len(image_size) not in (2, 3):
+        raise ValueError(f"image_size must be height and width, or channels, height and width, got {image_size}")
+    image_channels, *sizes = [1, *image_size] if len(image_size) == 2 else image_size
+    for i, size in enumerate(sizes, start=len(image_size) - 2):
         if size % 2**times:
             raise ValueError(f"image_size[{i}] must be a multiple of {2**times} for {times} convolutions, got {size}")
-    return [size // 2**times for size in image_size]
+    return [image_channels, *(size // 2**times for size in sizes)]

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from taugrad.data.images import Split
+from taugrad.data.pictures_on_disk import take_each
 
 
 class Batches:
-    """Batches (x, labels) of an evaluation, in order; x is (batch, height, width), float32 in [0, 1]."""
+    """Batches (x, labels) of an evaluation, in order; x is (batch, *image), float32 in [0, 1]."""
 
     def __init__(self, split: Split, batch_size: int) -> None:
         self.split = split
@@ -20,14 +21,16 @@ class Batches:
         return -(-len(self.split.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in zip(*(part.split(self.batch_size) for part in self.split), strict=True):
+        rows = torch.arange(len(self.split.labels)).split(self.batch_size)
+        labels_of = self.split.labels.split(self.batch_size)
+        for images, labels in zip(take_each(self.split.images, rows), labels_of, strict=True):
             yield images.float().div_(255), labels
 
 
 class ShuffledBatches:
     """Batches of a training, in an order that seed and epoch determine, several at a time.
 
-    An item is a stack of up to `stack` batches, (x, labels) with x (stack, batch, height, width) float32 in [0, 1], one
+    An item is a stack of up to `stack` batches, (x, labels) with x (stack, batch, *image) float32 in [0, 1], one
     optimizer step each: the work of a trainer around a training step is then done once for the stack.
 
     The state is the epoch and the number of its batches that were taken, so that a resumed run continues in the middle
@@ -77,12 +80,13 @@ class ShuffledBatches:
             known = torch.stack([self._known(self._batch + i) for i in range(len(batches))])
             batches = torch.cat([batches, known], 1)
         batches = batches.to(self.split.images.device)  # once an epoch
-        for rows in batches.split(self.stack):
+        stacks = batches.split(self.stack)
+        for rows, images in zip(stacks, take_each(self.split.images, stacks), strict=True):
             labels = self.split.labels[rows]
             if known is not None:
                 labels[:, : -known.shape[1]] = -1
             self._batch += len(rows)
-            x = self.split.images[rows].float().div_(255)
+            x = images.float().div_(255)
             yield (torch.bernoulli(x) if self.sample_pixels else x), labels
 
     def state_dict(self) -> dict[str, int]:

@@ -8,16 +8,17 @@ from torch import Tensor
 
 from taugrad.checks import check_count
 from taugrad.data.batches import Batches, ShuffledBatches
-from taugrad.data.images import Split, Splits, balanced, binarize
+from taugrad.data.images import Split, Splits, balanced, binarize, binarize_at
 from taugrad.errors import ConfigError, TaugradError
 
 _BINARIZE = ("none", "static", "dynamic")
 
 
 class ImageData(LightningDataModule):
-    """Training, validation and test batches (x, labels) of one source, x (batch, height, width) in [0, 1].
+    """Training, validation and test batches (x, labels) of one source, x (batch, *image) in [0, 1].
 
-    Training batches come in stacks, x (stack, batch, height, width), with one optimizer step for each batch. Each of
+    An image is (height, width) in grey, or (C, height, width).
+    Training batches come in stacks, x (stack, batch, *image), with one optimizer step for each batch. Each of
     several processes gets its share of every training batch, and of the other splits.
 
     Args:
@@ -83,8 +84,8 @@ class ImageData(LightningDataModule):
 
     @property
     def image_size(self) -> tuple[int, ...]:
-        """Height and width of the images."""
-        return tuple(self._load().train.images.shape[-2:])
+        """Shape of an image: height and width, or channels, height and width."""
+        return tuple(self._load().train.images.shape[1:])
 
     def epoch_steps(self, limit: int | float | None = None) -> int:
         """Optimizer steps of an epoch, under a trainer's `limit_train_batches`, a number or a share of stacks."""
@@ -151,4 +152,5 @@ def _limited(stacks: int, limit: int | float) -> int:
 
 
 def _binary(split: Split) -> Split:
-    return Split(binarize(split.images), split.labels)
+    images = split.images
+    return Split(binarize(images) if isinstance(images, Tensor) else images.map(binarize_at), split.labels)

@@ -6,13 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taugrad.data.pictures_on_disk import PicturesOnDisk
+
 BINARIZATION_SEED = 0  # of the one fixed binarization, in the package's own data set and in `binarize=static`
 
 
 class Split(NamedTuple):
-    """Images (n, height, width) as uint8 intensities 0 to 255, binary ones 0 or 255, and labels (n,) as int64."""
+    """Images, in memory or on disk, as uint8 intensities 0 to 255, binary ones 0 or 255, and labels (n,) as int64.
 
-    images: Tensor
+    Images are (n, height, width) in grey, or (n, C, height, width); three channels are red, green and blue.
+    """
+
+    images: Tensor | PicturesOnDisk
     labels: Tensor
 
     def to(self, device: torch.device) -> "Split":
@@ -71,9 +76,26 @@ def binarize(images: Tensor) -> Tensor:
     >>> binarize(torch.tensor([[0, 255, 0, 255]], dtype=torch.uint8))
     tensor([[  0, 255,   0, 255]], dtype=torch.uint8)
     """
-    bits = np.random.PCG64(BINARIZATION_SEED)
     binary = np.empty(images.shape, dtype=np.uint8)
+    bits = np.random.PCG64(BINARIZATION_SEED)
     for image, out in zip(images.numpy(), binary, strict=True):
-        u = (bits.random_raw(image.size) >> np.uint64(32)).reshape(image.shape)  # uniform in 0 .. 2^32 - 1
-        out[...] = np.where(u * np.uint64(255) < image.astype(np.uint64) << np.uint64(32), 255, 0)
+        out[...] = _sampled(image, bits)
     return torch.from_numpy(binary)
+
+
+def binarize_at(image: Tensor, place: int) -> Tensor:
+    """Binarize one image as `binarize` does at a place among others.
+
+    >>> images = torch.full((5, 2, 3), 128, dtype=torch.uint8)
+    >>> torch.equal(binarize_at(images[4], 4), binarize(images)[4])
+    True
+    """
+    bits = np.random.PCG64(BINARIZATION_SEED)
+    bits.advance(place * image.numel())
+    return torch.from_numpy(_sampled(image.numpy(), bits))
+
+
+def _sampled(image: np.ndarray, bits: np.random.PCG64) -> np.ndarray:
+    """Return 255 with the probability of a pixel's intensity, else 0, by the next random numbers."""
+    u = (bits.random_raw(image.size) >> np.uint64(32)).reshape(image.shape)  # uniform in 0 .. 2^32 - 1
+    return np.where(u * np.uint64(255) < image.astype(np.uint64) << np.uint64(32), 255, 0).astype(np.uint8)

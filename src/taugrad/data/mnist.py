@@ -13,6 +13,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pooch
 import torch
@@ -94,7 +95,7 @@ def mnist(root: str | Path, validation: int = 10_000) -> Splits:
     files = _downloaded(user_path(root), _MNIST)
     train, test = _splits(files)
     for path, content, size, sha256 in zip(files, (*train, *test), _SIZES, _MNIST.contents, strict=True):
-        if len(content) == size and _digest(content) != sha256:
+        if len(content) == size and _digest(cast(Tensor, content)) != sha256:
             raise DataError(
                 f"{path} is damaged, or not of MNIST: its content does not have the SHA-256 of MNIST's; another set of "
                 f"its size and names, as KMNIST, is read by data=idx data.source.root={path.parent}"

@@ -1,11 +1,12 @@
 """Protocols between a model of images and the task that trains it: a loss, and whatever else the model has.
 
 A model is an `nn.Module` with `loss_terms`; it inherits nothing of ours. Each protocol below names one more capability,
-which the task uses where a model has it. Three attributes are optional too: `image_size`, the height and width that the
+which the task uses where a model has it. Three attributes are optional too: `image_size`, the shape that the
 data's images must have; `metrics`, names of what evaluations report next to the loss, such as `val/elbo`; and
 `changeable`, names of arguments that a resumed run may change.
 
-Throughout, `x` is images (batch, height, width) in [0, 1], and `labels` are (batch,), int64, -1 for none.
+Throughout, `x` is images (batch, height, width), or (batch, C, height, width), in [0, 1], and `labels` are (batch,),
+int64, -1 for none.
 """
 
 from typing import Protocol, runtime_checkable
@@ -38,7 +39,7 @@ class Started(Protocol):
     """Initializes itself from the data before its first step."""
 
     def start(self, mean: Tensor) -> None:
-        """Initialize from the mean (height, width) of the first images."""
+        """Initialize from the mean of the first images, of an image's shape."""
         ...
 
 
@@ -95,7 +96,7 @@ class Pictured(Protocol):
     """Has pictures of what it learned."""
 
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return pictures (height, width) in [0, 1] by their names."""
+        """Return pictures (height, width) or (3, height, width) in [0, 1] by their names."""
         ...
 
 

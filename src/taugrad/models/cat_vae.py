@@ -36,7 +36,7 @@ class CatVAE(nn.Module):
         encoder: sizes of the encoder's hidden layers.
         decoder: sizes of the decoder's hidden layers.
         activation: name of the activation of `torch.nn` between their layers.
-        image_size: height and width of an image.
+        image_size: height and width of an image, or channels, height and width.
         nll_samples: m, the number of samples of the importance-weighted bound at test.
         centred: start from the data's mean image.
         samples: S, the number of estimates of E_q log p(x|z) for each image in a training step; their mean is the loss.
@@ -91,7 +91,7 @@ class CatVAE(nn.Module):
             start_at(self.decoder, self.mean)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the logits of q(z|x), (batch, N, K), of images (batch, height, width) in [0, 1]."""
+        """Return the logits of q(z|x), (batch, N, K), of images (batch, ...) in [0, 1]."""
         x = x.flatten(1) if self.mean is None else x.flatten(1) - self.mean
         return self.encoder(x).unflatten(-1, (self.latents, self.categories))
 
@@ -100,7 +100,7 @@ class CatVAE(nn.Module):
         return self.decoder(z.flatten(-2))
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return log p(x|z), (*more, batch), of images (batch, height, width), one-hot `z` (*more, batch, N, K)."""
+        """Return log p(x|z), (*more, batch), of images (batch, ...), one-hot `z` (*more, batch, N, K)."""
         return bernoulli_log_prob(self.decode(z), x.flatten(1))
 
     def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
@@ -157,5 +157,5 @@ class CatVAE(nn.Module):
         }
 
     def _means(self, z: Tensor) -> Tensor:
-        """Return the means of p(x|z) as images (..., height, width)."""
+        """Return the means of p(x|z) as images (..., *image_size)."""
         return self.decode(z).sigmoid().unflatten(-1, self.image_size)

@@ -1,4 +1,7 @@
-"""Pictures of images side by side, as TensorBoard and `scripts/evaluate.py` show them: tensors in [0, 1]."""
+"""Pictures of images side by side, as TensorBoard and `scripts/evaluate.py` show them: tensors in [0, 1].
+
+A picture is (height, width) in grey, or (3, height, width) in red, green and blue.
+"""
 
 from pathlib import Path
 
@@ -10,13 +13,18 @@ _MOST_LATENTS = 20  # rows of a traversal
 
 
 def grid(images: Tensor) -> Tensor:
-    """Return images (rows, columns, height, width) as one picture.
+    """Return images (rows, columns, height, width), or (rows, columns, C, height, width), as one picture.
+
+    Three channels are red, green and blue; of any other number each is a grey picture, one above the next.
 
     >>> grid(torch.arange(4.0).view(2, 2, 1, 1))
     tensor([[0., 1.],
             [2., 3.]])
+    >>> grid(torch.zeros(2, 5, 3, 32, 32)).shape
+    torch.Size([3, 64, 160])
     """
-    return images.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    picture = images.movedim((0, 1), (-4, -2)).flatten(-2).flatten(-3, -2)  # (..., rows, height, columns, width)
+    return picture if picture.ndim == 2 or len(picture) == 3 else picture.flatten(0, 1)
 
 
 def traversal(z: Tensor) -> Tensor:
@@ -36,6 +44,8 @@ def traversal(z: Tensor) -> Tensor:
 
 
 def save(picture: Tensor, path: Path) -> None:
-    """Write a picture (height, width) in [0, 1] as a PNG file of 256 greys."""
-    grey = picture.mul(255).round().clamp(0, 255).to(torch.uint8)
-    Image.fromarray(grey.cpu().numpy()).save(path)
+    """Write a picture (height, width) or (3, height, width) in [0, 1] as a PNG file of 256 levels."""
+    levels = picture.mul(255).round().clamp(0, 255).to(torch.uint8)
+    if levels.ndim == 3:
+        levels = levels.movedim(0, -1).contiguous()
+    Image.fromarray(levels.cpu().numpy()).save(path)

@@ -45,9 +45,9 @@ class SemiSupervised(nn.Module):
         hidden: size of h(x), and of the hidden layers of classifier and q(z|x,y).
         activation: name of the activation of `torch.nn`.
         dropout: probability that a hidden unit of the classifier is set to zero in training.
-        augment: a random function of images (batch, height, width) that keeps their class.
+        augment: a random function of images (batch, ...) that keeps their class.
         alpha: weight of the labelled images' mean log q(y|x), in nats an image.
-        image_size: height and width of an image.
+        image_size: height and width of an image, or channels, height and width.
 
     Raises:
         ValueError: a size is out of range, or the image cannot be halved that often.
@@ -92,7 +92,7 @@ class SemiSupervised(nn.Module):
             self._check(labels)
 
     def classify(self, x: Tensor) -> Tensor:
-        """Return the logits of q(y|x), (batch, C), of images (batch, height, width) in [0, 1]."""
+        """Return the logits of q(y|x), (batch, C), of images (batch, ...) in [0, 1]."""
         return self.classifier(x)
 
     def encode(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +206,7 @@ class SemiSupervised(nn.Module):
         }
 
     def _of_every_class(self, z: Tensor) -> Tensor:
-        """Return the means of p(x|y,z) for every class and each `z` (n, D): (n, C, height, width)."""
+        """Return the means of p(x|y,z) for every class and each `z` (n, D): (n, C, ...)."""
         y = torch.eye(self.classes, device=z.device).expand(len(z), -1, -1)
         return self._means(y, z.unsqueeze(1).expand(-1, self.classes, -1))
 

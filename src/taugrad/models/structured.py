@@ -37,7 +37,7 @@ class Structured(nn.Module):
         second: sizes of the hidden layers between z1 and z2.
         decoder: sizes of the hidden layers between z2 and the lower half.
         activation: name of the activation of `torch.nn` between their layers.
-        image_size: height and width of an image; the height is even.
+        image_size: height and width of an image, or channels, height and width; the height is even.
         nll_samples: m, the number of samples of the bound at test.
         centred: start from the data's mean image.
         samples: S, the number of samples of both layers for each image in a training step.
@@ -66,8 +66,11 @@ class Structured(nn.Module):
         for name, count in {"latents": latents, "nll_samples": nll_samples, "samples": samples}.items():
             check_count(name, count)
         check_count("categories", categories, smallest=2)
-        if image_size[0] % 2:
-            raise ValueError(f"image_size[0], the height, must be even for two halves, got {image_size[0]}")
+        if len(image_size) not in (2, 3):
+            raise ValueError(f"image_size must be height and width, or channels, height and width, got {image_size}")
+        if image_size[-2] % 2:
+            place = len(image_size) - 2
+            raise ValueError(f"image_size[{place}], the height, must be even for two halves, got {image_size[-2]}")
         for name, sizes in {"first": first, "second": second, "decoder": decoder, "image_size": image_size}.items():
             check_counts(name, sizes)
         self.image_size = tuple(image_size)
@@ -93,7 +96,7 @@ class Structured(nn.Module):
             start_at(self.decoder, lower.flatten())
 
     def logits_1(self, x: Tensor) -> Tensor:
-        """Return the logits of p(z1|u), (batch, N, K), of images (batch, height, width); only upper halves count."""
+        """Return the logits of p(z1|u), (batch, N, K), of images (batch, ...); only upper halves count."""
         upper = halves(x)[0].flatten(1)
         if self.mean is not None:
             upper = upper - self.mean
@@ -108,7 +111,7 @@ class Structured(nn.Module):
         return self.decoder(z2.flatten(-2))
 
     def log_likelihood(self, x: Tensor, z2: Tensor) -> Tensor:
-        """Return log p(lower half|z2), (*more, batch), of images (batch, height, width), `z2` (*more, batch, N, K)."""
+        """Return log p(lower half|z2), (*more, batch), of images (batch, ...), `z2` (*more, batch, N, K)."""
         return bernoulli_log_prob(self.decode(z2), halves(x)[1].flatten(1))
 
     def expected_bound(self, x: Tensor, estimator: Estimator, tau: float) -> Tensor:
@@ -182,9 +185,9 @@ class Structured(nn.Module):
         return one_hot(logits_2.argmax(-1), logits_2)
 
     def _completed(self, x: Tensor, z2: Tensor) -> Tensor:
-        """Return images (..., height, width): the upper halves of `x`, below them the means of p(x|z2)."""
+        """Return images (..., *image_size): the upper halves of `x`, below them the means of p(x|z2)."""
         upper, lower = halves(x)
-        means = self.decode(z2).sigmoid().unflatten(-1, lower.shape[-2:])
+        means = self.decode(z2).sigmoid().unflatten(-1, lower.shape[-len(self.image_size) :])
         return torch.cat([upper.expand_as(means), means], -2)
 
 

@@ -31,7 +31,8 @@ class GradientProbe(Callback):
         """Probe the gradient at the current weights; the training's random state is left as it was."""
         if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.every or not trainer.is_global_zero:
             return
-        x = batch[0].flatten(0, -3)[: self.images]
+        images, labels = batch
+        x = (images.flatten(0, 1) if labels.ndim == 2 else images)[: self.images]
         logits = pl_module.model.encode(x).detach()
         f = lambda z: pl_module.model.log_likelihood(x, z)  # noqa: E731
         with torch.random.fork_rng():

@@ -102,13 +102,13 @@ class ImageTask(Task):
         self.aggregate: Tensor | None = None  # sum of the codes' probabilities, (N, K), or counts, over the evaluation
 
     def greedy(self, x: Tensor) -> Tensor:
-        """Return the model's most probable choices for images (batch, height, width); ConfigError if it has none."""
+        """Return the model's most probable choices for images (batch, ...); ConfigError if it has none."""
         if not isinstance(self.model, Greedy):
             raise ConfigError(f"{type(self.model).__name__} cannot be exported: it has no greedy")
         return self.model.greedy(x)
 
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the model's pictures (height, width) in [0, 1] by their names, from images `x` (n, height, width)."""
+        """Return the model's pictures (height, width) or (3, height, width) by their names, from images `x`."""
         return self.model.pictures(x, labels) if isinstance(self.model, Pictured) else {}
 
     def clock(self) -> tuple[int, int]:
@@ -128,9 +128,9 @@ class ImageTask(Task):
                 self.model.check(self.estimator, data.labels())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Make an optimizer step for each batch of a stack (stack, batch, height, width), or for one batch alone."""
-        images, labels = (part if batch[0].ndim == 4 else part.unsqueeze(0) for part in batch)
-        self._check_size(images.shape[-2:])
+        """Make an optimizer step for each batch of a stack, labels (stack, batch), or for one batch alone."""
+        images, labels = (part if batch[1].ndim == 2 else part.unsqueeze(0) for part in batch)
+        self._check_size(images.shape[2:])
         if self.global_step == 0 and isinstance(self.model, Started):
             mean = self.trainer.strategy.reduce(images.flatten(0, 1).mean(0), reduce_op="mean")  # of all processes
             self.model.start(cast(Tensor, mean))

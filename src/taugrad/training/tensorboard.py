@@ -129,7 +129,8 @@ class Pictures(Callback):
         x = trainer.precision_plugin.convert_input(x)
         pictures = cast(ImageTask, pl_module).pictures(x.to(pl_module.device), labels.to(pl_module.device))
         for name, picture in pictures.items():
-            board.experiment.add_image(name, picture.float(), trainer.global_step, dataformats="HW")
+            axes = "HW" if picture.ndim == 2 else "CHW"
+            board.experiment.add_image(name, picture.float(), trainer.global_step, dataformats=axes)
         self._written = trainer.global_step
 
 
