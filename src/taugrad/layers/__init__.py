@@ -1,5 +1,8 @@
 """Modules over one estimator, as parts of your own models."""
 
+from taugrad.layers.gate import BinaryGate, HardConcreteGate
 from taugrad.layers.one_hot import OneHotSample
+from taugrad.layers.router import Routed, Router
+from taugrad.layers.selector import Selector
 
-__all__ = ["OneHotSample"]
+__all__ = ["BinaryGate", "HardConcreteGate", "OneHotSample", "Routed", "Router", "Selector"]
