@@ -39,7 +39,7 @@ def train(data, steps, seed, k, learned=True, repetition=True) -> tuple[float, i
     return error.item(), len(selector.indices().unique())
 
 
-def main(steps: int = 2000, seed: int = 0, k: int = 20) -> dict[str, float]:
+def main(steps: int = 2000, seed: int = 0, k: int = 10) -> dict[str, float]:
     data, figures = binarized_mnist(), {}
     figures["selected"], figures["selected_pixels"] = train(data, steps, seed, k)
     figures["without_repetition"], figures["without_repetition_pixels"] = train(data, steps, seed, k, repetition=False)

@@ -41,7 +41,10 @@ def train(data, steps, seed, gate, price, units=64) -> tuple[float, int]:
     """Test accuracy of the pruned network, and its number of hidden units."""
     torch.manual_seed(seed)
     model = Gated(gate, units)
-    groups = [{"params": [model.logits], "lr": 5e-2}, {"params": [*model.first.parameters(), *model.second.parameters()]}]
+    groups = [
+        {"params": [model.logits], "lr": 5e-2},
+        {"params": [*model.first.parameters(), *model.second.parameters()]},
+    ]
     optimizer = torch.optim.Adam(groups, lr=3e-3)
     for _ in range(steps):
         rows = torch.randint(len(data.train.labels), (200,))

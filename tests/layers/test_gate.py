@@ -29,21 +29,21 @@ def test_a_binary_gate_is_open_as_often_as_its_expected_cost_says(estimator):
 @each("logit, tau", [(-1.0, 2 / 3), (0.0, 0.3), (2.0, 1.0)])
 def test_a_hard_concrete_gate_has_the_atoms_and_the_density_of_the_paper(logit, tau):
     gate, n = HardConcreteGate(), 20_000
-    l = torch.tensor(logit, dtype=torch.float64)
-    z = gate(l.expand(n), tau)
+    a = torch.tensor(logit, dtype=torch.float64)
+    z = gate(a.expand(n), tau)
     assert z.min() == 0
     assert z.max() == 1
 
-    def cdf(value):  # P(s < c) = sigma(tau log(c / (1 - c)) - l) for the s that is stretched to `value`
+    def cdf(value):  # P(s < c) = sigma(tau log(c / (1 - c)) - a) for the s that is stretched to `value`
         c = (value - gate.gamma) / (gate.zeta - gate.gamma)
-        return torch.sigmoid(tau * torch.logit(c) - l)
+        return torch.sigmoid(tau * torch.logit(c) - a)
 
-    open_at_all, all_open = gate.expected_l0(l, tau), 1 - cdf(torch.tensor(1.0, dtype=torch.float64))
+    open_at_all, all_open = gate.expected_l0(a, tau), 1 - cdf(torch.tensor(1.0, dtype=torch.float64))
     torch.testing.assert_close(open_at_all, 1 - cdf(torch.tensor(0.0, dtype=torch.float64)))
     counts = torch.stack([(z == 0).sum(), (z == 1).sum(), ((z > 0) & (z < 1)).sum()])
     expected = torch.stack([1 - open_at_all, all_open, open_at_all - all_open])
     assert frequencies_p_value(counts, expected) > FALSE_FAILURE
-    wrong = torch.sigmoid(l)  # the cost of a Bernoulli gate
+    wrong = torch.sigmoid(a)  # the cost of a Bernoulli gate
     assert frequencies_p_value(torch.stack([n - counts[0], counts[0]]), torch.stack([wrong, 1 - wrong])) < FALSE_FAILURE
     low, high = cdf(torch.tensor([0.0, 1.0], dtype=torch.float64))
     inner = z[(z > 0) & (z < 1)]
@@ -52,10 +52,10 @@ def test_a_hard_concrete_gate_has_the_atoms_and_the_density_of_the_paper(logit, 
 
 
 def test_the_gradient_of_the_expected_cost_is_exact_and_of_hard_concrete_gates_unbiased():
-    l = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    a = torch.randn(5, dtype=torch.float64, requires_grad=True)
     gate = HardConcreteGate()
-    assert torch.autograd.gradcheck(gate.expected_l0, l)
-    assert torch.autograd.gradcheck(BinaryGate(StraightThrough()).expected_l0, l)
+    assert torch.autograd.gradcheck(gate.expected_l0, a)
+    assert torch.autograd.gradcheck(BinaryGate(StraightThrough()).expected_l0, a)
     # d E z / dl, by differences of the mean that the cdf gives: E z = int_0^1 P(z > v) dv.
     v = torch.linspace(0, 1, 20_001, dtype=torch.float64)
     at = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
@@ -69,32 +69,32 @@ def test_the_gradient_of_the_expected_cost_is_exact_and_of_hard_concrete_gates_u
 
 
 def test_a_binary_gate_has_the_gradient_of_its_estimator_over_two_classes():
-    l, w = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.randn(4, 3, dtype=torch.float64)
+    a, w = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.randn(4, 3, dtype=torch.float64)
     for estimator in PATHWISE:
         draw = lambda: torch.Generator().manual_seed(3)  # noqa: E731
-        z = BinaryGate(estimator)(l, 0.6, generator=draw())
-        two = torch.stack([l, torch.zeros_like(l)], -1)
+        z = BinaryGate(estimator)(a, 0.6, generator=draw())
+        two = torch.stack([a, torch.zeros_like(a)], -1)
         expected = estimator.sample(two, 0.6, generator=draw())[..., 0]
         assert torch.equal(z, expected)
-        torch.testing.assert_close(*(torch.autograd.grad((s * w).sum(), l)[0] for s in (z, expected)))
-    # straight-through's is sigma'(l) whatever was drawn
-    (g,) = torch.autograd.grad((BinaryGate(StraightThrough())(l) * w).sum(), l)
-    torch.testing.assert_close(g, w * torch.sigmoid(l) * torch.sigmoid(-l))
+        torch.testing.assert_close(*(torch.autograd.grad((s * w).sum(), a)[0] for s in (z, expected)))
+    # straight-through's is sigma'(a) whatever was drawn
+    (g,) = torch.autograd.grad((BinaryGate(StraightThrough())(a) * w).sum(), a)
+    torch.testing.assert_close(g, w * torch.sigmoid(a) * torch.sigmoid(-a))
 
 
 @each("gate", GATES)
 def test_a_masked_gate_stays_closed_without_gradient_and_evaluation_is_fixed(gate):
     gate = copy.deepcopy(gate)
-    l = torch.tensor([-torch.inf, 1.0, 30.0], requires_grad=True)
-    z = gate(l, torch.tensor([0.5, 0.6, 0.7]))
+    a = torch.tensor([-torch.inf, 1.0, 30.0], requires_grad=True)
+    z = gate(a, torch.tensor([0.5, 0.6, 0.7]))
     assert z[0] == 0
-    (g,) = torch.autograd.grad((z * torch.randn(3)).sum() + gate.expected_l0(l).sum(), l)
+    (g,) = torch.autograd.grad((z * torch.randn(3)).sum() + gate.expected_l0(a).sum(), a)
     assert g[0] == 0
     assert torch.isfinite(g).all()
     gate.eval()
-    assert torch.equal(gate(l), gate(l))
-    assert gate(l)[0] == 0
-    assert gate(l)[2] == 1
+    assert torch.equal(gate(a), gate(a))
+    assert gate(a)[0] == 0
+    assert gate(a)[2] == 1
 
 
 @each("gate", GATES[1:])
@@ -117,7 +117,7 @@ def test_gates_work_in_every_dtype_compiled_exported_and_on_devices_without_valu
 def test_what_a_gate_cannot_take_gets_a_sentence():
     with pytest.raises(TypeError, match="estimator must be a pathwise estimator"):
         BinaryGate(RLOO(2))
-    with pytest.raises(ValueError, match="gamma must be a finite number below 0, got 0.1"):
+    with pytest.raises(ValueError, match=r"gamma must be a finite number below 0, got 0\.1"):
         HardConcreteGate(gamma=0.1)
     with pytest.raises(ValueError, match=r"zeta must be a finite number above 1, got 1\.0"):
         HardConcreteGate(zeta=1.0)
@@ -126,9 +126,9 @@ def test_what_a_gate_cannot_take_gets_a_sentence():
             gate.train(mode)
             with pytest.raises(ValueError, match=r"tau must be a positive finite number, got -1\.0"):
                 gate(torch.zeros(2), -1.0)
-            with pytest.raises(ValueError, match="logits must have"):
+            with pytest.raises(ValueError, match=r"logits must have .*no NaN or \+inf"):
                 gate(torch.tensor([0.0, torch.nan]))
-            with pytest.raises(ValueError, match="logits must have"):
+            with pytest.raises(ValueError, match=r"logits must have .*no NaN or \+inf"):
                 gate(torch.tensor([0.0, torch.inf]))
             with pytest.raises(TypeError, match=r"logits must be a floating-point tensor, got torch\.int64"):
                 gate(torch.tensor([0]))

@@ -20,7 +20,7 @@ def selector(repetition, estimator=None, k=2, d=4):
 
 
 def test_selections_have_the_probabilities_of_their_enumeration():
-    n = 3000
+    n = 1000
     for repetition in (True, False):
         layer = selector(repetition)
         p, features = layer.logits.detach().double().exp(), torch.arange(4.0)
