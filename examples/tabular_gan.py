@@ -1,7 +1,7 @@
 r"""A GAN for a table of categorical columns, as CTGAN (1907.00503): every column is sampled in one call.
 
 Columns of K_1, K_2, ... classes become rows of max K logits, padded with -inf, which is never drawn and gets no
-gradient. The generator's rows are hard one-hots, as the data's are; the critic is Wasserstein's with a gradient penalty.
+gradient. The generator's rows are hard one-hots, as the data's are; the critic is Wasserstein's, with a penalty.
 The table: three columns of 2, 5 and 3 classes; the second depends on the first, and the third on both.
 
     python examples/tabular_gan.py 0 1 2        # the seeds

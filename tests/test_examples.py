@@ -50,3 +50,9 @@ def test_units_are_pruned_by_their_expected_cost_and_the_smaller_network_is_the_
     assert figures["straight_through_units"] < 50
     assert figures["straight_through_free_units"] == 64
     assert figures["straight_through"] > 0.8
+
+
+def test_pixels_are_selected_without_repetition():
+    figures = run("concrete_autoencoder", steps=20)  # enough to run; what it learns takes some hundred steps
+    assert figures["without_repetition_pixels"] == figures["random_pixels"] == 10
+    assert 0 < figures["selected"] < 0.25
