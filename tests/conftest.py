@@ -23,7 +23,7 @@ build_binding()  # before the first use of the kernels, so that they are found w
 
 
 UNIT = ("ops", "estimators", "layers", "models", "rl", "data")  # folders of the library
-UNIT_FILES = ("bounds", "nets", "probe", "schedules", "checks")
+UNIT_FILES = ("bounds", "distributions", "nets", "probe", "schedules", "checks")
 TIERS = {"unit", "command", "system", "triton", "slow"}
 
 

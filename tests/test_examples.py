@@ -38,3 +38,21 @@ def test_the_place_of_the_glimpse_is_learned_through_the_hard_choice(capsys):
     assert abs(figures["random_located"] - 1 / 9) < 0.015  # 10,000 places at random: 4.8 standard deviations
     assert figures["hard_located"] > 0.5
     assert figures["hard"] > figures["random"] + 0.3
+
+
+def test_a_table_is_learned_through_hard_samples_of_columns_of_different_sizes():
+    figures = run("tabular_gan", steps=250)
+    assert figures["hard"] < figures["untrained"] - 0.1
+
+
+def test_units_are_pruned_by_their_expected_cost_and_the_smaller_network_is_the_same():
+    figures = run("pruning_gates", steps=150)
+    assert figures["straight_through_units"] < 50
+    assert figures["straight_through_free_units"] == 64
+    assert figures["straight_through"] > 0.8
+
+
+def test_pixels_are_selected_without_repetition():
+    figures = run("concrete_autoencoder", steps=20)  # enough to run; what it learns takes some hundred steps
+    assert figures["without_repetition_pixels"] == figures["random_pixels"] == 10
+    assert 0 < figures["selected"] < 0.25

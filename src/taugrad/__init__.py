@@ -65,7 +65,7 @@ _ELSEWHERE = {  # the modules of the names that are not in taugrad.estimators
     "gumbel_noise": "ops.noise",
     "straight_through": "ops.onehot",
 }
-_MODULES = ("bounds", "errors", "estimators", "layers", "nets", "ops", "probe", "schedules")
+_MODULES = ("bounds", "distributions", "errors", "estimators", "layers", "nets", "ops", "probe", "schedules")
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from helpers.policies import POLICY, improving, task
 
 from taugrad.estimators import Enumeration, Estimator, GumbelSoftmax, Pathwise, STGumbelSoftmax, StraightThrough
 from taugrad.layers import OneHotSample
+from taugrad.ops.categorical import unimix
 from taugrad.ops.gumbel import gumbel_max
 from taugrad.ops.onehot import straight_through
 from taugrad.probe import probe, reference
@@ -83,3 +84,21 @@ def test_an_estimator_with_the_documented_signature_works_wherever_one_is_taken(
     policy, improve = improving(task(*POLICY, f"estimator._target_={__name__}.{own.__name__}"))
     assert isinstance(policy.agent.hp.estimator, own)
     improve()
+
+
+def test_a_share_of_the_uniform_is_mixed_in_training_and_in_evaluation_and_none_is_as_before():
+    logits = torch.randn(2, 5, 3, requires_grad=True)
+    draw = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+    for mode in (True, False):
+        none, mixed = (OneHotSample(STGumbelSoftmax(), 1, unimix=share).train(mode) for share in (0.0, 0.2))
+        plain = OneHotSample(STGumbelSoftmax(), 1).train(mode)
+        assert torch.equal(none(logits, 0.5, generator=draw()), plain(logits, 0.5, generator=draw()))
+        expected = plain(unimix(logits, 0.2, 1), 0.5, generator=draw())
+        z = mixed(logits, 0.5, generator=draw())
+        assert torch.equal(z, expected)
+        if mode:
+            ours, other = (torch.autograd.grad((s * s.detach().cumsum(0)).sum(), logits)[0] for s in (z, expected))
+            assert torch.equal(ours, other)
+    assert repr(mixed) == "OneHotSample(STGumbelSoftmax(), dim=1, unimix=0.2)"
+    with pytest.raises(ValueError, match=r"unimix must be in \[0, 1\), got 1\.0"):
+        OneHotSample(STGumbelSoftmax(), unimix=1.0)

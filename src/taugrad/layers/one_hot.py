@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrad.estimators import Pathwise
+from taugrad.ops import categorical
 from taugrad.ops._checks import classes_last
 from taugrad.ops.gumbel import gumbel_max
 
@@ -14,6 +15,8 @@ class OneHotSample(nn.Module):
     Args:
         estimator: any pathwise estimator; one of your own needs no `dim`.
         dim: the dimension of the K classes.
+        unimix: share of the uniform categorical that is mixed in, in [0, 1), in evaluation too; see
+            `taugrad.ops.categorical.unimix`.
 
     >>> from taugrad.estimators import STGumbelSoftmax
     >>> layer = OneHotSample(STGumbelSoftmax(), dim=1)
@@ -22,17 +25,22 @@ class OneHotSample(nn.Module):
     (torch.Size([2, 3, 4]), tensor([1.]))
     """
 
-    def __init__(self, estimator: Pathwise, dim: int = -1) -> None:
+    def __init__(self, estimator: Pathwise, dim: int = -1, unimix: float = 0.0) -> None:
         super().__init__()
         if not isinstance(estimator, Pathwise):
             raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
         if isinstance(dim, bool) or not isinstance(dim, int):
             raise TypeError(f"dim must be a whole number, got {dim!r}")
+        if isinstance(unimix, bool) or not isinstance(unimix, int | float) or not 0 <= unimix < 1:
+            raise ValueError(f"unimix must be in [0, 1), got {unimix!r}")
         self.estimator = estimator
         self.dim = dim
+        self.unimix = unimix
 
     def forward(self, logits: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `z` in the shape and dtype of `logits` (..., K, ...), the K classes along the layer's `dim`."""
+        if self.unimix > 0:
+            logits = categorical.unimix(logits, self.unimix, self.dim)
         if not self.training:
             return gumbel_max(logits, self.dim, generator=generator)
         if self.dim == -1:
@@ -42,5 +50,5 @@ class OneHotSample(nn.Module):
         return z.movedim(z.ndim - 1, self.dim).contiguous()  # torch's old export to ONNX has no -1
 
     def extra_repr(self) -> str:
-        """Show the estimator and the dimension in the module's repr."""
-        return f"{self.estimator!r}, dim={self.dim}"
+        """Show the estimator, the dimension and a share of the uniform in the module's repr."""
+        return f"{self.estimator!r}, dim={self.dim}" + (f", unimix={self.unimix}" if self.unimix > 0 else "")
