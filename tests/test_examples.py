@@ -38,3 +38,10 @@ def test_the_place_of_the_glimpse_is_learned_through_the_hard_choice(capsys):
     assert abs(figures["random_located"] - 1 / 9) < 0.015  # 10,000 places at random: 4.8 standard deviations
     assert figures["hard_located"] > 0.5
     assert figures["hard"] > figures["random"] + 0.3
+
+
+def test_the_tokens_of_a_discrete_vae_are_learned_through_the_hard_choice(capsys):
+    figures = run("dvae", steps=100)
+    assert capsys.readouterr().out.startswith("seed 0: hard ")
+    assert figures["hard"] < 0.7 * figures["fixed"]
+    assert figures["hard_share"] > 0.4
