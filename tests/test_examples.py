@@ -41,7 +41,7 @@ def test_the_place_of_the_glimpse_is_learned_through_the_hard_choice(capsys):
 
 
 def test_the_tokens_of_a_discrete_vae_are_learned_through_the_hard_choice(capsys):
-    figures = run("dvae", steps=100)
+    figures = run("dvae", steps=50)
     assert capsys.readouterr().out.startswith("seed 0: hard ")
     assert figures["hard"] < 0.7 * figures["fixed"]
     assert figures["hard_share"] > 0.4
