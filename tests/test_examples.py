@@ -56,3 +56,10 @@ def test_pixels_are_selected_without_repetition():
     figures = run("concrete_autoencoder", steps=20)  # enough to run; what it learns takes some hundred steps
     assert figures["without_repetition_pixels"] == figures["random_pixels"] == 10
     assert 0 < figures["selected"] < 0.25
+
+
+def test_the_tokens_of_a_discrete_vae_are_learned_through_the_hard_choice(capsys):
+    figures = run("dvae", steps=50)
+    assert capsys.readouterr().out.startswith("seed 0: hard ")
+    assert figures["hard"] < 0.7 * figures["fixed"]
+    assert figures["hard_share"] > 0.4

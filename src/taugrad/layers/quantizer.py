@@ -175,13 +175,22 @@ class CategoricalQuantizer(nn.Module):
     def divergence(self, logits: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the weighted loss of logits (..., G, K), a scalar, over the positions of a boolean `mask` (...)."""
         rows = logits.flatten(0, -3) if logits.ndim > 3 else logits.view(-1, *logits.shape[-2:])
-        share = None if mask is None else mask.flatten().to(rows.dtype) / mask.sum()
+        if mask is not None:
+            shape = logits.shape[:-2]
+            if mask.dtype is not torch.bool or (not tracing() and mask.shape != shape):
+                found = f"{mask.dtype} of {tuple(mask.shape)}"
+                raise ValueError(f"mask must be boolean, of shape {tuple(shape)}, got {found}")
+            if readable(mask) and not mask.any():
+                raise ValueError("mask must select a position, got none")
         if self.loss == "kl":
             each = kl_to_uniform(rows).sum(-1)
-            return self.weight * (each.mean() if share is None else (each * share).sum())
-        q = rows.softmax(-1)
-        q = q.mean(0) if share is None else (q * share.view(-1, 1, 1)).sum(0)
-        perplexity = entropy(q.log()).exp().sum()
+            if mask is None:
+                return self.weight * each.mean()
+            return self.weight * each.masked_fill(~mask.flatten(), 0.0).sum() / mask.sum()
+        # log of the mean q, but for a constant: q itself rounds to zero, where the gradient of its logarithm is NaN
+        log_q = rows.log_softmax(-1)
+        log_q = log_q if mask is None else log_q.masked_fill(~mask.reshape(-1, 1, 1), -math.inf)
+        perplexity = entropy(log_q.logsumexp(0)).exp().sum()
         n = self.groups * self.codes
         return self.weight * (n - perplexity) / n
 
