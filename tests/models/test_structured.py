@@ -81,7 +81,7 @@ def test_the_score_function_is_unbiased_through_both_layers():
 
 
 def test_the_bound_lies_below_the_evidence_and_approaches_it_as_m_grows():
-    # The mean of m = 300 is 0.0025 below with a standard error of 0.0011; neighbours lie 6 standard errors apart or more.
+    # The mean of m = 300 is 0.0025 below with a standard error of 0.0011; neighbours lie 6 of theirs apart or more.
     model, x, expected, log_evidence, *_ = exact()
     many = x[:1].expand(4000, -1, -1)
     with torch.no_grad():
