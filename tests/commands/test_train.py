@@ -77,17 +77,17 @@ def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, 
     ("small", "metrics", "pictures"),
     [
         (
-            SMALL,
+            [*SMALL, "trainer.max_steps=30"],
             {"test/nll", "test/elbo"},
             {"reconstruction", "prior_samples", "class_samples", "latent_traversal"},
         ),
         (
-            ["model=structured", "model.nll_samples=5", *SHORT],
+            ["model=structured", "model.nll_samples=5", *SHORT, "trainer.max_steps=30"],
             {"test/nll", "test/nll_samples", "test/loss"},
             {"completions", "latent_traversal"},
         ),
         (
-            ["model=semi_supervised", "model.channels=[2,4]", "model.hidden=16", *SHORT],
+            ["model=semi_supervised", "model.channels=[2,4]", "model.hidden=16", *SHORT, "trainer.max_steps=30"],
             {"test/accuracy", "test/elbo", "val/accuracy"},
             {"class_samples", "analogies", "latent_traversal"},
         ),
@@ -109,9 +109,9 @@ def test_every_model_of_images_trains_resumes_and_is_drawn(small, metrics, pictu
     evaluation = json.loads((target / "evaluation.json").read_text())
     assert evaluation == {name: pytest.approx(found[name], rel=1e-5) for name in evaluation}
     ckpt = f"ckpt_path={target / 'checkpoints' / 'last.ckpt'}"
-    result = run("train.py", *small, ckpt, "trainer.max_steps=80", f"hydra.run.dir={tmp_path / 'b'}", cwd=tmp_path)
+    result = run("train.py", *small, ckpt, "trainer.max_steps=40", f"hydra.run.dir={tmp_path / 'b'}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["steps"] == 80
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["steps"] == 40
 
 
 def test_more_samples_tighten_the_bound(trained):

@@ -122,10 +122,10 @@ def test_a_damaged_embedded_file_gets_a_sentence(tmp_path):
 
 def test_a_pixel_is_on_with_the_probability_of_its_intensity():
     levels = torch.tensor([0, 1, 64, 128, 254, 255], dtype=torch.uint8)
-    on = (binarize(levels.repeat(100_000, 1)) == 255).sum(0)
+    on = (binarize(levels.repeat(60_000, 1)) == 255).sum(0)  # misses six levels too many with a probability of 3e-8
     for k, level in zip(on.tolist(), levels.tolist(), strict=True):
-        assert stats.binomtest(k, 100_000, level / 255).pvalue > FALSE_FAILURE
-    assert stats.binomtest(int(on[3]), 100_000, 134 / 255).pvalue < FALSE_FAILURE  # the test has power
+        assert stats.binomtest(k, 60_000, level / 255).pvalue > FALSE_FAILURE
+    assert stats.binomtest(int(on[3]), 60_000, 134 / 255).pvalue < FALSE_FAILURE  # the test has power
 
 
 def test_binarization_is_fixed_and_known():

@@ -81,10 +81,11 @@ def test_the_score_function_is_unbiased_through_both_layers():
 
 
 def test_the_bound_lies_below_the_evidence_and_approaches_it_as_m_grows():
+    # The mean of m = 300 is 0.0025 below with a standard error of 0.0011; neighbours lie 6 of theirs apart or more.
     model, x, expected, log_evidence, *_ = exact()
     many = x[:1].expand(4000, -1, -1)
     with torch.no_grad():
-        means = [model.log_likelihood_bound(many, m).mean() for m in (1, 3, 10, 100, 1000)]
+        means = [model.log_likelihood_bound(many, m).mean() for m in (1, 3, 10, 30, 300)]
         single = model.log_likelihood_bound(x[:1].expand(50_000, -1, -1), 1)
     assert all(a < b for a, b in pairwise(means))
     assert log_evidence[0] - 0.01 < means[-1] < log_evidence[0] + 0.001

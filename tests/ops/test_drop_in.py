@@ -1,6 +1,7 @@
 """In the place of torch's function: layouts, temperatures, tracers, compilers, exporters, devices without values."""
 
 import copy
+import functools
 import inspect
 import pickle
 import subprocess
@@ -387,10 +388,14 @@ def samplers() -> nn.ModuleList:
     )
 
 
-def exported(model: nn.Module) -> tuple[torch.export.ExportedProgram, Tensor]:
+@functools.cache  # the tests below share a program
+def exported(i: int) -> tuple[nn.Module, torch.export.ExportedProgram, Tensor]:
+    torch.manual_seed(0)
+    model = samplers()[i]
     shape = (3, 4, 6) if isinstance(model.layer, nn.Conv2d) else (3,)
     dynamic = ({0: torch.export.Dim("batch")},)
-    return torch.export.export(model, (torch.randn(2, *shape),), dynamic_shapes=dynamic), torch.randn(2000, *shape)
+    program = torch.export.export(model, (torch.randn(2, *shape),), dynamic_shapes=dynamic)
+    return model, program, torch.randn(2000, *shape)
 
 
 def assert_samples(y: Tensor, again: Tensor, logits: Tensor, per_row: int = 1) -> None:
@@ -406,8 +411,8 @@ def assert_samples(y: Tensor, again: Tensor, logits: Tensor, per_row: int = 1) -
 
 @pytest.mark.command
 def test_exported_programs_have_any_batch_and_run_where_there_is_no_taugrad(tmp_path):
-    for i, model in enumerate(samplers()):
-        program, x = exported(model)
+    for i in range(len(samplers())):
+        model, program, x = exported(i)
         assert "taugrad" not in str(program.graph)
         with torch.no_grad():
             assert_samples(program.module()(x), program.module()(x), model.layer(x), 2 if i == 4 else 1)
@@ -433,8 +438,7 @@ def test_exported_programs_have_any_batch_and_run_where_there_is_no_taugrad(tmp_
 @pytest.mark.command
 def test_onnx_files_sample_in_onnxruntime(i, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = samplers()[i]
-    program, x = exported(model)
+    model, program, x = exported(i)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own parts
         torch.onnx.export(program, (), tmp_path / "m.onnx", input_names=["x"], output_names=["y"], verbose=False)
