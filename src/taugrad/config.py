@@ -20,7 +20,7 @@ import hydra.utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, Node, OmegaConf
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from taugrad.errors import ConfigError, TaugradError
 
@@ -179,6 +179,9 @@ def _plain(config: DictConfig) -> Any:
     except InterpolationKeyError as error:
         lacking = str(error).split("'")[1]
         raise ConfigError(f"{error.full_key} refers to {lacking}, which the config lacks") from error
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise ConfigError(f"{key} must be given, as {key}=..., got none") from error
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
 

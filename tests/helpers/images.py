@@ -15,6 +15,8 @@ from taugrad.estimators import Estimator
 from taugrad.models.cat_vae import CatVAE
 from taugrad.models.semi_supervised import SemiSupervised
 from taugrad.models.structured import Structured
+from taugrad.models.token_prior import TokenPrior
+from taugrad.models.tokenizer import Tokenizer
 from taugrad.training.images import ImageTask
 
 ESTIMATORS = sorted(
@@ -51,8 +53,24 @@ def semi_supervised(**changes):
     return _task(SemiSupervised, sizes | {"augment": nn.Identity(), "alpha": 2.0, "image_size": [4, 4]}, {}, changes)
 
 
+def tokenizer(**changes):
+    """A task of a small tokenizer of grey pictures, by changes as for `cat_vae`."""
+    sizes = {"image_size": [4, 4], "codes": 8, "dim": 2, "channels": [8], "blocks": 1}
+    return _task(Tokenizer, sizes, {}, changes)
+
+
+def token_prior(**changes):
+    """A task of a small prior over the tokens of an untrained tokenizer, by changes as for `cat_vae`."""
+    sizes = {"width": 8, "depth": 1, "heads": 2}
+    return _task(TokenPrior, sizes | {"tokenizer": tokenizer().model}, {}, changes)
+
+
 def _task(model, sizes, parts, changes):
-    own = {name: value for name, value in changes.items() if name in ("estimator", "tau", "optimizer", "lr_factor")}
+    own = {
+        name: value
+        for name, value in changes.items()
+        if name in ("estimator", "tau", "optimizer", "lr_factor", "kl_weight")
+    }
     sizes = sizes | {name: value for name, value in changes.items() if name not in own}
     return task(model(**sizes), **parts | own)
 

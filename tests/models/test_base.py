@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from helpers.images import cat_vae, semi_supervised, structured
+from helpers.images import cat_vae, semi_supervised, structured, token_prior, tokenizer
 from torch import nn
 
 from taugrad.models import base
@@ -13,6 +13,8 @@ CAPABILITIES = {
     cat_vae: EVERY | {"Started", "Tested", "Latent"},
     structured: EVERY | {"Started", "Tested"},
     semi_supervised: EVERY,
+    tokenizer: EVERY | {"Coded", "Decoded", "Latent"},
+    token_prior: {"ImageModel", "Pictured", "Tested"},
 }
 PROTOCOLS = {
     name: protocol
@@ -26,7 +28,7 @@ def test_each_model_has_exactly_its_capabilities(small):
     model = small().model
     assert {name for name, protocol in PROTOCOLS.items() if isinstance(model, protocol)} == CAPABILITIES[small]
     assert type(model).__mro__[1] is nn.Module
-    assert {*PROTOCOLS} == {*CAPABILITIES[cat_vae]}  # every protocol has a model
+    assert {*PROTOCOLS} == {*CAPABILITIES[cat_vae], *CAPABILITIES[tokenizer]}  # every protocol has a model
 
 
 @pytest.mark.parametrize("small", CAPABILITIES, ids=lambda small: small.__name__)

@@ -242,6 +242,8 @@ CALLS = {
     "gumbel_max": lambda x: gumbel.gumbel_max(x, 1),
     "gumbel_argmax": lambda x: gumbel.gumbel_argmax(x, 1),
     "embedding": lambda x: embedding.embedding(x, x[0], 0.5, 1),
+    "embedding_with_index": lambda x: embedding.embedding_with_index(x, x[0], 0.5, 1)[0],
+    "unimix": lambda x: categorical.unimix(x, 0.1, 1),
     "gumbel_noise": noise.gumbel_noise,
     "perturbed": noise.perturbed,
     "conditional_perturbed": lambda x: noise.conditional_perturbed(x, gumbel.gumbel_max(x)),

@@ -54,12 +54,13 @@ def contestants(K: int, steps: int) -> dict[str, Contestant]:
     }
     dim = 5 if K <= 1024 else 6
     found = {f"taugrad, {name}": Contestant(dim, ours(dim, K, estimator), tau) for name, (estimator, tau) in of.items()}
-    for name, arguments in {"VQ, EMA": {}, "rotation trick": {"rotation_trick": True}}.items():
-        arguments = {"rotation_trick": False, "decay": 0.99} | arguments
-        for dim in (64, 8):
-            found[f"{name}, {dim} dimensions"] = Contestant(
-                dim, lambda dim=dim, a=arguments: theirs.VectorQuantize(dim=dim, codebook_size=K, **a)
-            )
+    for name, dim, turned in (("VQ, EMA", 64, False), ("VQ, EMA", 8, False), ("rotation trick", 8, True)):
+        found[f"{name}, {dim} dimensions"] = Contestant(
+            dim,
+            lambda dim=dim, turned=turned: theirs.VectorQuantize(
+                dim=dim, codebook_size=K, decay=0.99, rotation_trick=turned
+            ),
+        )
     if K not in LEVELS:
         raise ConfigError(f"--codes must be of {', '.join(map(str, LEVELS))}, for which FSQ has levels, got {K}")
     found["FSQ"] = Contestant(64, lambda: theirs.FSQ(LEVELS[K], dim=64))
@@ -73,7 +74,7 @@ def contestants(K: int, steps: int) -> dict[str, Contestant]:
 
 def ours(dim: int, K: int, estimator: Pathwise) -> Callable[[], nn.Module]:
     """Return what builds our quantizer."""
-    return lambda: CategoricalQuantizer(dim, K, estimator, logits="distance", loss="diversity", weight=0.5)
+    return lambda: CategoricalQuantizer(dim, K, estimator, logits="distance", loss="diversity", weight=0.1)
 
 
 def compare(contestant: Contestant, K: int, train: Split, test: Split, steps: int, batch: int, lr: float) -> dict:
@@ -119,9 +120,8 @@ def compare(contestant: Contestant, K: int, train: Split, test: Split, steps: in
 
 def reconstruct(net: Tokenizer, x: Tensor, tau: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return pictures, indices and the quantizer's own loss; a quantizer of another library knows no tau."""
-    features = net.encoder(2 * x - 1).flatten(-2).mT
     quantizer: Any = net.quantizer
-    found = quantizer(features) if tau is None else quantizer(features, tau)
+    found = quantizer(net.features(x)) if tau is None else quantizer(net.features(x), tau)
     loss = found[2].sum() if len(found) > 2 else x.new_zeros(())  # FSQ has none
     return net.decode(found[0], *x.shape[-2:]) + 0.5, found[1], loss
 

@@ -83,6 +83,11 @@ class ImageData(LightningDataModule):
                 raise ConfigError(f"data.{error}") from error
 
     @property
+    def splits(self) -> Splits:
+        """The three splits as the source has them."""
+        return self._load()
+
+    @property
     def image_size(self) -> tuple[int, ...]:
         """Shape of an image: height and width, or channels, height and width."""
         return tuple(self._load().train.images.shape[1:])

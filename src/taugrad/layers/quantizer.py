@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from taugrad.checks import check_count
 from taugrad.errors import LogitsError
@@ -138,6 +139,9 @@ class CategoricalQuantizer(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits (..., G, K) of features; float32 at least."""
+        return self._logits(x, self.training)
+
+    def _logits(self, x: Tensor, training: bool) -> Tensor:
         x = channels_last(x, self.dim, self.channel_first)
         if readable(x) and not torch.isfinite(x).all():
             raise LogitsError("x must be finite features, got NaN or an infinity")
@@ -146,7 +150,7 @@ class CategoricalQuantizer(nn.Module):
             if self.projection is not None:
                 logits = self.projection(x.to(dtype)).unflatten(-1, (self.groups, self.codes))
             else:
-                logits = self._by_distance(x.to(dtype))
+                logits = self._by_distance(x.to(dtype), training)
             return unimix(logits, self.unimix) if self.unimix else logits
 
     def embed(
@@ -195,8 +199,8 @@ class CategoricalQuantizer(nn.Module):
         return self.weight * (n - perplexity) / n
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the indices of the most probable codes, (...), or (..., G) for G > 1."""
-        indices = self.logits(x).argmax(-1)
+        """Return the indices of the most probable codes, (...), or (..., G) for G > 1; the same in training."""
+        indices = self._logits(x, training=False).argmax(-1)
         return indices if self.groups > 1 else indices.squeeze(-1)
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -222,12 +226,12 @@ class CategoricalQuantizer(nn.Module):
         """Show sizes and estimator in the module's repr."""
         return f"{self.dim}, codes={self.codes}, estimator={self.estimator!r}, groups={self.groups}"
 
-    def _by_distance(self, x: Tensor) -> Tensor:
+    def _by_distance(self, x: Tensor, training: bool) -> Tensor:
         assert self.standardize is not None
         rows = x.reshape(-1, self.dim)
-        if self.training and not tracing() and len(rows) < 2:
+        if training and not tracing() and len(rows) < 2:
             raise ValueError(f"x must have at least 2 positions, to be standardized in training, got {len(rows)}")
-        rows = self.standardize(rows).unflatten(-1, (self.groups, -1)).transpose(0, 1)
+        rows = standardized(self.standardize, rows, training).unflatten(-1, (self.groups, -1)).transpose(0, 1)
         s = self.log_precision.exp().view(-1, 1, 1)
         # -s |x - e|^2 + s |x|^2, which is the same for all k; s meets the small tensors, not the logits
         squares = s * self.codebook.square().sum(-1).unsqueeze(1)
@@ -249,6 +253,12 @@ class CategoricalQuantizer(nn.Module):
 
     def _out(self, e: Tensor) -> Tensor:
         return e.movedim(-1, 1).contiguous() if self.channel_first else e
+
+
+def standardized(norm: nn.BatchNorm1d, rows: Tensor, training: bool) -> Tensor:
+    """Standardize rows by their own statistics, which the running ones follow, or by the running ones."""
+    mean, var = norm.running_mean, norm.running_var
+    return norm(rows) if training else batch_norm(rows, mean, var, eps=norm.eps)
 
 
 def channels_last(x: Tensor, dim: int, channel_first: bool) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from taugrad.checks import check_count
 from taugrad.estimators import Pathwise
-from taugrad.layers.quantizer import CategoricalQuantizer, Quantized, channels_last
+from taugrad.layers.quantizer import CategoricalQuantizer, Quantized, channels_last, standardized
 
 
 class ResidualQuantizer(nn.Module):
@@ -64,16 +64,16 @@ class ResidualQuantizer(nn.Module):
 
     def forward(self, x: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Quantized:
         """Quantize features (..., D), or (batch, D, ...); indices are (..., levels)."""
-        return self._quantize(x, lambda quantizer, rest: quantizer(rest, tau, generator=generator))
+        return self._quantize(x, lambda quantizer, rest: quantizer(rest, tau, generator=generator), self.training)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the indices of the most probable codes, (..., levels)."""
+        """Return the indices of the most probable codes, (..., levels); the same in training."""
 
         def greedy(quantizer: CategoricalQuantizer, rest: Tensor) -> Quantized:
             indices = quantizer.encode(rest)
             return Quantized(quantizer.decode(indices), indices, rest.new_zeros(()))
 
-        return self._quantize(x, greedy).indices
+        return self._quantize(x, greedy, training=False).indices
 
     def decode(self, indices: Tensor) -> Tensor:
         """Return the sums of the entries of codes (..., n), n at most `levels`, laid out as the features are."""
@@ -81,10 +81,12 @@ class ResidualQuantizer(nn.Module):
         total = torch.stack([cast(CategoricalQuantizer, q).decode(index) for q, index in levels]).sum(0)
         return total.movedim(-1, 1).contiguous() if self.channel_first else total
 
-    def _quantize(self, x: Tensor, draw: Callable[[CategoricalQuantizer, Tensor], Quantized]) -> Quantized:
+    def _quantize(
+        self, x: Tensor, draw: Callable[[CategoricalQuantizer, Tensor], Quantized], training: bool
+    ) -> Quantized:
         D = self.standardize.num_features
         x = channels_last(x, D, self.channel_first)
-        rest = self.standardize(x.reshape(-1, D)).view(x.shape)
+        rest = standardized(self.standardize, x.reshape(-1, D), training).view(x.shape)
         parts = []
         for quantizer in self.quantizers:
             parts.append(draw(cast(CategoricalQuantizer, quantizer), rest))

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from taugrad.checks import check_count, check_counts, check_image_size
+from taugrad.checks import check_count, check_counts
 from taugrad.estimators import Enumeration, Estimator, Pathwise, StraightThrough, check_enumerable
 from taugrad.layers import CategoricalQuantizer
 from taugrad.models.likelihoods import Gaussian, Likelihood
@@ -64,7 +64,9 @@ class Tokenizer(nn.Module):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()
-        check_image_size(image_size)
+        check_counts("image_size", image_size)
+        if len(image_size) not in (2, 3):
+            raise ValueError(f"image_size must be height and width, or channels, height and width, got {image_size}")
         check_counts("channels", channels)
         if not channels:
             raise ValueError("channels must name at least one convolution, got []")
@@ -88,8 +90,11 @@ class Tokenizer(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the logits of q(z|x), (batch, N, K), of pictures (batch, C, height, width) in [0, 1]."""
-        features = self.encoder(2 * self._with_channels(x) - 1)
-        return self.quantizer.logits(features.flatten(-2).movedim(-1, -2)).squeeze(-2)
+        return self.quantizer.logits(self.features(x)).squeeze(-2)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the encoder's features (batch, N, D) of pictures."""
+        return self.encoder(2 * self._with_channels(x) - 1).flatten(-2).movedim(-1, -2)
 
     def decode(self, e: Tensor, height: int, width: int) -> Tensor:
         """Return the parameters of p(x|z), (..., P, height, width) for entries `e` (..., N, D) of a grid."""
@@ -141,7 +146,7 @@ class Tokenizer(nn.Module):
     def greedy(self, x: Tensor) -> Tensor:
         """Return the most probable tokens, (batch, height / stride, width / stride), of pictures."""
         height, width = (size // self.stride for size in x.shape[-2:])
-        return self.encode(x).argmax(-1).unflatten(-1, (height, width))
+        return self.quantizer.encode(self.features(x)).unflatten(-1, (height, width))
 
     def picture(self, codes: Tensor) -> Tensor:
         """Return the mean pictures, shaped as the data's, of a grid of tokens (batch, height, width)."""

@@ -19,7 +19,7 @@ from taugrad.training.task import Task
 # compiler.
 TRUSTED = (
     *("taugrad.data", "taugrad.estimators", "taugrad.models", "taugrad.nets", "taugrad.rl", "taugrad.schedules"),
-    *("taugrad.training.images", "taugrad.training.policies", "torch.nn", "torch.optim"),
+    *("taugrad.training.images", "taugrad.training.policies", "taugrad.training.trained", "torch.nn", "torch.optim"),
 )
 _TRUSTED_ENVIRONMENTS = ("lbforaging",)  # modules that an environment's id imports, `module:name`
 
