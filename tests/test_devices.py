@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers.cases import each
 from helpers.estimators import EVERY, PATHWISE
-from helpers.images import cat_vae, images, loaders, semi_supervised, structured, trainer
+from helpers.images import cat_vae, images, loaders, semi_supervised, structured, tokenizer, trainer
 from lightning import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
@@ -24,7 +24,7 @@ from taugrad.data.datamodule import ImageData
 from taugrad.data.images import Splits
 from taugrad.errors import ConfigError, NonFiniteLossError
 from taugrad.estimators import Enumeration, STGumbelSoftmax
-from taugrad.layers import OneHotSample
+from taugrad.layers import CategoricalQuantizer, OneHotSample
 from taugrad.models import semi_supervised as semi_supervised_models
 from taugrad.ops import _checks, _fused, categorical, embedding, gumbel, permutations, softmax, subsets
 from taugrad.training import images as image_tasks
@@ -57,11 +57,19 @@ def test_a_read_would_raise_here():
         bool(meta(3).isnan().any())
 
 
+def meta_quantizer(logits: str) -> CategoricalQuantizer:
+    return CategoricalQuantizer(5, 7, STGumbelSoftmax(), logits=logits, loss="diversity", weight=0.1).to("meta")
+
+
 FUNCTIONS = {
     **{f"{e!r}.sample": lambda x, tau, e=e: e.sample(x, tau) for e in PATHWISE},
     **{f"{e!r}": lambda x, tau, e=e: e.expectation(total, x, tau) for e in EVERY},
     "OneHotSample": lambda x, tau: OneHotSample(STGumbelSoftmax(), dim=1)(x, tau),
     "embedding": lambda x, tau: embedding.embedding(x, x[0].T, tau),
+    **{
+        f"CategoricalQuantizer, {logits}": lambda x, tau, logits=logits: meta_quantizer(logits)(x, tau).quantized
+        for logits in ("linear", "distance")
+    },
     "softmax": softmax.softmax,
     "gumbel_k_hot": lambda x, tau: subsets.gumbel_k_hot(x, 2, tau),
     "gumbel_sinkhorn": lambda x, tau: permutations.gumbel_sinkhorn(x[..., :3, :3], tau),
@@ -94,7 +102,7 @@ def test_nothing_reads_a_value_forward_or_backward(name, kind):
 
 
 @each("estimator", [e for e in EVERY if not isinstance(e, Enumeration)])
-@each("build", [cat_vae, structured, semi_supervised])
+@each("build", [cat_vae, structured, semi_supervised, tokenizer])
 def test_no_training_step_of_a_model_reads_a_value(build, estimator):
     model = build().model.to("meta")
     optimizer = torch.optim.Adam(model.parameters())

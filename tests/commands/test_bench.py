@@ -13,6 +13,7 @@ from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from taugrad.commands import bench as benchmarks
@@ -139,9 +140,25 @@ def test_classes_measures_a_sampled_and_a_marginalized_class_at_every_number_of_
     assert all("over_previous" in record for (_, way), record in found.items() if way == "marginalized")
 
 
+def test_tokenizers_trains_the_same_net_around_every_quantizer(records, tmp_path):
+    for split, n in (("train", 12), ("test", 4)):
+        for i in range(n):
+            (tmp_path / "set" / split / "a").mkdir(parents=True, exist_ok=True)
+            noise = torch.randint(256, (8, 8, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+            Image.fromarray(noise.numpy()).save(tmp_path / "set" / split / "a" / f"{i}.png")
+    data = ["data=image_folder", f"data.source.root={tmp_path}/set", "data.source.validation=0"]
+    found = records("tokenizers", *data, "--codes", "512", "--steps", "2", "--batch", "4")
+    names = {name for _, name in found}
+    assert len(names) == 11
+    assert {"FSQ", "LFQ", "rotation trick, 8 dimensions", "taugrad, ReinMax"} <= names
+    assert all(1 <= record["perplexity"] <= 16 and record["in_use"] <= 16 / 512 for record in found.values())
+
+
 def test_bad_arguments_end_in_a_sentence(bench, monkeypatch):
     with pytest.raises(ConfigError, match="--steps must be at least 60"):
         bench.main(["train", "--steps", "30"])
+    with pytest.raises(ConfigError, match="--codes must be of 512, 8192, for which FSQ has levels, got 64"):
+        bench.main(["tokenizers", "data=binarized_mnist", "--codes", "64"])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"this needs matplotlib: pip install 'taugrad\[plot\]'"):
         bench.main(["backward", "--plot", "a.png"])

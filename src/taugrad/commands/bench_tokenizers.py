@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from taugrad.data.batches import Batches
 from taugrad.data.images import Split
 from taugrad.errors import ConfigError
 from taugrad.estimators import (
@@ -43,7 +44,7 @@ def contestants(K: int, steps: int) -> dict[str, Contestant]:
     Those of vector-quantize-pytorch are at their defaults, the learned codebooks also with entries of 8 dimensions,
     which its pages advise for codes that are not used.
     """
-    theirs: Any = extra("vector_quantize_pytorch", "dev")
+    theirs: Any = extra("vector_quantize_pytorch", "tokenizers")
     down = Exponential(4.0, 1.0, math.log(4.0) / steps)
     of: dict[str, tuple[Pathwise, Schedule]] = {
         "straight-through Gumbel-Softmax": (STGumbelSoftmax(), down),
@@ -79,9 +80,12 @@ def ours(dim: int, K: int, estimator: Pathwise) -> Callable[[], nn.Module]:
 
 def compare(contestant: Contestant, K: int, train: Split, test: Split, steps: int, batch: int, lr: float) -> dict:
     """Train an autoencoder around a quantizer; return milliseconds a step, and the errors and codes of the test."""
+    images = train.images
+    if not isinstance(images, Tensor):
+        raise ConfigError("data must fit in memory here: raise data.source.in_memory")
     torch.manual_seed(0)
     quantizer = contestant.build()
-    net = Tokenizer(train.images.shape[1:], codes=2, dim=contestant.dim, channels=[32, 64])
+    net = Tokenizer(images.shape[1:], codes=2, dim=contestant.dim, channels=[32, 64])
     net.quantizer = quantizer  # pyright: ignore[reportAttributeAccessIssue]
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     factor = Cosine(1.0, 0.02, steps)
@@ -90,8 +94,8 @@ def compare(contestant: Contestant, K: int, train: Split, test: Split, steps: in
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * factor(step) * min(1.0, (step + 1) / _WARM_UP)
-        rows = torch.randint(len(train.labels), (batch,), generator=random)
-        x = train.images[rows].float() / 255
+        rows = torch.randint(len(images), (batch,), generator=random)
+        x = images[rows].float() / 255
         tau = None if contestant.tau is None else contestant.tau(step)
         picture, _, loss = reconstruct(net, x, tau)
         loss = _MSE * (picture - x).square().mean() + loss
@@ -102,8 +106,7 @@ def compare(contestant: Contestant, K: int, train: Split, test: Split, steps: in
     net.eval()
     squares, counts = 0.0, torch.zeros(K)
     with torch.no_grad():
-        for images in test.images.split(_EVALUATED):
-            x = images.float() / 255
+        for x, _ in Batches(test, min(_EVALUATED, len(test.labels))):
             picture, indices, _ = reconstruct(net, x, None if contestant.tau is None else 1.0)
             squares += (picture.clamp(0, 1) - x).square().mean((1, 2, 3)).sum().item()
             counts += whole(indices, net).flatten().bincount(minlength=K)

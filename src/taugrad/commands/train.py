@@ -54,6 +54,7 @@ class TrainConfig:
     estimator: Config | None = None
     tau: Config | None = None
     kl_weight: Config | None = None
+    likelihood: Config | None = None  # of a tokenizer
     optimizer: Config | None = None
     lr_factor: Config | None = None
     collection: Config | None = None

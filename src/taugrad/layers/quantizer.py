@@ -8,6 +8,7 @@ With G groups each has logits and a codebook of its own, and their entries are c
 """
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -145,7 +146,9 @@ class CategoricalQuantizer(nn.Module):
         x = channels_last(x, self.dim, self.channel_first)
         if readable(x) and not torch.isfinite(x).all():
             raise LogitsError("x must be finite features, got NaN or an infinity")
-        with torch.autocast(x.device.type, enabled=False):  # differences of near numbers need their digits
+        kind = x.device.type
+        plain = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with plain:  # differences of near numbers need their digits
             dtype = self.codebook.dtype
             if self.projection is not None:
                 logits = self.projection(x.to(dtype)).unflatten(-1, (self.groups, self.codes))
