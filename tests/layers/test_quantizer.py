@@ -12,6 +12,7 @@ from torch import nn
 
 from taugrad.errors import LogitsError
 from taugrad.estimators import (
+    RLOO,
     Enumeration,
     GappedStraightThrough,
     GumbelSoftmax,
@@ -186,6 +187,20 @@ def bad(**changes):
             lambda: small(channel_first=True)(torch.zeros(3, 5, 6)),
             ValueError,
             r"x must have shape \(batch, 6, ...\), got \(3, 5, 6\)",
+        ),
+        (bad(weight="0.1"), TypeError, "weight must be a number, got '0.1'"),
+        (bad(unimix=None), TypeError, "unimix must be a number, got None"),
+        (lambda: small().embed(torch.zeros(3, 2, 5), estimator=RLOO()), TypeError, "estimator must be a pathwise"),
+        (lambda: small().decode(torch.tensor([[-1, 5]])), ValueError, r"indices must be in \[0, 4\], got -1 to 5"),
+        (
+            lambda: small().decode(torch.zeros(4, 3, dtype=torch.int64)),
+            ValueError,
+            r"indices must have shape \(..., 2\), a code a group, got \(4, 3\)",
+        ),
+        (
+            lambda: ResidualQuantizer(4, 8, STGumbelSoftmax(), levels=2).decode(torch.zeros(5, 3, dtype=torch.int64)),
+            ValueError,
+            r"indices must have shape \(..., n\) with n in \[1, 2\], got \(5, 3\)",
         ),
         (lambda: small()(torch.full((3, 6), torch.nan)), LogitsError, "x must be finite features, got NaN or an inf"),
         (lambda: small(logits="distance")(torch.zeros(1, 6)), ValueError, "x must have at least 2 positions"),

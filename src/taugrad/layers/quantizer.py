@@ -102,6 +102,9 @@ class CategoricalQuantizer(nn.Module):
             raise ValueError(f"code_dim must be dim, {dim}, for logits by distance, got {code_dim}")
         if code_dim % groups:
             raise ValueError(f"groups must divide code_dim, {code_dim}, got {groups}")
+        for name, value in {"weight": weight, "unimix": unimix}.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be a finite number >= 0, got {weight}")
         if not 0 <= unimix < 1:
@@ -172,6 +175,8 @@ class CategoricalQuantizer(nn.Module):
             indices = logits.argmax(-1)
             return self._restored(self._entries(indices)), indices
         estimator = self.estimator if estimator is None else estimator
+        if not isinstance(estimator, Pathwise):
+            raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
         drawn = [
             estimator.embedding(group, book, tau, generator=generator)
             for group, book in zip(logits.unbind(-2), self.codebook, strict=True)
@@ -207,7 +212,18 @@ class CategoricalQuantizer(nn.Module):
         return indices if self.groups > 1 else indices.squeeze(-1)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Return the entries of codes, laid out as the features are."""
+        """Return the entries of codes, laid out as the features are.
+
+        Raises:
+            ValueError: an index is out of range, or there is not one for each group.
+        """
+        if not tracing() and self.groups > 1 and indices.shape[-1:] != (self.groups,):
+            raise ValueError(
+                f"indices must have shape (..., {self.groups}), a code a group, got {tuple(indices.shape)}"
+            )
+        if readable(indices) and indices.numel() and not 0 <= indices.min() <= indices.max() < self.codes:
+            found = f"{indices.min().item()} to {indices.max().item()}"
+            raise ValueError(f"indices must be in [0, {self.codes - 1}], got {found}")
         return self._out(self._restored(self._entries(indices if self.groups > 1 else indices.unsqueeze(-1))))
 
     def mix(self, z: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from taugrad.checks import check_count
 from taugrad.estimators import Pathwise
 from taugrad.layers.quantizer import CategoricalQuantizer, Quantized, channels_last, standardized
+from taugrad.ops._torch import tracing
 
 
 class ResidualQuantizer(nn.Module):
@@ -76,7 +77,14 @@ class ResidualQuantizer(nn.Module):
         return self._quantize(x, greedy, training=False).indices
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Return the sums of the entries of codes (..., n), n at most `levels`, laid out as the features are."""
+        """Return the sums of the entries of codes (..., n), laid out as the features are.
+
+        Raises:
+            ValueError: n is more than `levels`, or an index is out of range.
+        """
+        if not tracing() and not 1 <= indices.shape[-1] <= len(self.quantizers):
+            most = len(self.quantizers)
+            raise ValueError(f"indices must have shape (..., n) with n in [1, {most}], got {tuple(indices.shape)}")
         levels = zip(self.quantizers, indices.unbind(-1), strict=False)
         total = torch.stack([cast(CategoricalQuantizer, q).decode(index) for q, index in levels]).sum(0)
         return total.movedim(-1, 1).contiguous() if self.channel_first else total
