@@ -238,7 +238,6 @@ def _classes(files: _Files, splits: dict[str, dict[str, str]]) -> list[str]:
             named = [f"lacks {', '.join(filter(None, lacking)) or 'none'}"] if any(lacking) else []
             named += [f"has {', '.join(filter(None, more))} more"] if any(more) else []
             raise DataError(f"{files.root}: the classes of {split} must be train's, but it {' and '.join(named)}")
-            raise DataError()
     return sorted(classes)
 
 
