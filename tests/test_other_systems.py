@@ -84,7 +84,7 @@ def test_every_text_file_is_read_and_written_in_utf_8():
             if not (isinstance(call, ast.Call) and isinstance(call.func, (ast.Attribute, ast.Name))):
                 continue
             name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
-            of_os = isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) in ("os", "Image")
+            of_os = isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) in ("os", "Image", "tarfile")
             binary = any(isinstance(a, ast.Constant) and "b" in str(a.value) for a in call.args[-1:])
             if name in ("read_text", "write_text") or (name == "open" and not of_os and not binary):
                 given = {keyword.arg for keyword in call.keywords}
