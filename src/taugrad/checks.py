@@ -73,3 +73,14 @@ def require_finite(term: str, value: Tensor, step: int, tau: float | None = None
             f"the {term} term of the loss is {value.item()} at step {step}{at}: a lower learning rate{help_by} "
             "usually helps"
         )
+
+
+def check_image_size(sizes: Sequence[int]) -> None:
+    """Raise unless `sizes` are height and width of an image, or channels, height and width.
+
+    >>> check_image_size([28])
+    Traceback (most recent call last):
+    ValueError: image_size must be height and width, or channels, height and width, got [28]
+    """
+    if len(sizes) not in (2, 3):
+        raise ValueError(f"image_size must be height and width, or channels, height and width, got {sizes}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
-from taugrad.estimators import Pathwise
+from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops import categorical
 from taugrad.ops._checks import check_logits, check_tau, compute_dtype
 from taugrad.ops.gumbel import gumbel_max
@@ -56,8 +56,7 @@ class OneHotCategorical(Distribution):
         unimix: float = 0.0,
         validate_args: bool | None = None,
     ) -> None:
-        if not isinstance(estimator, Pathwise):
-            raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
+        check_pathwise(estimator)
         self.estimator = estimator
         self.logits, self.tau = _mixed(logits, unimix), check_tau(tau, logits)
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)

@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from taugrad.checks import check_image_size
+
 
 def mlp(
     inputs: int,
@@ -133,8 +135,7 @@ def _activation(name: str) -> type[nn.Module]:
 
 def _halved(image_size: Sequence[int], times: int) -> list[int]:
     """Return the channels of an image, 1 for grey, and its height and width, halved `times` times."""
-    if len(image_size) not in (2, 3):
-        raise ValueError(f"image_size must be height and width, or channels, height and width, got {image_size}")
+    check_image_size(image_size)
     image_channels, *sizes = [1, *image_size] if len(image_size) == 2 else image_size
     for i, size in enumerate(sizes, start=len(image_size) - 2):
         if size % 2**times:

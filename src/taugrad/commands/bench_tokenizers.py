@@ -21,6 +21,7 @@ from taugrad.estimators import (
 )
 from taugrad.extras import extra
 from taugrad.layers import CategoricalQuantizer
+from taugrad.layers.quantizer import usage_of
 from taugrad.models.tokenizer import Tokenizer
 from taugrad.schedules import Cosine, Exponential, Schedule
 
@@ -44,6 +45,8 @@ def contestants(K: int, steps: int) -> dict[str, Contestant]:
     Those of vector-quantize-pytorch are at their defaults, the learned codebooks also with entries of 8 dimensions,
     which its pages advise for codes that are not used.
     """
+    if K not in LEVELS:
+        raise ConfigError(f"--codes must be of {', '.join(map(str, LEVELS))}, for which FSQ has levels, got {K}")
     theirs: Any = extra("vector_quantize_pytorch", "tokenizers")
     down = Exponential(4.0, 1.0, math.log(4.0) / steps)
     of: dict[str, tuple[Pathwise, Schedule]] = {
@@ -62,8 +65,6 @@ def contestants(K: int, steps: int) -> dict[str, Contestant]:
                 dim=dim, codebook_size=K, decay=0.99, rotation_trick=turned
             ),
         )
-    if K not in LEVELS:
-        raise ConfigError(f"--codes must be of {', '.join(map(str, LEVELS))}, for which FSQ has levels, got {K}")
     found["FSQ"] = Contestant(64, lambda: theirs.FSQ(LEVELS[K], dim=64))
     found["LFQ"] = Contestant(64, lambda: theirs.LFQ(dim=64, codebook_size=K))
     if K == 512:
@@ -109,14 +110,14 @@ def compare(contestant: Contestant, K: int, train: Split, test: Split, steps: in
         for x, _ in Batches(test, min(_EVALUATED, len(test.labels))):
             picture, indices, _ = reconstruct(net, x, None if contestant.tau is None else 1.0)
             squares += (picture.clamp(0, 1) - x).square().mean((1, 2, 3)).sum().item()
-            counts += whole(indices, net).flatten().bincount(minlength=K)
+            counts += whole(indices).flatten().bincount(minlength=K)
     mse = squares / len(test.labels)
-    share = counts / counts.sum()
+    perplexity, in_use = usage_of(counts)
     return {
         "mse": mse,
         "psnr": -10 * math.log10(mse),
-        "perplexity": math.exp(-torch.special.xlogy(share, share).sum().item()),
-        "in_use": (counts > 0).float().mean().item(),
+        "perplexity": perplexity.item(),
+        "in_use": in_use.item(),
         "milliseconds": milliseconds,
     }
 
@@ -129,7 +130,7 @@ def reconstruct(net: Tokenizer, x: Tensor, tau: float | None) -> tuple[Tensor, T
     return net.decode(found[0], *x.shape[-2:]) + 0.5, found[1], loss
 
 
-def whole(indices: Tensor, net: Tokenizer) -> Tensor:
+def whole(indices: Tensor) -> Tensor:
     """Return one index for the indices (..., levels) of a residual quantizer."""
     if indices.ndim == 2:
         return indices

@@ -13,7 +13,7 @@ gradient; a row with every class masked raises), any stride. Pathwise ones take 
 `torch.compile(fullgraph=True)`.
 """
 
-from taugrad.estimators.base import Estimator, Pathwise
+from taugrad.estimators.base import Estimator, Pathwise, check_pathwise
 from taugrad.estimators.enumeration import Enumeration, check_enumerable, configurations
 from taugrad.estimators.relaxed import (
     DecoupledSTGumbelSoftmax,
@@ -38,5 +38,6 @@ __all__ = [
     "STGumbelSoftmax",
     "StraightThrough",
     "check_enumerable",
+    "check_pathwise",
     "configurations",
 ]

@@ -2,9 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from taugrad.ops.embedding import embedding_with_index
+from taugrad.ops.onehot import Relaxation
 
 
 class Estimator(ABC):
@@ -25,6 +29,9 @@ class Estimator(ABC):
 class Pathwise(Estimator):
     """Estimator whose gradient flows through the sample itself."""
 
+    relaxation: ClassVar[Relaxation | None] = None  # whose gradient a hard sample takes, if that is all of its gradient
+    gap: float = 0.0  # lead of the drawn class, of Relaxation.GAPPED alone
+
     @abstractmethod
     def sample(self, logits: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw a sample in the shape and dtype of `logits` (..., K), with a gradient.
@@ -42,8 +49,11 @@ class Pathwise(Estimator):
     ) -> tuple[Tensor, Tensor]:
         """Draw rows of a table (K, D): `sample @ weight`, (..., D), and the drawn classes, (...), of logits (..., K).
 
-        The classes of a soft sample are its largest ones. Straight-through estimators need no one-hot for it.
+        The classes of a soft sample are its largest ones. An estimator with a `relaxation` needs no one-hot for it.
         """
+        if self.relaxation is not None:
+            how = self.relaxation
+            return embedding_with_index(logits, weight, tau, -1, how, gap=self.gap, generator=generator)
         z = self.sample(logits, tau, generator=generator)
         return (z.to(weight.dtype) @ weight).to(weight.dtype), z.argmax(-1)
 
@@ -57,3 +67,9 @@ class Pathwise(Estimator):
     ) -> Tensor:
         """Estimate E f(z) by f of one sample, (...), for `f` from (..., N, K) to (...) and logits (..., N, K)."""
         return f(self.sample(logits, tau, generator=generator))
+
+
+def check_pathwise(estimator: object) -> None:
+    """Raise TypeError unless an estimator gives samples."""
+    if not isinstance(estimator, Pathwise):
+        raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")

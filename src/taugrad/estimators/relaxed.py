@@ -1,6 +1,7 @@
 """Estimators whose gradient is that of a Gumbel-Softmax relaxation."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from taugrad.checks import check_count, check_positive
 from taugrad.estimators.base import Pathwise
 from taugrad.ops._checks import check_logits, check_rows, check_tau, classes_last, log_where_positive
 from taugrad.ops._sampling import gumbel_rao
-from taugrad.ops.embedding import embedding_with_index
 from taugrad.ops.gumbel import gumbel_max, gumbel_softmax
 from taugrad.ops.noise import conditional_perturbed
 from taugrad.ops.onehot import Relaxation, straight_through, tangent
@@ -47,22 +47,13 @@ class STGumbelSoftmax(Pathwise):
     tensor([1., 1.])
     """
 
+    relaxation: ClassVar[Relaxation | None] = Relaxation.PERTURBED
+
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
         return gumbel_softmax(logits, tau, hard=True, dim=dim, generator=generator)
-
-    def embedding(
-        self,
-        logits: Tensor,
-        weight: Tensor,
-        tau: float | Tensor = 1.0,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw rows of a table without a one-hot of its size."""
-        return embedding_with_index(logits, weight, tau, -1, Relaxation.PERTURBED, generator=generator)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Estimators that draw a class and take the gradient of a softmax, without noise in it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -8,7 +9,6 @@ from torch import Tensor
 from taugrad.checks import check_positive
 from taugrad.estimators.base import Pathwise
 from taugrad.ops._sampling import sample
-from taugrad.ops.embedding import embedding_with_index
 from taugrad.ops.onehot import Relaxation
 
 
@@ -23,22 +23,13 @@ class StraightThrough(Pathwise):
     tensor([1., 1.])
     """
 
+    relaxation: ClassVar[Relaxation | None] = Relaxation.PLAIN
+
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
         return sample(logits, tau, dim, Relaxation.PLAIN, generator=generator)
-
-    def embedding(
-        self,
-        logits: Tensor,
-        weight: Tensor,
-        tau: float | Tensor = 1.0,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw rows of a table without a one-hot of its size."""
-        return embedding_with_index(logits, weight, tau, -1, Relaxation.PLAIN, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,8 @@ class GappedStraightThrough(Pathwise):
     tensor([1., 1.])
     """
 
+    relaxation: ClassVar[Relaxation | None] = Relaxation.GAPPED
+
     gap: float = 1.0
 
     def __post_init__(self) -> None:
@@ -64,17 +57,6 @@ class GappedStraightThrough(Pathwise):
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
         return sample(logits, tau, dim, Relaxation.GAPPED, gap=self.gap, generator=generator)
-
-    def embedding(
-        self,
-        logits: Tensor,
-        weight: Tensor,
-        tau: float | Tensor = 1.0,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw rows of a table without a one-hot of its size."""
-        return embedding_with_index(logits, weight, tau, -1, Relaxation.GAPPED, gap=self.gap, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -91,19 +73,10 @@ class ReinMax(Pathwise):
     tensor([1., 1.])
     """
 
+    relaxation: ClassVar[Relaxation | None] = Relaxation.MARKED
+
     def sample(
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
         return sample(logits, tau, dim, Relaxation.MARKED, generator=generator)
-
-    def embedding(
-        self,
-        logits: Tensor,
-        weight: Tensor,
-        tau: float | Tensor = 1.0,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw rows of a table without a one-hot of its size."""
-        return embedding_with_index(logits, weight, tau, -1, Relaxation.MARKED, generator=generator)

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from taugrad.estimators import Pathwise
+from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops._checks import check_logits, check_tau
 from taugrad.ops._torch import readable
 from taugrad.ops.gumbel import gumbel_softmax
@@ -36,8 +36,7 @@ class BinaryGate(nn.Module):
 
     def __init__(self, estimator: Pathwise) -> None:
         super().__init__()
-        if not isinstance(estimator, Pathwise):
-            raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
+        check_pathwise(estimator)
         self.estimator = estimator
 
     def forward(self, logits: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from taugrad.estimators import Pathwise
+from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops import categorical
 from taugrad.ops._checks import classes_last
 from taugrad.ops.gumbel import gumbel_max
@@ -27,8 +27,7 @@ class OneHotSample(nn.Module):
 
     def __init__(self, estimator: Pathwise, dim: int = -1, unimix: float = 0.0) -> None:
         super().__init__()
-        if not isinstance(estimator, Pathwise):
-            raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
+        check_pathwise(estimator)
         if isinstance(dim, bool) or not isinstance(dim, int):
             raise TypeError(f"dim must be a whole number, got {dim!r}")
         if isinstance(unimix, bool) or not isinstance(unimix, int | float) or not 0 <= unimix < 1:

@@ -17,7 +17,7 @@ from torch.nn.functional import batch_norm
 
 from taugrad.checks import check_count
 from taugrad.errors import LogitsError
-from taugrad.estimators import Pathwise
+from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops._torch import readable, tracing
 from taugrad.ops.categorical import entropy, kl_to_uniform, unimix
 
@@ -93,8 +93,7 @@ class CategoricalQuantizer(nn.Module):
         for name, count in {"dim": dim, "groups": groups, "code_dim": code_dim}.items():
             check_count(name, count)
         check_count("codes", codes, smallest=2)
-        if not isinstance(estimator, Pathwise):
-            raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
+        check_pathwise(estimator)
         for name, value, known in (("logits", logits, _LOGITS), ("loss", loss, _LOSSES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value}")
@@ -175,8 +174,7 @@ class CategoricalQuantizer(nn.Module):
             indices = logits.argmax(-1)
             return self._restored(self._entries(indices)), indices
         estimator = self.estimator if estimator is None else estimator
-        if not isinstance(estimator, Pathwise):
-            raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
+        check_pathwise(estimator)
         drawn = [
             estimator.embedding(group, book, tau, generator=generator)
             for group, book in zip(logits.unbind(-2), self.codebook, strict=True)
@@ -238,8 +236,7 @@ class CategoricalQuantizer(nn.Module):
         counts = torch.stack([column.bincount(minlength=self.codes) for column in rows.unbind(-1)]).float()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
-        share = counts / counts.sum(-1, keepdim=True)
-        return entropy(share.log()).exp().mean(), (counts > 0).float().mean()
+        return usage_of(counts)
 
     def extra_repr(self) -> str:
         """Show sizes and estimator in the module's repr."""
@@ -272,6 +269,16 @@ class CategoricalQuantizer(nn.Module):
 
     def _out(self, e: Tensor) -> Tensor:
         return e.movedim(-1, 1).contiguous() if self.channel_first else e
+
+
+def usage_of(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the perplexity of codes by their counts (..., K), and the share of them in use; means over the rest.
+
+    >>> usage_of(torch.tensor([2.0, 2.0, 0.0, 0.0]))
+    (tensor(2.0000), tensor(0.5000))
+    """
+    share = counts / counts.sum(-1, keepdim=True)
+    return entropy(share.log()).exp().mean(), (counts > 0).float().mean()
 
 
 def standardized(norm: nn.BatchNorm1d, rows: Tensor, training: bool) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrad.checks import check_count
-from taugrad.estimators import Pathwise
+from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops._checks import check_rows, compute_dtype
 from taugrad.ops.onehot import one_hot
 from taugrad.ops.subsets import gumbel_top_k
@@ -62,8 +62,8 @@ class Router(nn.Module):
         check_count("k", k)
         if k > len(experts):
             raise ValueError(f"k must be at most {len(experts)}, the number of experts, got {k}")
-        if estimator is not None and not isinstance(estimator, Pathwise):
-            raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
+        if estimator is not None:
+            check_pathwise(estimator)
         if estimator is not None and k > 1:
             raise ValueError(f"estimator must be None for k > 1, where probabilities weigh the experts, got k = {k}")
         self.k = k

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrad.checks import check_count
-from taugrad.estimators import Pathwise
+from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops.onehot import one_hot
 
 
@@ -42,8 +42,7 @@ class Selector(nn.Module):
         check_count("k", k)
         if k > features and not repetition:
             raise ValueError(f"k must be at most features = {features} without repetition, got {k}")
-        if not isinstance(estimator, Pathwise):
-            raise TypeError(f"estimator must be a pathwise estimator, which gives samples, got {estimator!r}")
+        check_pathwise(estimator)
         self.estimator = estimator
         self.repetition = repetition
         self.logits = nn.Parameter(0.01 * torch.randn(k, features))  # nearly uniform; equal rows would stay equal

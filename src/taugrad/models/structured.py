@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from taugrad.bounds import hard_samples, multi_sample_bound
-from taugrad.checks import check_count, check_counts
+from taugrad.checks import check_count, check_counts, check_image_size
 from taugrad.estimators import Enumeration, Estimator, check_enumerable
 from taugrad.models.pictures import grid, traversal
 from taugrad.nets import mlp, start_at
@@ -66,8 +66,7 @@ class Structured(nn.Module):
         for name, count in {"latents": latents, "nll_samples": nll_samples, "samples": samples}.items():
             check_count(name, count)
         check_count("categories", categories, smallest=2)
-        if len(image_size) not in (2, 3):
-            raise ValueError(f"image_size must be height and width, or channels, height and width, got {image_size}")
+        check_image_size(image_size)
         if image_size[-2] % 2:
             place = len(image_size) - 2
             raise ValueError(f"image_size[{place}], the height, must be even for two halves, got {image_size[-2]}")

@@ -15,12 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from taugrad.checks import check_count, check_counts
+from taugrad.checks import check_count, check_counts, check_image_size
 from taugrad.estimators import Enumeration, Estimator, Pathwise, StraightThrough, check_enumerable
 from taugrad.layers import CategoricalQuantizer
+from taugrad.layers.quantizer import usage_of
 from taugrad.models.likelihoods import Gaussian, Likelihood
 from taugrad.models.pictures import grid
-from taugrad.ops.categorical import entropy, kl_to_uniform
+from taugrad.ops.categorical import kl_to_uniform
 
 
 class Tokenizer(nn.Module):
@@ -65,8 +66,7 @@ class Tokenizer(nn.Module):
     ) -> None:
         super().__init__()
         check_counts("image_size", image_size)
-        if len(image_size) not in (2, 3):
-            raise ValueError(f"image_size must be height and width, or channels, height and width, got {image_size}")
+        check_image_size(image_size)
         check_counts("channels", channels)
         if not channels:
             raise ValueError("channels must name at least one convolution, got []")
@@ -140,8 +140,8 @@ class Tokenizer(nn.Module):
 
     def usage(self, counts: Tensor) -> dict[str, Tensor]:
         """Return the perplexity of the tokens of an evaluation, and the share of the codebook among them."""
-        share = counts / counts.sum()
-        return {"code_perplexity": entropy(share.log()).exp().mean(), "codes_in_use": (counts > 0).float().mean()}
+        perplexity, in_use = usage_of(counts)
+        return {"code_perplexity": perplexity, "codes_in_use": in_use}
 
     def greedy(self, x: Tensor) -> Tensor:
         """Return the most probable tokens, (batch, height / stride, width / stride), of pictures."""
