@@ -97,7 +97,11 @@ def test_transforms_strides_and_indices_of_other_types_give_the_same():
         ({"x": torch.zeros(3)}, ValueError, r"x must have shape \(inputs, batch\), got \(3,\)"),
         ({"c": torch.zeros(4, 3)}, ValueError, r"c must have shape \(gates, 4\), got \(4, 3\)"),
         ({"a": torch.zeros(4)}, TypeError, "a must hold integers, got torch.float32"),
-        ({"b": torch.zeros(3, dtype=torch.long)}, ValueError, r"b must have shape \(4,\), one input a gate, got \(3,\)"),
+        (
+            {"b": torch.zeros(3, dtype=torch.long)},
+            ValueError,
+            r"b must have shape \(4,\), one input a gate, got \(3,\)",
+        ),
         ({"a": torch.tensor([0, 1, 5, 0])}, ValueError, "a must hold rows of x, 0 to 4, got 5"),
         ({"b": torch.tensor([0, -1, 0, 0])}, ValueError, "b must hold rows of x, 0 to 4, got -1"),
     ],
