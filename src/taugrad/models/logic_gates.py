@@ -9,7 +9,7 @@ polynomials, so that a layer costs four numbers a gate and not sixteen outputs. 
 2a + b of g, counted from the lowest. A pathwise estimator draws z once for each layer and step; a hard one trains the
 very circuit that is evaluated, but for its noise (2506.07500). Evaluation takes each gate's most probable function.
 
-Activations are (features, batch), so that wiring takes whole rows. Hidden gate i has output i of the layer before as its
+Activations are (features, batch): wiring takes whole rows. Hidden gate i has output i of the layer before as its
 `a`: a layer of random `b` alone is as random as one with both, for gates of a layer may be renamed.
 """
 
@@ -27,6 +27,7 @@ from taugrad.circuits import Circuit
 from taugrad.errors import DataError
 from taugrad.estimators import Estimator, Pathwise, check_pathwise
 from taugrad.models.pictures import grid
+from taugrad.ops._checks import compute_dtype
 from taugrad.ops._torch import followed, readable
 from taugrad.ops.categorical import entropy
 from taugrad.ops.gumbel import gumbel_max
@@ -38,6 +39,7 @@ Choose = Callable[[Tensor], Tensor]  # from logits (..., K) to choices: one-hot,
 PASSES_A = 12  # the function whose output is a
 _FUNCTIONS = 16
 _CACHED = 50_000  # numbers of a block of rows: five blocks fit a CPU's second cache
+_ALL = slice(None)
 _CELL = 8  # pixels of a side in the picture of the gates
 
 
@@ -94,67 +96,91 @@ def random_wiring(inputs: int, gates: int, generator: Generator | None = None) -
     return Wiring(None, b, b.argsort()) if inputs == gates else Wiring(a.clone(), b.clone(), None)
 
 
-def wired_outputs(c: Tensor, x: Tensor, wiring: Wiring) -> Tensor:
-    """Return the outputs of gates on rows of `x`, (gates, batch): `gate_outputs(c, x[a], x[b])`, and its gradient.
+def class_sums(bits: Tensor, cs: Sequence[Tensor], wirings: Sequence[Wiring], classes: int) -> Tensor:
+    """Return the sums of the last layer's outputs in each class's group, (classes, batch).
 
-    Both are computed in blocks of rows that stay in a CPU's cache, in about half the time.
+    Value and gradient are those of `gate_outputs`, layer by layer, at a third of the time: hard gates keep their
+    outputs as bytes, and all is done in blocks of rows that stay in a CPU's cache.
 
     Args:
-        c: coefficients (gates, 4).
-        x: inputs (inputs, batch).
-        wiring: which rows of `x` are whose inputs.
+        bits: inputs (inputs, batch).
+        cs: coefficients (gates, 4) of each layer.
+        wirings: of each layer, by `random_wiring`; all layers have the same number of gates.
+        classes: divides it.
 
-    >>> x = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
-    >>> swap = torch.tensor([1, 0])
-    >>> wired_outputs(polynomials()[[8, 6]], x, Wiring(None, swap, swap))
+    >>> bits = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    >>> class_sums(bits, [polynomials()[[8, 6]]], [Wiring(None, torch.tensor([1, 0]), None)], classes=2)
     tensor([[0., 1.],
             [1., 0.]])
     """
-    if followed():  # a compiler makes blocks of its own
-        a = x if wiring.a is None else x.index_select(0, wiring.a)
-        return gate_outputs(c, a, x.index_select(0, wiring.b))
-    return cast(Tensor, _Wired.apply(c, x, *wiring))
+    if followed() or bits.requires_grad:  # a compiler makes blocks of its own
+        for c, wiring in zip(cs, wirings, strict=True):
+            bits = gate_outputs(c, _rows(bits, wiring.a), _rows(bits, wiring.b))
+        return _by_class(bits, classes)
+    return cast(Tensor, _ClassSums.apply(bits, tuple(wirings), classes, *cs))
 
 
-class _Wired(torch.autograd.Function):
-    """The polynomial and its gradient, a block of rows at a time; only inputs are saved."""
+class _ClassSums(torch.autograd.Function):
+    """All layers as one function of their coefficients, which saves the outputs of each layer in bytes if it can."""
 
     @staticmethod
-    def forward(ctx: Any, c: Tensor, x: Tensor, a: Tensor | None, b: Tensor, inverse: Tensor | None) -> Tensor:
-        ctx.save_for_backward(c, x, a, b, inverse)
-        y = x.new_empty(len(b), x.shape[1])
-        c0, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
-        for s in _blocks(y):
-            xa, xb = _rows(x, a, s), x.index_select(0, b[s])
-            torch.mul(xb, c3[s], out=y[s]).add_(c1[s]).mul_(xa).add_(xb.mul_(c2[s])).add_(c0[s])
-        return y
+    def forward(ctx: Any, bits: Tensor, wirings: tuple[Wiring, ...], classes: int, *cs: Tensor) -> Tensor:
+        exact = all(readable(x) and bool((x == x.round()).all()) for x in (bits, *cs))
+        xs = [bits.to(torch.int8 if exact else cs[0].dtype)]
+        for c, wiring in zip(cs, wirings, strict=True):
+            xs.append(_outputs(c.to(xs[0].dtype), xs[-1], wiring))
+        ctx.save_for_backward(*xs[:-1], *cs)
+        ctx.wirings, ctx.classes = wirings, classes
+        return _by_class(xs[-1], classes, compute_dtype(cs[0].dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        c, x, a, b, inverse = ctx.saved_tensors
-        dc = torch.empty_like(c)
-        da, db = (torch.empty_like(g), torch.empty_like(g)) if ctx.needs_input_grad[1] else (None, None)
-        _, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        depth = len(ctx.wirings)
+        xs, cs = ctx.saved_tensors[:depth], ctx.saved_tensors[depth:]
+        g = grads[0].repeat_interleave(len(cs[0]) // ctx.classes, 0)
+        db = torch.empty_like(g) if depth > 1 else None
+        dcs: list[Tensor] = []
+        for i in reversed(range(depth)):
+            dcs.insert(0, _descend(cs[i], xs[i], ctx.wirings[i], g, db if i > 0 else None))
+        return None, None, None, *dcs
+
+
+def _outputs(c: Tensor, x: Tensor, wiring: Wiring) -> Tensor:
+    """Return `gate_outputs` of inputs and coefficients of one dtype; with int8 no term leaves -3 to 2."""
+    y = x.new_empty(len(c), x.shape[1])
+    c0, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
+    for s in _blocks(y):
+        a, b = _rows(x, wiring.a, s), _rows(x, wiring.b, s)
+        torch.mul(b, c3[s], out=y[s]).add_(c1[s]).mul_(a).add_(b.mul_(c2[s])).add_(c0[s])
+    return y
+
+
+def _descend(c: Tensor, x: Tensor, wiring: Wiring, g: Tensor, db: Tensor | None) -> Tensor:
+    """Return dL/dc, (gates, 4), of dL/dy in `g`; with room for dL/db, turn `g` into dL/dx."""
+    dc = torch.empty_like(c)
+    _, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
+    for s in _blocks(g):
+        gs, a, b = g[s], _rows(x, wiring.a, s), _rows(x, wiring.b, s)
+        ga, gb = gs * a.to(g.dtype), gs * b.to(g.dtype)
+        gab = ga * b.to(g.dtype)
+        for i, terms in enumerate((gs, ga, gb, gab)):
+            dc[s, i] = terms.sum(1)
+        if db is not None:
+            torch.mul(gs, c2[s], out=db[s]).add_(ga.mul_(c3[s]))
+            gs.mul_(c1[s]).add_(gb.mul_(c3[s]))
+    if db is not None:
         for s in _blocks(g):
-            gs, xb = g[s], x.index_select(0, b[s])
-            ga, gb = gs * _rows(x, a, s), gs * xb
-            for i, terms in enumerate((gs, ga, gb, xb.mul_(ga))):
-                dc[s, i] = terms.sum(1)
-            if da is not None and db is not None:
-                torch.mul(gs, c1[s], out=da[s]).add_(gb.mul_(c3[s]))
-                torch.mul(gs, c2[s], out=db[s]).add_(ga.mul_(c3[s]))
-        if da is None or db is None:
-            return dc, None, None, None, None
-        if inverse is None:
-            return dc, torch.zeros_like(x).index_add_(0, a, da).index_add_(0, b, db), None, None, None
-        for s in _blocks(da):
-            da[s].add_(db.index_select(0, inverse[s]))
-        return dc, da, None, None, None
+            g[s].add_(_rows(db, wiring.inverse, s))
+    return dc
 
 
-def _rows(x: Tensor, places: Tensor | None, s: slice) -> Tensor:
+def _rows(x: Tensor, places: Tensor | None, s: slice = _ALL) -> Tensor:
     return x[s] if places is None else x.index_select(0, places[s])
+
+
+def _by_class(y: Tensor, classes: int, dtype: torch.dtype | None = None) -> Tensor:
+    return y.unflatten(0, (classes, -1)).sum(1, dtype=dtype)
 
 
 def _blocks(x: Tensor) -> list[slice]:
@@ -184,6 +210,12 @@ def thermometer(x: Tensor, thresholds: int) -> Tensor:
 class LogicLayer(nn.Module):
     """A layer of gates: logits (gates, 16) of their functions, and fixed or learned wiring."""
 
+    a: Tensor | None
+    b: Tensor
+    inverse: Tensor | None
+    C: Tensor
+    places: Tensor
+
     def __init__(
         self, inputs: int, gates: int, residual: float, candidates: int | None, generator: Generator | None = None
     ) -> None:
@@ -203,13 +235,19 @@ class LogicLayer(nn.Module):
             with torch.no_grad():
                 self.wiring_logits[..., 0] = residual
 
+    @property
+    def wiring(self) -> Wiring:
+        """The fixed wiring."""
+        return Wiring(self.a, self.b, self.inverse)
+
+    def coefficients(self, choose: Choose) -> Tensor:
+        """Return c, (gates, 4), by the choices that logits (..., K) get."""
+        return choose(self.logits) @ self.C
+
     def forward(self, x: Tensor, choose: Choose) -> Tensor:
-        """Return the outputs (gates, batch) of inputs (inputs, batch), by the choices that logits (..., K) get."""
-        c = choose(self.logits) @ self.C
-        if self.candidates is None:
-            return wired_outputs(c, x, Wiring(self.a, self.b, self.inverse))
-        a, b = map(chosen_rows, choose(self.wiring_logits), (x, x), self.places)
-        return gate_outputs(c, a, b)
+        """Return the outputs (gates, batch) of inputs (inputs, batch) by learned wiring."""
+        a, b = (chosen_rows(z, x, places) for z, places in zip(choose(self.wiring_logits), self.places, strict=True))
+        return gate_outputs(self.coefficients(choose), a, b)
 
     def most_probable(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the places of the gates' inputs and the numbers of their functions, as in a `Circuit`."""
@@ -280,7 +318,7 @@ class LogicGates(nn.Module):
         check_counts("image_size", image_size)
         check_image_size(image_size)
         self.image_size = tuple(image_size)
-        self.classes, self.scale, self.thresholds, self.seed = classes, scale, thresholds, seed
+        self.classes, self.scale, self.thresholds, self.candidates = classes, scale, thresholds, candidates
         self.inputs = math.prod(image_size) * (thresholds or 1)
         generator = Generator().manual_seed(seed)
         sizes = [self.inputs, *[gates] * (depth - 1)]
@@ -308,9 +346,15 @@ class LogicGates(nn.Module):
 
     def class_logits(self, bits: Tensor, choose: Choose) -> Tensor:
         """Return s, (batch, classes), of inputs (inputs, batch), each gate's function chosen of its logits (..., K)."""
-        for layer in self.layers:
-            bits = layer(bits, choose)
-        return bits.unflatten(0, (self.classes, -1)).sum(1).T / self.scale
+        layers = self._layers()
+        if self.candidates is None:
+            cs = [layer.coefficients(choose) for layer in layers]
+            sums = class_sums(bits, cs, [layer.wiring for layer in layers], self.classes)
+        else:
+            for layer in layers:
+                bits = layer(bits, choose)
+            sums = _by_class(bits, self.classes)
+        return sums.T / self.scale
 
     def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of a network drawn by a pathwise estimator, one for the batch."""
@@ -337,7 +381,7 @@ class LogicGates(nn.Module):
             "drawn_accuracy": _accuracy(drawn, labels),
             "relaxed_accuracy": relaxed,
             "gap": relaxed - accuracy,
-            "gate_entropy": torch.stack([entropy(layer.logits).mean() for layer in self.layers]).mean(),
+            "gate_entropy": torch.stack([entropy(layer.logits).mean() for layer in self._layers()]).mean(),
             "gate_perplexity": entropy(self.shares().log()).exp().mean(),
         }
         return terms, s.unsqueeze(-2)
@@ -348,13 +392,13 @@ class LogicGates(nn.Module):
 
     def circuit(self) -> Circuit:
         """Return the network with each gate's most probable function, as plain arrays."""
-        layers = tuple(cast(LogicLayer, layer).most_probable() for layer in self.layers)
+        layers = tuple(layer.most_probable() for layer in self._layers())
         return Circuit(self.inputs, layers, self.classes)
 
     def shares(self) -> Tensor:
         """Return the shares of the 16 functions among the gates of each layer of the circuit, (depth, 16)."""
         counts = [gate.bincount(minlength=_FUNCTIONS) for _, _, gate in self.circuit().layers]
-        return torch.stack(counts) / len(self.layers[0].logits)
+        return torch.stack(counts) / len(self._layers()[0].logits)
 
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -365,6 +409,9 @@ class LogicGates(nn.Module):
         shares, reads = self.shares(), readers(self.circuit()).view(-1, *self.image_size).sum(0)
         cells = (shares / shares.amax(1, keepdim=True)).repeat_interleave(_CELL, 0).repeat_interleave(_CELL, 1)
         return {"gates": cells, "pixels_read": grid((reads / reads.max().clamp_min(1)).expand(1, 1, *reads.shape))}
+
+    def _layers(self) -> list[LogicLayer]:
+        return [cast(LogicLayer, layer) for layer in self.layers]
 
     def _check(self, labels: Tensor) -> None:
         """Raise when a label is no class, where that can be read without waiting for a device."""
