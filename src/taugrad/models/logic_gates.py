@@ -1,0 +1,455 @@
+r"""A classifier that is a circuit: layers of two-input logic gates, each gate's function a hard choice (2210.08277).
+
+    y      = c_0 + c_1 a + c_2 b + c_3 a b,   c = z C,   z ~ Cat(softmax(logits))     a gate of inputs a and b
+    s_k    = sum of the last layer's outputs in group k, over `scale`                 logits of the classes
+    loss   = -mean log softmax(s)_label
+
+A gate's logits are over the 16 functions of two bits. The rows of the fixed matrix C (16, 4) are those functions as
+polynomials, so that a layer costs four numbers a gate and not sixteen outputs. Function g maps bits a and b to bit
+2a + b of g, counted from the lowest. A pathwise estimator draws z once for each layer and step; a hard one trains the
+very circuit that is evaluated, but for its noise (2506.07500). Evaluation takes each gate's most probable function.
+
+Activations are (features, batch): wiring takes whole rows. Hidden gate i has output i of the layer before as its
+`a`: a layer of random `b` alone is as random as one with both, for gates of a layer may be renamed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy
+
+from taugrad.checks import check_count, check_counts, check_image_size, check_positive
+from taugrad.circuits import Circuit
+from taugrad.errors import DataError
+from taugrad.estimators import Estimator, Pathwise, check_pathwise
+from taugrad.models.pictures import grid
+from taugrad.ops._checks import compute_dtype
+from taugrad.ops._torch import followed, readable
+from taugrad.ops.categorical import entropy
+from taugrad.ops.gumbel import gumbel_max
+from taugrad.ops.onehot import one_hot
+from taugrad.ops.softmax import softmax
+
+Choose = Callable[[Tensor], Tensor]  # from logits (..., K) to choices: one-hot, or weights
+
+PASSES_A = 12  # the function whose output is a
+_FUNCTIONS = 16
+_CACHED = 50_000  # numbers of a block of rows: five blocks fit a CPU's second cache
+_ALL = slice(None)
+_CELL = 8  # pixels of a side in the picture of the gates
+
+
+def polynomials(dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return C, (16, 4): function g of bits a and b as coefficients of 1, a, b and a b.
+
+    >>> polynomials()[[8, 14, 6, 12]].tolist()
+    [[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, -1.0], [0.0, 1.0, 1.0, -2.0], [0.0, 1.0, 0.0, 0.0]]
+    """
+    t00, t01, t10, t11 = (torch.arange(_FUNCTIONS) >> n & 1 for n in range(4))
+    return torch.stack([t00, t10 - t00, t01 - t00, t11 - t10 - t01 + t00], 1).to(dtype)
+
+
+def gate_outputs(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return c_0 + c_1 a + c_2 b + c_3 a b, (gates, batch), of coefficients (gates, 4) and inputs (gates, batch).
+
+    >>> a, b = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    >>> gate_outputs(polynomials()[[6]], a, b)
+    tensor([[0., 1., 1., 0.]])
+    """
+    c0, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
+    return (c1 + c3 * b) * a + (c0 + c2 * b)
+
+
+class Wiring(NamedTuple):
+    """Places of the two inputs of each gate, (gates,), int64."""
+
+    a: Tensor | None  # None: gate i has input i
+    b: Tensor
+    inverse: Tensor | None  # of `b`, where `a` is None: `b` is a permutation then
+
+
+def _even(inputs: int, count: int, generator: Generator | None) -> Tensor:
+    """Draw `count` of the inputs, such that they are drawn equally often, or one time more."""
+    rounds = [torch.randperm(inputs, generator=generator) for _ in range(-(-count // inputs))]
+    return torch.cat(rounds)[:count]
+
+
+def random_wiring(inputs: int, gates: int, generator: Generator | None = None) -> Wiring:
+    """Draw two different inputs for each gate, such that all inputs are used equally often, or one time more.
+
+    >>> wiring = random_wiring(784, 8000, Generator().manual_seed(0))
+    >>> torch.stack([wiring.a, wiring.b]).flatten().bincount().unique()
+    tensor([20, 21])
+    """
+    if inputs == gates:
+        a, b = torch.arange(gates), torch.randperm(gates, generator=generator)
+    else:
+        a, b = _even(inputs, 2 * gates, generator).view(2, gates)
+    while (same := (a == b).nonzero().flatten()).numel():
+        other = torch.randint(gates, same.shape, generator=generator)
+        for i, j in zip(same.tolist(), other.tolist(), strict=True):
+            b[[i, j]] = b[[j, i]]
+    return Wiring(None, b, b.argsort()) if inputs == gates else Wiring(a.clone(), b.clone(), None)
+
+
+def class_sums(bits: Tensor, cs: Sequence[Tensor], wirings: Sequence[Wiring], classes: int) -> Tensor:
+    """Return the sums of the last layer's outputs in each class's group, (classes, batch).
+
+    Value and gradient are those of `gate_outputs`, layer by layer, at a third of the time: hard gates keep their
+    outputs as bytes, and all is done in blocks of rows that stay in a CPU's cache.
+
+    Args:
+        bits: inputs (inputs, batch).
+        cs: coefficients (gates, 4) of each layer.
+        wirings: of each layer, by `random_wiring`; all layers have the same number of gates.
+        classes: divides it.
+
+    >>> bits = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    >>> class_sums(bits, [polynomials()[[8, 6]]], [Wiring(None, torch.tensor([1, 0]), None)], classes=2)
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
+    if followed() or bits.requires_grad:  # a compiler makes blocks of its own
+        for c, wiring in zip(cs, wirings, strict=True):
+            bits = gate_outputs(c, _rows(bits, wiring.a), _rows(bits, wiring.b))
+        return _by_class(bits, classes)
+    return cast(Tensor, _ClassSums.apply(bits, tuple(wirings), classes, *cs))
+
+
+class _ClassSums(torch.autograd.Function):
+    """All layers as one function of their coefficients, which saves the outputs of each layer in bytes if it can."""
+
+    @staticmethod
+    def forward(ctx: Any, bits: Tensor, wirings: tuple[Wiring, ...], classes: int, *cs: Tensor) -> Tensor:
+        exact = all(readable(x) and bool((x == x.round()).all()) for x in (bits, *cs))
+        xs = [bits.to(torch.int8 if exact else cs[0].dtype)]
+        for c, wiring in zip(cs, wirings, strict=True):
+            xs.append(_outputs(c.to(xs[0].dtype), xs[-1], wiring))
+        ctx.save_for_backward(*xs[:-1], *cs)
+        ctx.wirings, ctx.classes = wirings, classes
+        return _by_class(xs[-1], classes, compute_dtype(cs[0].dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        depth = len(ctx.wirings)
+        xs, cs = ctx.saved_tensors[:depth], ctx.saved_tensors[depth:]
+        g = grads[0].repeat_interleave(len(cs[0]) // ctx.classes, 0)
+        db = torch.empty_like(g) if depth > 1 else None
+        dcs: list[Tensor] = []
+        for i in reversed(range(depth)):
+            dcs.insert(0, _descend(cs[i], xs[i], ctx.wirings[i], g, db if i > 0 else None))
+        return None, None, None, *dcs
+
+
+def _outputs(c: Tensor, x: Tensor, wiring: Wiring) -> Tensor:
+    """Return `gate_outputs` of inputs and coefficients of one dtype; with int8 no term leaves -3 to 2."""
+    y = x.new_empty(len(c), x.shape[1])
+    c0, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
+    for s in _blocks(y):
+        a, b = _rows(x, wiring.a, s), _rows(x, wiring.b, s)
+        torch.mul(b, c3[s], out=y[s]).add_(c1[s]).mul_(a).add_(b.mul_(c2[s])).add_(c0[s])
+    return y
+
+
+def _descend(c: Tensor, x: Tensor, wiring: Wiring, g: Tensor, db: Tensor | None) -> Tensor:
+    """Return dL/dc, (gates, 4), of dL/dy in `g`; with room for dL/db, turn `g` into dL/dx."""
+    dc = torch.empty_like(c)
+    _, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
+    for s in _blocks(g):
+        gs, a, b = g[s], _rows(x, wiring.a, s), _rows(x, wiring.b, s)
+        ga, gb = gs * a.to(g.dtype), gs * b.to(g.dtype)
+        gab = ga * b.to(g.dtype)
+        for i, terms in enumerate((gs, ga, gb, gab)):
+            dc[s, i] = terms.sum(1)
+        if db is not None:
+            torch.mul(gs, c2[s], out=db[s]).add_(ga.mul_(c3[s]))
+            gs.mul_(c1[s]).add_(gb.mul_(c3[s]))
+    if db is not None:
+        for s in _blocks(g):
+            g[s].add_(_rows(db, wiring.inverse, s))
+    return dc
+
+
+def _rows(x: Tensor, places: Tensor | None, s: slice = _ALL) -> Tensor:
+    return x[s] if places is None else x.index_select(0, places[s])
+
+
+def _by_class(y: Tensor, classes: int, dtype: torch.dtype | None = None) -> Tensor:
+    return y.unflatten(0, (classes, -1)).sum(1, dtype=dtype)
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    """Return blocks of the rows of `x`: all of them at once on a device that has no use for small ones."""
+    rows = max(1, _CACHED // x.shape[1]) if x.device.type == "cpu" else len(x)
+    return [slice(i, i + rows) for i in range(0, len(x), rows)]
+
+
+def chosen_rows(z: Tensor, x: Tensor, candidates: Tensor) -> Tensor:
+    """Return sum_k z_k x[candidate k], (gates, batch), of `z` and candidates (gates, K), inputs (inputs, batch)."""
+    rows = (z[:, k, None] * x.index_select(0, places) for k, places in enumerate(candidates.unbind(1)))
+    return cast(Tensor, sum(rows))
+
+
+def thermometer(x: Tensor, thresholds: int) -> Tensor:
+    """Return the bits x > k / (thresholds + 1) for k = 1 ... thresholds, (thresholds, ...), in the dtype of `x`.
+
+    >>> thermometer(torch.tensor([0.1, 0.4, 0.9]), 3)
+    tensor([[0., 1., 1.],
+            [0., 0., 1.],
+            [0., 0., 1.]])
+    """
+    levels = torch.arange(1, thresholds + 1, device=x.device, dtype=x.dtype) / (thresholds + 1)
+    return (x > levels.view(-1, *[1] * x.ndim)).to(x.dtype)
+
+
+class LogicLayer(nn.Module):
+    """A layer of gates: logits (gates, 16) of their functions, and fixed or learned wiring."""
+
+    a: Tensor | None
+    b: Tensor
+    inverse: Tensor | None
+    C: Tensor
+    places: Tensor
+
+    def __init__(
+        self, inputs: int, gates: int, residual: float, candidates: int | None, generator: Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(gates, _FUNCTIONS))
+        with torch.no_grad():
+            self.logits[:, PASSES_A] = residual
+        self.register_buffer("C", polynomials(), persistent=False)
+        self.candidates = candidates
+        if candidates is None:
+            for name, places in random_wiring(inputs, gates, generator)._asdict().items():
+                self.register_buffer(name, places)
+        else:
+            places = _even(inputs, 2 * candidates * gates, generator).view(2, candidates, gates).mT.contiguous()
+            self.register_buffer("places", places)
+            self.wiring_logits = nn.Parameter(torch.zeros(2, gates, candidates))
+            with torch.no_grad():
+                self.wiring_logits[..., 0] = residual
+
+    @property
+    def wiring(self) -> Wiring:
+        """The fixed wiring."""
+        return Wiring(self.a, self.b, self.inverse)
+
+    def coefficients(self, choose: Choose) -> Tensor:
+        """Return c, (gates, 4), by the choices that logits (..., K) get."""
+        return choose(self.logits) @ self.C
+
+    def forward(self, x: Tensor, choose: Choose) -> Tensor:
+        """Return the outputs (gates, batch) of inputs (inputs, batch) by learned wiring."""
+        a, b = (chosen_rows(z, x, places) for z, places in zip(choose(self.wiring_logits), self.places, strict=True))
+        return gate_outputs(self.coefficients(choose), a, b)
+
+    def most_probable(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the places of the gates' inputs and the numbers of their functions, as in a `Circuit`."""
+        gate = self.logits.argmax(-1)
+        if self.candidates is None:
+            return torch.arange(len(gate), device=gate.device) if self.a is None else self.a, self.b, gate
+        a, b = self.places.gather(-1, self.wiring_logits.argmax(-1, keepdim=True)).squeeze(-1)
+        return a, b, gate
+
+
+class LogicGates(nn.Module):
+    """A classifier of images that is a circuit of two-input gates once it is trained.
+
+    Args:
+        gates: of a layer, a multiple of `classes`.
+        depth: number of layers.
+        classes: at least 2.
+        scale: what a class's sum of outputs is divided by to give its logit; None: the square root of an eighth of its
+            gates, which is 10 for 800, as in 2210.08277.
+        thresholds: bits of an intensity, by `thermometer`; None for images of 0 and 1.
+        residual: initial logit of the function that passes the gate's `a`; the other functions' are 0.
+        candidates: inputs among which each gate learns to choose each of its two, at least 2; None for fixed wiring.
+        seed: of the wiring.
+        image_size: height and width of an image, or channels, height and width.
+
+    Raises:
+        ValueError: a size is out of range, or `classes` does not divide `gates`.
+
+    >>> model = LogicGates(gates=40, depth=2, classes=10)
+    >>> model.greedy(torch.ones(3, 28, 28)).shape
+    torch.Size([3])
+    >>> model.circuit().layers[1][2].unique()
+    tensor([12])
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = tuple(
+        f"{split}/{name}"
+        for split in ("val", "test")
+        for name in ("accuracy", "drawn_accuracy", "relaxed_accuracy", "gap", "gate_entropy", "gate_perplexity")
+    )
+
+    def __init__(
+        self,
+        gates: int = 8000,
+        depth: int = 3,
+        classes: int = 10,
+        scale: float | None = None,
+        thresholds: int | None = None,
+        residual: float = 5.0,
+        candidates: int | None = None,
+        seed: int = 0,
+        image_size: Sequence[int] = (28, 28),
+    ) -> None:
+        super().__init__()
+        check_count("classes", classes, smallest=2)
+        check_count("gates", gates)
+        check_count("depth", depth)
+        if gates % classes:
+            raise ValueError(f"gates must be a multiple of classes, {classes}, got {gates}")
+        scale = math.sqrt(gates / classes / 8) if scale is None else scale
+        check_positive("scale", scale)
+        if thresholds is not None:
+            check_count("thresholds", thresholds)
+        if not math.isfinite(residual):
+            raise ValueError(f"residual must be a finite number, got {residual}")
+        if candidates is not None:
+            check_count("candidates", candidates, smallest=2)
+        check_counts("image_size", image_size)
+        check_image_size(image_size)
+        self.image_size = tuple(image_size)
+        self.classes, self.scale, self.thresholds, self.candidates = classes, scale, thresholds, candidates
+        self.inputs = math.prod(image_size) * (thresholds or 1)
+        generator = Generator().manual_seed(seed)
+        sizes = [self.inputs, *[gates] * (depth - 1)]
+        self.layers = nn.ModuleList(LogicLayer(size, gates, residual, candidates, generator) for size in sizes)
+
+    def check(self, estimator: Estimator, labels: Tensor | None = None) -> None:
+        """Raise TypeError unless the estimator is pathwise, DataError if a label is not below `classes`."""
+        check_pathwise(estimator)
+        if labels is not None:
+            self._check(labels)
+
+    def bits(self, x: Tensor) -> Tensor:
+        """Return the circuit's inputs (inputs, batch) of images (batch, ...): 0 and 1, thresholds before pixels."""
+        if self.thresholds is None:
+            if readable(x) and not ((x == 0) | (x == 1)).all():
+                odd = x[(x != 0) & (x != 1)][0].item()
+                raise DataError(
+                    f"images must be 0 or 1 without model.thresholds, got {odd:.4g}: data.binarize=static makes them "
+                    "so, model.thresholds=3 gives an intensity three bits"
+                )
+            return x.flatten(1).T.contiguous()
+        if readable(x) and not ((x >= 0) & (x <= 1)).all():
+            raise DataError(f"images must be in [0, 1], got {x.min().item():.4g} to {x.max().item():.4g}")
+        return thermometer(x.flatten(1), self.thresholds).mT.flatten(0, 1)
+
+    def class_logits(self, bits: Tensor, choose: Choose) -> Tensor:
+        """Return s, (batch, classes), of inputs (inputs, batch), each gate's function chosen of its logits (..., K)."""
+        layers = self._layers()
+        if self.candidates is None:
+            cs = [layer.coefficients(choose) for layer in layers]
+            sums = class_sums(bits, cs, [layer.wiring for layer in layers], self.classes)
+        else:
+            for layer in layers:
+                bits = layer(bits, choose)
+            sums = _by_class(bits, self.classes)
+        return sums.T / self.scale
+
+    def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
+        """Return the cross-entropy and the accuracy of a network drawn by a pathwise estimator, one for the batch."""
+        self._check(labels)
+        sample = cast(Pathwise, estimator).sample
+        s = self.class_logits(self.bits(x), lambda logits: sample(logits, tau))
+        return {"loss": cross_entropy(s, labels), "accuracy": _accuracy(s, labels)}
+
+    def evaluation_terms(self, x: Tensor, labels: Tensor, generator: Generator) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the terms of the circuit, accuracies of its relatives, how sure its gates are, s (batch, 1, classes).
+
+        `drawn_accuracy` is that of gates drawn from their softmax, `relaxed_accuracy` that of the softmax's mixtures,
+        both at a tau of 1; `gap` is the latter minus `accuracy`. `gate_entropy` is the mean over the gates, in nats;
+        `gate_perplexity` of the shares of the 16 functions in a layer of the circuit, the mean over the layers.
+        """
+        self._check(labels)
+        bits = self.bits(x)
+        s = self.class_logits(bits, most_probable)
+        drawn = self.class_logits(bits, lambda logits: gumbel_max(logits, generator=generator))
+        accuracy, relaxed = _accuracy(s, labels), _accuracy(self.class_logits(bits, softmax), labels)
+        terms = {
+            "loss": cross_entropy(s, labels),
+            "accuracy": accuracy,
+            "drawn_accuracy": _accuracy(drawn, labels),
+            "relaxed_accuracy": relaxed,
+            "gap": relaxed - accuracy,
+            "gate_entropy": torch.stack([entropy(layer.logits).mean() for layer in self._layers()]).mean(),
+            "gate_perplexity": entropy(self.shares().log()).exp().mean(),
+        }
+        return terms, s.unsqueeze(-2)
+
+    def greedy(self, x: Tensor) -> Tensor:
+        """Return the circuit's class (batch,) of images."""
+        return self.class_logits(self.bits(x), most_probable).argmax(-1)
+
+    def circuit(self) -> Circuit:
+        """Return the network with each gate's most probable function, as plain arrays."""
+        layers = tuple(layer.most_probable() for layer in self._layers())
+        return Circuit(self.inputs, layers, self.classes)
+
+    def shares(self) -> Tensor:
+        """Return the shares of the 16 functions among the gates of each layer of the circuit, (depth, 16)."""
+        counts = [gate.bincount(minlength=_FUNCTIONS) for _, _, gate in self.circuit().layers]
+        return torch.stack(counts) / len(self._layers()[0].logits)
+
+    @torch.no_grad()
+    def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the functions' shares, a layer a row and function 0 to 15 a column, and how much each pixel is read.
+
+        Both are relative to the largest: of the layer, and of all pixels.
+        """
+        shares, reads = self.shares(), readers(self.circuit()).view(-1, *self.image_size).sum(0)
+        cells = (shares / shares.amax(1, keepdim=True)).repeat_interleave(_CELL, 0).repeat_interleave(_CELL, 1)
+        return {"gates": cells, "pixels_read": grid((reads / reads.max().clamp_min(1)).expand(1, 1, *reads.shape))}
+
+    def _layers(self) -> list[LogicLayer]:
+        return [cast(LogicLayer, layer) for layer in self.layers]
+
+    def _check(self, labels: Tensor) -> None:
+        """Raise when a label is no class, where that can be read without waiting for a device."""
+        if readable(labels) and not ((labels >= 0) & (labels < self.classes)).all():
+            raise DataError(
+                f"labels must be in 0 to {self.classes - 1}, got {int(labels.min())} to {int(labels.max())}: "
+                "model.classes must be the data's number of classes, and every image needs a label"
+            )
+
+
+def most_probable(logits: Tensor) -> Tensor:
+    """Return the one-hot of the largest of logits (..., K).
+
+    >>> most_probable(torch.tensor([0.0, 2.0, 1.0]))
+    tensor([0., 1., 0.])
+    """
+    return one_hot(logits.argmax(-1), logits)
+
+
+def readers(circuit: Circuit) -> Tensor:
+    """Count the gates that read each input of a circuit, (inputs,), among those that its outputs depend on.
+
+    >>> a, b, passes_a = torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([12, 12])
+    >>> readers(Circuit(3, ((a, b, passes_a),), 2))
+    tensor([1., 1., 0.])
+    """
+    C = polynomials()
+    width = len(circuit.layers[-1][2])
+    counts = torch.ones(width)
+    sizes = [circuit.inputs, *(len(gate) for _, _, gate in circuit.layers[:-1])]
+    for size, (a, b, gate) in zip(reversed(sizes), reversed(circuit.layers), strict=True):
+        c, live = C[gate.cpu()], counts > 0
+        counts = torch.zeros(size)
+        for places, own in ((a, c[:, 1]), (b, c[:, 2])):
+            reads = live & ((own != 0) | (c[:, 3] != 0))
+            counts.index_add_(0, places.cpu(), reads.to(counts))
+    return counts
+
+
+def _accuracy(s: Tensor, labels: Tensor) -> Tensor:
+    return (s.argmax(-1) == labels).float().mean()
