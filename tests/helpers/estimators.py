@@ -28,7 +28,7 @@ HARD = [
 PATHWISE = [GumbelSoftmax(), *HARD]
 
 
-UNBIASED = [RLOO(samples=4), REBAR(eta=1.0), REBAR(eta=None), IndeCateR(samples=1), DisARM(pairs=1)]
+UNBIASED = [RLOO(samples=4), REBAR(eta=1.0), REBAR(eta=None), IndeCateR(samples=1), DisARM()]
 
 
 EVERY = [*PATHWISE, *UNBIASED, Enumeration()]
