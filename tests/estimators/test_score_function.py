@@ -6,7 +6,7 @@ from helpers.cases import each
 from helpers.samples import FALSE_FAILURE, frequencies_p_value, mean_p_value
 from torch.nn.functional import logsigmoid
 
-from taugrad.estimators import REBAR, RLOO, DisARM, Enumeration, IndeCateR, control_variates
+from taugrad.estimators import REBAR, RLOO, DisARM, Enumeration, IndeCateR, control_variates, relax
 
 N, K = 2, 3
 
@@ -156,6 +156,101 @@ def test_the_eta_of_a_row_is_the_least_squares_fit_to_the_others():
         torch.testing.assert_close(ours.flatten()[row], fit[0, 0].clamp(0, 2))
     one = torch.ones(1)
     assert control_variates._fitted_to_other_rows(one, one, one).tolist() == [1.0]  # there is no other row
+
+
+# RELAX
+
+
+def learned(seed=3):
+    """A small c with second derivatives."""
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Flatten(-2), torch.nn.Linear(N * K, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1), torch.nn.Flatten(-2)
+    ).double()
+
+
+def relax_gradients(f, control, logits, tau=0.7, draws=10_000, seed=0):
+    """Gradients to the logits (draws, N, K) and the squares that train c, (draws,)."""
+    leaf = logits.expand(draws, N, K).clone().requires_grad_()
+    value, square = relax(f, control, leaf, tau, generator=generator(seed))
+    return torch.autograd.grad(value.sum(), leaf)[0], square
+
+
+def test_relax_is_unbiased_with_any_control_and_its_square_is_that_of_the_gradient():
+    logits, f = problem()
+    exact = exact_gradient(f, logits)
+    control = learned()
+    scaled = lambda y: 5 * control(y)  # noqa: E731
+    gradients, square = relax_gradients(f, scaled, logits, draws=20_000)
+    assert mean_p_value(gradients, exact) > FALSE_FAILURE
+    torch.testing.assert_close(square, gradients.square().sum((-2, -1)))
+    constant = relax_gradients(f, lambda y: scaled(y.detach()) + 0 * y.sum((-2, -1)), logits, draws=20_000)[0]
+    assert mean_p_value(constant, exact) < FALSE_FAILURE  # power: without the pathwise part it is biased
+
+
+def test_relax_with_f_as_its_control_is_rebar():
+    logits, f = problem()
+    ours, _ = relax_gradients(f, f, logits, draws=50)
+    *_, expected = drawn_gradients(REBAR(), f, logits, draws=50, tau=0.7)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_the_square_of_relax_has_the_gradient_of_finite_differences_and_each_result_trains_its_own_part():
+    logits, f = problem()
+    control, scale = learned(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    parameters = list(control.parameters())
+    leaf = logits.expand(30, N, K).clone().requires_grad_()
+    value, square = relax(lambda z: scale * f(z), control, leaf, 0.7, generator=generator())
+    assert torch.autograd.grad(value.sum(), parameters, allow_unused=True, retain_graph=True) == (None,) * 4
+    assert torch.autograd.grad(square.sum(), (leaf, scale), allow_unused=True, retain_graph=True) == (None, None)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), scale, retain_graph=True)[0] * scale, value.sum())
+    for parameter, ours in zip(parameters, torch.autograd.grad(square.sum(), parameters), strict=True):
+        direction = torch.randn_like(parameter)
+        ends = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                parameter += step * direction
+            g, _ = relax_gradients(lambda z: scale.detach() * f(z), control, logits, draws=30)
+            ends.append(g.square().sum())
+            with torch.no_grad():
+                parameter -= step * direction
+        torch.testing.assert_close((ours * direction).sum(), (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
+def test_a_control_that_trains_by_the_square_lowers_the_variance():
+    logits, f = problem()
+    shifted = lambda z: 2 + f(z)  # noqa: E731
+    control = learned()
+    optimizer = torch.optim.Adam(control.parameters(), lr=0.02)
+    before = relax_gradients(shifted, control, logits, draws=2000, seed=1)[0].var(0).sum()
+    for step in range(100):
+        optimizer.zero_grad()
+        relax_gradients(shifted, control, logits, draws=200, seed=step + 2)[1].mean().backward()
+        optimizer.step()
+    after = relax_gradients(shifted, control, logits, draws=2000, seed=1)[0].var(0).sum()
+    assert after < before / 5
+
+
+@each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_relax_takes_every_dtype_and_masks(dtype):
+    control = learned().to(dtype)
+    logits = torch.randn(2, 20, N, K).to(dtype)
+    logits[..., 0, 1] = -torch.inf
+    logits.requires_grad_()
+    value, square = relax(lambda z: z[..., 0, 0] + z[..., 1, 1], control, logits, 0.5)
+    (g,) = torch.autograd.grad(value.sum(), logits)
+    assert (value.shape, value.dtype, square.shape) == ((2, 20), dtype, (2, 20))
+    assert torch.isfinite(g).all()
+    assert torch.isfinite(square).all()
+    assert (g[..., 0, 1] == 0).all()
+    assert (g[..., 0, 0] != 0).any()
+    square.mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in control.parameters())
+    with pytest.raises(ValueError, match="logits must have a finite entry in every row"):
+        relax(lambda z: z.sum((-2, -1)), control, torch.full((2, N, K), -torch.inf))
+
+
+# What they cost and save
 
 
 def variance(estimator, f, logits, tau=1.0, draws=4000):

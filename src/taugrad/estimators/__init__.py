@@ -14,7 +14,7 @@ gradient; a row with every class masked raises), any stride. Pathwise ones take 
 """
 
 from taugrad.estimators.base import Estimator, Pathwise, check_pathwise
-from taugrad.estimators.control_variates import REBAR
+from taugrad.estimators.control_variates import REBAR, relax
 from taugrad.estimators.coupled import DisARM
 from taugrad.estimators.enumeration import Enumeration, check_enumerable, configurations
 from taugrad.estimators.relaxed import (
@@ -44,4 +44,5 @@ __all__ = [
     "check_enumerable",
     "check_pathwise",
     "configurations",
+    "relax",
 ]
