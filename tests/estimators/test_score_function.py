@@ -291,7 +291,7 @@ def test_f_is_evaluated_as_often_as_said(estimator, evaluations):
     assert kept == ([True, False] if isinstance(estimator, IndeCateR) else [True] * len(counts))
 
 
-@each("estimator", [RLOO(), IndeCateR(), DisARM()])
+@each("estimator", [RLOO(), IndeCateR(), DisARM(), REBAR(eta=None)])
 @each("masked", [(0, 1), (2,), (0,)])
 def test_f_never_sees_a_masked_class_and_one_class_alone_has_no_gradient(estimator, masked):
     logits = torch.randn(50, N, K, dtype=torch.float64)
@@ -299,7 +299,7 @@ def test_f_never_sees_a_masked_class_and_one_class_alone_has_no_gradient(estimat
     logits.requires_grad_()
 
     def f(z):
-        assert not z[..., 0, list(masked)].any()
+        assert not z[..., 0, list(masked)].any()  # of soft samples neither
         return (z.flatten(-2) @ torch.arange(6.0, dtype=torch.float64)).square()
 
     (g,) = torch.autograd.grad(estimator.expectation(f, logits).sum(), logits)

@@ -28,7 +28,7 @@ HARD = [
 PATHWISE = [GumbelSoftmax(), *HARD]
 
 
-UNBIASED = [RLOO(samples=4), REBAR(eta=1.0), REBAR(eta=None), IndeCateR(samples=1), DisARM()]
+UNBIASED = [RLOO(samples=4), REBAR(eta=1.0), IndeCateR(samples=1), DisARM()]
 
 
 EVERY = [*PATHWISE, *UNBIASED, Enumeration()]

@@ -58,10 +58,11 @@ class IndeCateR(Estimator):
     Value $\frac1S \sum_s f(z_s)$; gradient
     $\frac1S \sum_s \sum_n \sum_k \nabla\pi_n(k) \, f(z_s \text{ with } z_{s,n} = k)$.
 
-    Bias: none. tau has no effect. A single latent's gradient is exact, and so is that of a sum over the latents of a
-    function of each. Cost: S (1 + N (K - 1)) evaluations of f in two calls, which must take further leading dimensions;
-    those of the second keep nothing for the backward, but take S N (K - 1) inputs of N K numbers at once. Deviation:
-    the N sums share a sample, whose own class is not evaluated again. Source: 2311.12569.
+    Bias: none. tau has no effect. A single latent's gradient is exact, and so is that of a sum over the latents of
+    a function of each; where f is far from one, `RLOO` of as many evaluations varies less. Cost: S (1 + N (K - 1))
+    evaluations of f in two calls, which must take further leading dimensions; those of the second keep nothing for
+    the backward, but take S N (K - 1) inputs of N K numbers at once. Deviation: the N sums share a sample, whose
+    own class is not evaluated again. Source: 2311.12569.
 
     >>> logits = torch.tensor([[0.0, 0.0]], requires_grad=True)
     >>> value = IndeCateR().expectation(lambda z: z[..., 0, 0], logits)
