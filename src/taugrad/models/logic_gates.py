@@ -38,7 +38,7 @@ Choose = Callable[[Tensor], Tensor]  # from logits (..., K) to choices: one-hot,
 
 PASSES_A = 12  # the function whose output is a
 _FUNCTIONS = 16
-_CACHED = 50_000  # numbers of a block of rows: five blocks fit a CPU's second cache
+_CACHED = 80_000  # numbers of a block of rows: a few blocks fit a CPU's second cache
 _ALL = slice(None)
 _CELL = 8  # pixels of a side in the picture of the gates
 
@@ -161,14 +161,13 @@ def _descend(c: Tensor, x: Tensor, wiring: Wiring, g: Tensor, db: Tensor | None)
     dc = torch.empty_like(c)
     _, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
     for s in _blocks(g):
-        gs, a, b = g[s], _rows(x, wiring.a, s), _rows(x, wiring.b, s)
-        ga, gb = gs * a.to(g.dtype), gs * b.to(g.dtype)
-        gab = ga * b.to(g.dtype)
-        for i, terms in enumerate((gs, ga, gb, gab)):
+        gs, a, b = g[s], _rows(x, wiring.a, s).to(g.dtype), _rows(x, wiring.b, s).to(g.dtype)
+        ga, gb = gs * a, gs * b
+        for i, terms in enumerate((gs, ga, gb, ga * b)):
             dc[s, i] = terms.sum(1)
         if db is not None:
-            torch.mul(gs, c2[s], out=db[s]).add_(ga.mul_(c3[s]))
-            gs.mul_(c1[s]).add_(gb.mul_(c3[s]))
+            torch.mul(gs, c2[s], out=db[s]).addcmul_(ga, c3[s])
+            gs.mul_(c1[s]).addcmul_(gb, c3[s])
     if db is not None:
         for s in _blocks(g):
             g[s].add_(_rows(db, wiring.inverse, s))
@@ -320,6 +319,9 @@ class LogicGates(nn.Module):
         self.image_size = tuple(image_size)
         self.classes, self.scale, self.thresholds, self.candidates = classes, scale, thresholds, candidates
         self.inputs = math.prod(image_size) * (thresholds or 1)
+        if self.inputs < 2:
+            raise ValueError(f"image_size must have at least 2 bits, got {self.inputs}")
+        self.group = gates // classes
         generator = Generator().manual_seed(seed)
         sizes = [self.inputs, *[gates] * (depth - 1)]
         self.layers = nn.ModuleList(LogicLayer(size, gates, residual, candidates, generator) for size in sizes)
