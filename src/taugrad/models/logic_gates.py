@@ -99,7 +99,7 @@ def random_wiring(inputs: int, gates: int, generator: Generator | None = None) -
 def class_sums(bits: Tensor, cs: Sequence[Tensor], wirings: Sequence[Wiring], classes: int) -> Tensor:
     """Return the sums of the last layer's outputs in each class's group, (classes, batch).
 
-    Value and gradient are those of `gate_outputs`, layer by layer, at a third of the time: hard gates keep their
+    Value and gradient are those of `gate_outputs`, layer by layer, in three quarters of the time: hard gates keep their
     outputs as bytes, and all is done in blocks of rows that stay in a CPU's cache.
 
     Args:
