@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, embedding_bag
 
 from taugrad.checks import check_count, check_counts, check_image_size, check_positive
 from taugrad.circuits import Circuit
@@ -103,8 +103,8 @@ def class_sums(bits: Tensor, cs: Sequence[Tensor], wirings: Sequence[Wiring], cl
     outputs as bytes, and all is done in blocks of rows that stay in a CPU's cache.
 
     Args:
-        bits: inputs (inputs, batch).
-        cs: coefficients (gates, 4) of each layer.
+        bits: inputs (inputs, batch), in [0, 1].
+        cs: coefficients (gates, 4) of each layer: rows of C, or mixtures of them.
         wirings: of each layer, by `random_wiring`; all layers have the same number of gates.
         classes: divides it.
 
@@ -189,9 +189,12 @@ def _blocks(x: Tensor) -> list[slice]:
 
 
 def chosen_rows(z: Tensor, x: Tensor, candidates: Tensor) -> Tensor:
-    """Return sum_k z_k x[candidate k], (gates, batch), of `z` and candidates (gates, K), inputs (inputs, batch)."""
-    rows = (z[:, k, None] * x.index_select(0, places) for k, places in enumerate(candidates.unbind(1)))
-    return cast(Tensor, sum(rows))
+    """Return sum_k z_k x[candidate k], (gates, batch), of `z` and candidates (gates, K), inputs (inputs, batch).
+
+    >>> chosen_rows(torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0], [4.0], [5.0]]), torch.tensor([[0, 2]]))
+    tensor([[5.]])
+    """
+    return embedding_bag(candidates, x.to(z.dtype), per_sample_weights=z, mode="sum")
 
 
 def thermometer(x: Tensor, thresholds: int) -> Tensor:
@@ -406,11 +409,13 @@ class LogicGates(nn.Module):
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the functions' shares, a layer a row and function 0 to 15 a column, and how much each pixel is read.
 
-        Both are relative to the largest: of the layer, and of all pixels.
+        Shares are square roots, so that rare functions show; both are relative to the largest, of the layer and of all
+        pixels.
         """
         shares, reads = self.shares(), readers(self.circuit()).view(-1, *self.image_size).sum(0)
-        cells = (shares / shares.amax(1, keepdim=True)).repeat_interleave(_CELL, 0).repeat_interleave(_CELL, 1)
-        return {"gates": cells, "pixels_read": grid((reads / reads.max().clamp_min(1)).expand(1, 1, *reads.shape))}
+        cells = (shares / shares.amax(1, keepdim=True)).sqrt()
+        pixels = grid((reads / reads.max().clamp_min(1)).expand(1, 1, *reads.shape))
+        return {"gates": cells.repeat_interleave(_CELL, 0).repeat_interleave(_CELL, 1), "pixels_read": pixels}
 
     def _layers(self) -> list[LogicLayer]:
         return [cast(LogicLayer, layer) for layer in self.layers]
