@@ -189,6 +189,9 @@ CONFIGS = [
         "error: data.labels must be at most 45060, as one class has 4506, got 60000",
     ),
     (["model=semi_supervised", "model.classes=5"], "error: labels must be in 0 to 4, or -1 for none, got 0 to 9: "),
+    (["model=logic_gates", "model.classes=5"], "error: labels must be in 0 to 4, got 0 to 9: model.classes must be"),
+    (["model=logic_gates", "model.gates=8001"], "LogicGates: gates must be a multiple of classes, 10, got 8001"),
+    (["model=logic_gates", "estimator=rloo"], "ImageTask: estimator must be a pathwise estimator, which gives samples"),
     # environments
     (policy("env.make.id=Nope-v0"), "error: env.make.id=Nope-v0: Environment `Nope` doesn't exist."),
     (policy("env.make.id=nope:Nope-v0"), "error: env.make.id=nope:Nope-v0: No module named 'nope'."),

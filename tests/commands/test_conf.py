@@ -155,6 +155,14 @@ def test_a_policy_is_chosen_by_its_model_alone(model, algorithm):
     assert config["length"] == config["collection"]["max_env_steps"] == 100_000
 
 
+def test_a_circuit_is_chosen_by_its_accuracy_and_wired_by_the_seed():
+    config = composed("model=logic_gates", "seed=3")
+    assert (config["objective"], config["direction"]) == ("val/accuracy", "maximize")
+    assert [config["callbacks"]["best"][name] for name in ("monitor", "mode")] == ["val/accuracy", "max"]
+    assert config["model"]["seed"] == 3
+    assert composed("experiment=logic_gates")["model"]["depth"] == 6
+
+
 def defaults(dataclass):
     """Values of a dataclass's fields that have a default, as a config writes them."""
     made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(dataclass)}

@@ -91,8 +91,13 @@ def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, 
             {"test/accuracy", "test/elbo", "val/accuracy"},
             {"class_samples", "analogies", "latent_traversal"},
         ),
+        (
+            ["model=logic_gates", "model.gates=40", *SHORT, "trainer.max_steps=30"],
+            {"test/accuracy", "test/gap", "val/gate_perplexity"},
+            {"gates", "pixels_read"},
+        ),
     ],
-    ids=["cat_vae", "structured", "semi_supervised"],
+    ids=["cat_vae", "structured", "semi_supervised", "logic_gates"],
 )
 def test_every_model_of_images_trains_resumes_and_is_drawn(small, metrics, pictures, tmp_path):
     target = tmp_path / "run"

@@ -13,6 +13,7 @@ from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split
 from taugrad.estimators import Estimator
 from taugrad.models.cat_vae import CatVAE
+from taugrad.models.logic_gates import LogicGates
 from taugrad.models.semi_supervised import SemiSupervised
 from taugrad.models.structured import Structured
 from taugrad.models.token_prior import TokenPrior
@@ -25,7 +26,7 @@ ESTIMATORS = sorted(
     if isinstance(c, type) and issubclass(c, Estimator) and not isabstract(c)
 )
 N, K = 2, 3  # of the structured model
-C = 3  # classes of the semi-supervised one
+C = 3  # classes of the semi-supervised one and of logic gates
 
 
 def task(model, **parts):
@@ -51,6 +52,12 @@ def semi_supervised(**changes):
     """A task of a small semi-supervised model, by changes as for `cat_vae`."""
     sizes = {"classes": C, "latent_size": 2, "channels": [4], "hidden": 16, "activation": "SiLU", "dropout": 0.0}
     return _task(SemiSupervised, sizes | {"augment": nn.Identity(), "alpha": 2.0, "image_size": [4, 4]}, {}, changes)
+
+
+def logic_gates(**changes):
+    """A task of a small network of logic gates, by changes as for `cat_vae`."""
+    sizes = {"gates": 30, "depth": 2, "classes": C, "image_size": [4, 4]}
+    return _task(LogicGates, sizes, {}, changes)
 
 
 def tokenizer(**changes):

@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from helpers.images import cat_vae, semi_supervised, structured, token_prior, tokenizer
+from helpers.images import cat_vae, logic_gates, semi_supervised, structured, token_prior, tokenizer
 from torch import nn
 
 from taugrad.models import base
@@ -13,6 +13,7 @@ CAPABILITIES = {
     cat_vae: EVERY | {"Started", "Tested", "Latent"},
     structured: EVERY | {"Started", "Tested"},
     semi_supervised: EVERY,
+    logic_gates: EVERY,
     tokenizer: EVERY | {"Coded", "Decoded", "Latent"},
     token_prior: {"ImageModel", "Pictured", "Tested"},
 }

@@ -19,7 +19,7 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, embedding_bag
 
 from taugrad.checks import check_count, check_counts, check_image_size, check_positive
 from taugrad.circuits import Circuit
@@ -65,9 +65,12 @@ def random_wiring(inputs: int, gates: int, generator: Generator | None = None) -
 
 
 def chosen_rows(z: Tensor, x: Tensor, candidates: Tensor) -> Tensor:
-    """Return sum_k z_k x[candidate k], (gates, batch), of `z` and candidates (gates, K), inputs (inputs, batch)."""
-    rows = (z[:, k, None] * x.index_select(0, places) for k, places in enumerate(candidates.unbind(1)))
-    return cast(Tensor, sum(rows))
+    """Return sum_k z_k x[candidate k], (gates, batch), of `z` and candidates (gates, K), inputs (inputs, batch).
+
+    >>> chosen_rows(torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0], [4.0], [5.0]]), torch.tensor([[0, 2]]))
+    tensor([[5.]])
+    """
+    return embedding_bag(candidates, x.to(z.dtype), per_sample_weights=z, mode="sum")
 
 
 def thermometer(x: Tensor, thresholds: int) -> Tensor:
@@ -189,6 +192,9 @@ class LogicGates(nn.Module):
         self.image_size = tuple(image_size)
         self.classes, self.scale, self.thresholds, self.candidates = classes, scale, thresholds, candidates
         self.inputs = math.prod(image_size) * (thresholds or 1)
+        if self.inputs < 2:
+            raise ValueError(f"image_size must have at least 2 bits, got {self.inputs}")
+        self.group = gates // classes
         generator = Generator().manual_seed(seed)
         sizes = [self.inputs, *[gates] * (depth - 1)]
         self.layers = nn.ModuleList(LogicLayer(size, gates, residual, candidates, generator) for size in sizes)
@@ -217,7 +223,7 @@ class LogicGates(nn.Module):
         """Return s, (batch, classes), of inputs (inputs, batch), each gate's function chosen of its logits (..., K)."""
         for layer in self.layers:
             bits = layer(bits, choose)
-        return bits.unflatten(0, (self.classes, -1)).sum(1).T / self.scale
+        return bits.unflatten(0, (self.classes, self.group)).sum(1).T / self.scale
 
     def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of a network drawn by a pathwise estimator, one for the batch."""
@@ -267,11 +273,13 @@ class LogicGates(nn.Module):
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the functions' shares, a layer a row and function 0 to 15 a column, and how much each pixel is read.
 
-        Both are relative to the largest: of the layer, and of all pixels.
+        Shares are square roots, so that rare functions show; both are relative to the largest, of the layer and of all
+        pixels.
         """
         shares, reads = self.shares(), readers(self.circuit()).view(-1, *self.image_size).sum(0)
-        cells = (shares / shares.amax(1, keepdim=True)).repeat_interleave(_CELL, 0).repeat_interleave(_CELL, 1)
-        return {"gates": cells, "pixels_read": grid((reads / reads.max().clamp_min(1)).expand(1, 1, *reads.shape))}
+        cells = (shares / shares.amax(1, keepdim=True)).sqrt()
+        pixels = grid((reads / reads.max().clamp_min(1)).expand(1, 1, *reads.shape))
+        return {"gates": cells.repeat_interleave(_CELL, 0).repeat_interleave(_CELL, 1), "pixels_read": pixels}
 
     def _layers(self) -> list[LogicLayer]:
         return [cast(LogicLayer, layer) for layer in self.layers]

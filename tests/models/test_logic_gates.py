@@ -1,0 +1,355 @@
+import itertools
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from helpers.cases import each
+from helpers.estimators import PATHWISE
+from helpers.images import C, logic_gates, trainer
+from torch.nn.functional import cross_entropy
+
+from taugrad import REBAR, GumbelSoftmax, STGumbelSoftmax
+from taugrad.circuits import Circuit
+from taugrad.data.batches import Batches, ShuffledBatches
+from taugrad.data.images import Split
+from taugrad.errors import DataError
+from taugrad.models import logic_gates as module
+from taugrad.models.logic_gates import (
+    LogicGates,
+    class_sums,
+    gate_outputs,
+    most_probable,
+    polynomials,
+    random_wiring,
+    readers,
+    thermometer,
+)
+
+BITS = torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([0.0, 1.0, 0.0, 1.0])
+
+
+def truth(g, a, b):
+    """Bit 2a + b of g, counted from the lowest."""
+    return g >> (2 * a + b) & 1
+
+
+def evaluated(circuit, bits):
+    """Sums of the classes' groups, (n, classes), of bits (n, inputs), by integer arithmetic of numpy."""
+    x = bits.numpy().astype(np.int64).T
+    for a, b, gate in circuit.layers:
+        x = truth(gate.numpy()[:, None], x[a.numpy()], x[b.numpy()])
+    return x.reshape(circuit.classes, -1, x.shape[1]).sum(1).T
+
+
+def mixed(z, a, b):
+    """Outputs of gates with weights `z` (gates, 16) of the functions, each the multilinear extension of its table."""
+    y = torch.zeros_like(a)
+    for g, (i, j) in itertools.product(range(16), itertools.product((0, 1), repeat=2)):
+        if truth(g, i, j):
+            y = y + z[:, g, None] * (a if i else 1 - a) * (b if j else 1 - b)
+    return y
+
+
+def dense(x, zs, wirings, classes):
+    """Class sums by `mixed`, a layer after the other."""
+    for z, wiring in zip(zs, wirings, strict=True):
+        x = mixed(z, x if wiring.a is None else x[wiring.a], x[wiring.b])
+    return torch.stack([part.sum(0) for part in x.chunk(classes)])
+
+
+def shuffled(model, seed=0):
+    """The model with random gates and choices of wiring."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * 3)
+    return model
+
+
+def stripes(n=120):
+    """Three classes that differ by one bright row, under some noise."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % C
+    x = (torch.rand(n, 4, 4, generator=g) < 0.05).to(torch.uint8)
+    x[torch.arange(n), labels] = 1
+    return Split(255 * x, labels)
+
+
+def test_the_polynomials_are_the_sixteen_truth_tables():
+    a, b = (part.expand(16, -1) for part in BITS)
+    y = gate_outputs(polynomials(), a, b)
+    assert y.tolist() == [[truth(g, i, j) for i, j in itertools.product((0, 1), repeat=2)] for g in range(16)]
+    named = {0: a * 0, 6: (a != b).float(), 8: a * b, 10: b, 12: a, 14: a.maximum(b), 15: a * 0 + 1}
+    for g, values in named.items():
+        assert torch.equal(y[g], values[g])
+
+
+@each("inputs, gates", [(784, 8000), (8000, 8000), (9, 9), (2, 2), (2, 30), (50, 3), (3, 3)])
+def test_the_wiring_gives_each_gate_two_inputs_and_uses_all_of_them_evenly(inputs, gates):
+    wiring = random_wiring(inputs, gates)
+    a = torch.arange(gates) if wiring.a is None else wiring.a
+    assert len(a) == len(wiring.b) == gates
+    assert (a != wiring.b).all()
+    uses = torch.cat([a, wiring.b]).bincount(minlength=inputs)
+    assert uses.max() - uses.min() <= 1
+    if inputs == gates:
+        assert wiring.a is None
+        assert torch.equal(wiring.b[wiring.inverse], torch.arange(gates))
+
+
+@each("depth, inputs, gates, soft", itertools.product((1, 3), (5, 12, 40), (12,), (True, False)))
+@pytest.mark.parametrize("cached", [20, 10**6], ids=["in blocks", "at once"])
+def test_the_sums_and_their_gradient_are_those_of_the_dense_network(depth, inputs, gates, soft, cached, monkeypatch):
+    monkeypatch.setattr(module, "_CACHED", cached)
+    wirings = [random_wiring(n, gates) for n in [inputs, *[gates] * (depth - 1)]]
+    x = torch.rand(inputs, 7, dtype=torch.float64)
+    x = x if soft else x.round()
+    zs = [torch.rand(gates, 16, dtype=torch.float64).softmax(-1) for _ in range(depth)]
+    zs = [(z if soft else most_probable(z)).requires_grad_() for z in zs]
+    weights = torch.randn(3, 7, dtype=torch.float64)
+    table = polynomials(torch.float64)
+    actual = class_sums(x, [z @ table for z in zs], wirings, 3)
+    expected = dense(x, zs, wirings, 3)
+    torch.testing.assert_close(actual, expected)
+    found = torch.autograd.grad((actual * weights).sum(), zs)
+    for grad, oracle in zip(found, torch.autograd.grad((expected * weights).sum(), zs), strict=True):
+        torch.testing.assert_close(grad, oracle)
+
+
+def test_the_gradient_passes_gradcheck_and_reaches_an_encoder_before_the_gates():
+    wirings = [random_wiring(n, 6) for n in (4, 6)]
+    cs = [torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in wirings]
+    x = torch.rand(4, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *cs: class_sums(x, cs, wirings, 2), cs)
+    assert torch.autograd.gradcheck(lambda x: class_sums(x, cs, wirings, 2), x.requires_grad_())
+
+
+@each("candidates", [None, 3])
+@each("estimator", PATHWISE)
+def test_every_pathwise_estimator_trains_all_layers_and_a_hard_one_by_bits(estimator, candidates, monkeypatch):
+    model = logic_gates(candidates=candidates).model
+    shuffled(model)
+    x, labels = torch.rand(40, 4, 4).round(), torch.arange(40) % C
+    seen = []
+    name = "_outputs" if candidates is None else "gate_outputs"
+    outputs = getattr(module, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, lambda *args: seen.append(outputs(*args)) or seen[-1])
+        terms = model.loss_terms(x, labels, estimator, 0.7)
+    terms["loss"].backward()
+    assert len(seen) == 2
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+    hard = not isinstance(estimator, GumbelSoftmax)
+    assert all(((y == 0) | (y == 1)).all() == hard for y in seen)
+    if candidates is None:
+        assert {y.dtype for y in seen} == {torch.int8 if hard else torch.float32}
+
+
+def test_a_compiler_sees_the_same_network(monkeypatch):
+    model = shuffled(logic_gates().model)
+    x, labels = torch.rand(20, 4, 4).round(), torch.arange(20) % C
+    found = []
+    for followed in (False, True):
+        monkeypatch.setattr(module, "followed", lambda followed=followed: followed)
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = model.loss_terms(x, labels, STGumbelSoftmax(), 1.0)["loss"]
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@each(
+    "changes, size",
+    [
+        ({}, (4, 4)),
+        ({"depth": 1}, (4, 4)),
+        ({"candidates": 4}, (4, 4)),
+        ({"thresholds": 3}, (4, 4)),
+        ({"thresholds": 1, "gates": 48}, (3, 4, 4)),
+    ],
+)
+def test_the_circuit_by_integer_arithmetic_is_the_network_that_is_evaluated(changes, size):
+    model = shuffled(logic_gates(image_size=size, **changes).model)
+    x = torch.rand(50, *size)
+    x = x if model.thresholds else x.round()
+    circuit = model.circuit()
+    assert circuit.inputs == math.prod(size) * (model.thresholds or 1)
+    bits = x.flatten(1)
+    if model.thresholds:
+        bits = torch.cat([(bits > k / (model.thresholds + 1)).float() for k in range(1, model.thresholds + 1)], 1)
+    sums = evaluated(circuit, bits)
+    with torch.no_grad():
+        logits = model.class_logits(model.bits(x), most_probable)
+    assert np.array_equal((logits * model.scale).round().numpy(), sums)
+    assert torch.equal(model.greedy(x), logits.argmax(-1))
+    labels = torch.arange(50) % C
+    terms, s = model.evaluation_terms(x, labels, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(s[:, 0], logits)
+    torch.testing.assert_close(terms["loss"], cross_entropy(logits, labels))
+    assert terms["accuracy"] == (logits.argmax(-1) == labels).float().mean()
+    a, b, gate = circuit.layers[-1]
+    assert a.dtype == b.dtype == gate.dtype == torch.int64
+
+
+def test_terms_of_gates_that_are_sure_agree_and_of_gates_that_know_nothing_are_even():
+    x, labels = torch.rand(60, 4, 4).round(), torch.arange(60) % C
+    evaluate = partial(LogicGates.evaluation_terms, generator=torch.Generator().manual_seed(0))
+    model = shuffled(logic_gates().model)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.logits.copy_(100 * most_probable(layer.logits))
+        terms, _ = evaluate(model, x, labels)
+        assert terms["accuracy"] == terms["drawn_accuracy"] == terms["relaxed_accuracy"]
+        assert terms["gap"] == 0
+        assert terms["gate_entropy"] < 1e-6
+        share = model.shares()
+        assert share.shape == (2, 16)
+        perplexity = [math.exp(-sum(p * math.log(p) for p in row if p > 0)) for row in share.tolist()]
+        assert terms["gate_perplexity"].item() == pytest.approx(sum(perplexity) / 2, rel=1e-5)
+        for layer in model.layers:
+            layer.logits.zero_()
+        terms, s = evaluate(model, x, labels)
+        assert terms["gate_entropy"].item() == pytest.approx(math.log(16))
+        assert terms["gate_perplexity"].item() == pytest.approx(1)
+        assert (s == 0).all()  # all gates are the constant 0
+        relaxed = model.class_logits(model.bits(x), lambda logits: logits.softmax(-1))
+        torch.testing.assert_close(relaxed * model.scale, torch.full((60, C), model.group / 2))
+
+
+def test_a_new_network_passes_a_pixel_to_each_output():
+    model = logic_gates(gates=48, depth=3).model
+    x = torch.rand(30, 4, 4).round()
+    first = model.layers[0].a
+    expected = x.flatten(1)[:, first].unflatten(1, (C, -1)).sum(-1)
+    torch.testing.assert_close(model.class_logits(model.bits(x), most_probable) * model.scale, expected)
+    assert (model.shares()[:, 12] == 1).all()
+
+
+def test_thresholds_give_an_intensity_its_bits():
+    x = torch.tensor([0.0, 0.25, 0.26, 0.5, 0.75, 0.76, 1.0])
+    expected = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1]])
+    assert torch.equal(thermometer(x, 3), expected.float())
+
+
+def test_readers_are_counted_among_the_gates_that_the_outputs_depend_on():
+    g = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        sizes = [7, 12, 12, 6]
+        layers = tuple(
+            (*torch.randint(n, (2, m), generator=g), torch.randint(16, (m,), generator=g))
+            for n, m in itertools.pairwise(sizes)
+        )
+        live, counts = set(range(6)), [0] * 7
+        for a, b, gate in reversed(layers):
+            reads = [
+                place
+                for i in live
+                for place, differs in (
+                    (a[i].item(), any(truth(int(gate[i]), 0, j) != truth(int(gate[i]), 1, j) for j in (0, 1))),
+                    (b[i].item(), any(truth(int(gate[i]), j, 0) != truth(int(gate[i]), j, 1) for j in (0, 1))),
+                )
+                if differs
+            ]
+            live, counts = set(reads), [reads.count(n) for n in range(7)]
+        assert readers(Circuit(7, layers, 2)).tolist() == counts
+
+
+@each("size, thresholds", [((4, 4), None), ((4, 6), 3), ((3, 4, 6), 2), ((2, 4, 4), None)])
+def test_pictures_show_functions_and_pixels(size, thresholds):
+    model = shuffled(logic_gates(image_size=size, thresholds=thresholds).model)
+    pictures = model.pictures(torch.zeros(1, *size), torch.zeros(1))
+    assert pictures["gates"].shape == (2 * 8, 16 * 8)
+    assert pictures["pixels_read"].shape == (size if size[0] != 2 else (8, 4))
+    for picture in pictures.values():
+        assert picture.min() >= 0
+        assert picture.max() == 1
+
+
+@pytest.mark.parametrize("candidates", [None, 4], ids=["fixed", "learned"])
+def test_a_small_network_learns_stripes_and_its_circuit_with_it(candidates, tmp_path):
+    split = stripes()
+    task = logic_gates(gates=60, candidates=candidates, optimizer=partial(torch.optim.Adam, lr=0.1), residual=2.0)
+    run = trainer(tmp_path, max_steps=100, limit_val_batches=0)
+    before = run.test(task, Batches(split, 40), verbose=False)[0]
+    run.fit(task, ShuffledBatches(split, 40, seed=0, stack=3), Batches(split, 40))
+    after = run.test(task, Batches(split, 40), verbose=False)[0]
+    assert after["test/accuracy"] > 0.9 > before["test/accuracy"] + 0.2
+    assert after["test/loss"] < before["test/loss"] - 0.2
+    assert (
+        np.mean(evaluated(task.model.circuit(), split.images.flatten(1) // 255).argmax(1) == split.labels.numpy()) > 0.9
+    )
+
+
+def test_a_checkpoint_has_its_wiring_whatever_the_seed():
+    for candidates in (None, 3):
+        trained, other = (logic_gates(seed=seed, candidates=candidates).model for seed in (1, 2))
+        shuffled(trained)
+        assert not torch.equal(trained.circuit().layers[0][1], other.circuit().layers[0][1])
+        other.load_state_dict(trained.state_dict())
+        for a, b in zip(trained.circuit().layers, other.circuit().layers, strict=True):
+            assert all(map(torch.equal, a, b))
+        again = logic_gates(seed=1, candidates=candidates).model
+        assert torch.equal(
+            again.layers[1].state_dict()["b" if candidates is None else "places"],
+            trained.layers[1].state_dict()["b" if candidates is None else "places"],
+        )
+
+
+@each(
+    "changes, sentence",
+    [
+        ({"gates": 31}, "gates must be a multiple of classes, 3, got 31"),
+        ({"gates": 0}, "gates must be at least 1, got 0"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"classes": 1}, "classes must be at least 2, got 1"),
+        ({"scale": 0.0}, "scale must be a positive finite number, got 0.0"),
+        ({"thresholds": 0}, "thresholds must be at least 1, got 0"),
+        ({"candidates": 1}, "candidates must be at least 2, got 1"),
+        ({"residual": math.nan}, "residual must be a finite number, got nan"),
+        ({"image_size": [4, 0]}, r"image_size\[1\] must be at least 1, got 0"),
+        ({"image_size": [1, 1]}, "image_size must have at least 2 bits, got 1"),
+        ({"image_size": [4]}, "image_size must be height and width, or channels, height and width"),
+    ],
+)
+def test_bad_sizes_get_a_sentence(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        logic_gates(**changes)
+
+
+@each(
+    "changes, x, labels, sentence",
+    [
+        (
+            {},
+            0.5,
+            0,
+            "images must be 0 or 1 without model.thresholds, got 0.5: data.binarize=static makes them so, model.t",
+        ),
+        ({}, 255.0, 0, "images must be 0 or 1 without model.thresholds, got 255"),
+        ({}, math.nan, 0, "images must be 0 or 1 without model.thresholds, got nan"),
+        ({"thresholds": 3}, 1.5, 0, r"images must be in \[0, 1\], got 1.5 to 1.5"),
+        (
+            {},
+            1.0,
+            3,
+            "labels must be in 0 to 2, got 3 to 3: model.classes must be the data's number of classes, and every",
+        ),
+        ({}, 1.0, -1, "labels must be in 0 to 2, got -1 to -1: model.classes must be"),
+    ],
+)
+def test_bad_images_and_labels_get_a_sentence_in_training_and_evaluation(changes, x, labels, sentence):
+    model = logic_gates(**changes).model
+    x, labels = torch.full((2, 4, 4), x), torch.full((2,), labels)
+    with pytest.raises(DataError, match=sentence):
+        model.loss_terms(x, labels, STGumbelSoftmax(), 1.0)
+    with pytest.raises(DataError, match=sentence):
+        model.evaluation_terms(x, labels, torch.Generator())
+
+
+def test_an_estimator_without_samples_is_refused():
+    with pytest.raises(TypeError, match="estimator must be a pathwise estimator, which gives samples, got REBAR"):
+        logic_gates(estimator=REBAR())
