@@ -10,18 +10,14 @@ from helpers.estimators import PATHWISE
 from helpers.images import C, logic_gates, trainer
 from torch.nn.functional import cross_entropy
 
-from taugrad import REBAR, GumbelSoftmax, STGumbelSoftmax
+from taugrad import REBAR, STGumbelSoftmax
 from taugrad.circuits import Circuit
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split
 from taugrad.errors import DataError
-from taugrad.models import logic_gates as module
 from taugrad.models.logic_gates import (
     LogicGates,
-    class_sums,
-    gate_outputs,
     most_probable,
-    polynomials,
     random_wiring,
     readers,
     thermometer,
@@ -52,13 +48,6 @@ def mixed(z, a, b):
     return y
 
 
-def dense(x, zs, wirings, classes):
-    """Class sums by `mixed`, a layer after the other."""
-    for z, wiring in zip(zs, wirings, strict=True):
-        x = mixed(z, x if wiring.a is None else x[wiring.a], x[wiring.b])
-    return torch.stack([part.sum(0) for part in x.chunk(classes)])
-
-
 def shuffled(model, seed=0):
     """The model with random gates and choices of wiring."""
     g = torch.Generator().manual_seed(seed)
@@ -77,89 +66,54 @@ def stripes(n=120):
     return Split(255 * x, labels)
 
 
-def test_the_polynomials_are_the_sixteen_truth_tables():
-    a, b = (part.expand(16, -1) for part in BITS)
-    y = gate_outputs(polynomials(), a, b)
-    assert y.tolist() == [[truth(g, i, j) for i, j in itertools.product((0, 1), repeat=2)] for g in range(16)]
-    named = {0: a * 0, 6: (a != b).float(), 8: a * b, 10: b, 12: a, 14: a.maximum(b), 15: a * 0 + 1}
-    for g, values in named.items():
-        assert torch.equal(y[g], values[g])
-
-
 @each("inputs, gates", [(784, 8000), (8000, 8000), (9, 9), (2, 2), (2, 30), (50, 3), (3, 3)])
 def test_the_wiring_gives_each_gate_two_inputs_and_uses_all_of_them_evenly(inputs, gates):
-    wiring = random_wiring(inputs, gates)
-    a = torch.arange(gates) if wiring.a is None else wiring.a
-    assert len(a) == len(wiring.b) == gates
-    assert (a != wiring.b).all()
-    uses = torch.cat([a, wiring.b]).bincount(minlength=inputs)
+    a, b = random_wiring(inputs, gates)
+    assert len(a) == len(b) == gates
+    assert (a != b).all()
+    uses = torch.cat([a, b]).bincount(minlength=inputs)
     assert uses.max() - uses.min() <= 1
-    if inputs == gates:
-        assert wiring.a is None
-        assert torch.equal(wiring.b[wiring.inverse], torch.arange(gates))
 
 
-@each("depth, inputs, gates, soft", itertools.product((1, 3), (5, 12, 40), (12,), (True, False)))
-@pytest.mark.parametrize("cached", [20, 10**6], ids=["in blocks", "at once"])
-def test_the_sums_and_their_gradient_are_those_of_the_dense_network(depth, inputs, gates, soft, cached, monkeypatch):
-    monkeypatch.setattr(module, "_CACHED", cached)
-    wirings = [random_wiring(n, gates) for n in [inputs, *[gates] * (depth - 1)]]
-    x = torch.rand(inputs, 7, dtype=torch.float64)
+@each("candidates", [None, 3])
+@each("soft", [True, False])
+def test_the_class_logits_and_their_gradients_are_those_of_a_dense_network(candidates, soft):
+    model = shuffled(logic_gates(candidates=candidates).model).double()
+    choose = (lambda logits: logits.softmax(-1)) if soft else STGumbelSoftmax().sample
+    x = torch.rand(16, 7, dtype=torch.float64)
     x = x if soft else x.round()
-    zs = [torch.rand(gates, 16, dtype=torch.float64).softmax(-1) for _ in range(depth)]
-    zs = [(z if soft else most_probable(z)).requires_grad_() for z in zs]
-    weights = torch.randn(3, 7, dtype=torch.float64)
-    table = polynomials(torch.float64)
-    actual = class_sums(x, [z @ table for z in zs], wirings, 3)
-    expected = dense(x, zs, wirings, 3)
+    seen = []
+    actual = model.class_logits(x, lambda logits: seen.append(choose(logits)) or seen[-1])
+    y, choices = x, iter(seen)
+    for layer in model.layers:
+        z = next(choices)
+        if candidates is None:
+            a, b = y[layer.a], y[layer.b]
+        else:
+            weights, places = next(choices), layer.places
+            a, b = (
+                torch.stack([w @ y[p] for w, p in zip(*side, strict=True)])
+                for side in zip(weights, places, strict=True)
+            )
+        y = mixed(z, a, b)
+    expected = torch.stack([part.sum(0) for part in y.chunk(C)]).T / model.scale
     torch.testing.assert_close(actual, expected)
-    found = torch.autograd.grad((actual * weights).sum(), zs)
-    for grad, oracle in zip(found, torch.autograd.grad((expected * weights).sum(), zs), strict=True):
-        torch.testing.assert_close(grad, oracle)
-
-
-def test_the_gradient_passes_gradcheck_and_reaches_an_encoder_before_the_gates():
-    wirings = [random_wiring(n, 6) for n in (4, 6)]
-    cs = [torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in wirings]
-    x = torch.rand(4, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda *cs: class_sums(x, cs, wirings, 2), cs)
-    assert torch.autograd.gradcheck(lambda x: class_sums(x, cs, wirings, 2), x.requires_grad_())
+    assert soft or ((y == 0) | (y == 1)).all()
+    parameters = list(model.parameters())
+    weights = torch.randn_like(actual)
+    found = torch.autograd.grad((actual * weights).sum(), parameters, retain_graph=True)
+    oracle = torch.autograd.grad((expected * weights).sum(), parameters)
+    torch.testing.assert_close(found, oracle)
 
 
 @each("candidates", [None, 3])
 @each("estimator", PATHWISE)
-def test_every_pathwise_estimator_trains_all_layers_and_a_hard_one_by_bits(estimator, candidates, monkeypatch):
+def test_every_pathwise_estimator_trains_all_layers(estimator, candidates):
     model = logic_gates(candidates=candidates).model
     shuffled(model)
     x, labels = torch.rand(40, 4, 4).round(), torch.arange(40) % C
-    seen = []
-    name = "_outputs" if candidates is None else "gate_outputs"
-    outputs = getattr(module, name)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, name, lambda *args: seen.append(outputs(*args)) or seen[-1])
-        terms = model.loss_terms(x, labels, estimator, 0.7)
-    terms["loss"].backward()
-    assert len(seen) == 2
+    model.loss_terms(x, labels, estimator, 0.7)["loss"].backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
-    hard = not isinstance(estimator, GumbelSoftmax)
-    assert all(((y == 0) | (y == 1)).all() == hard for y in seen)
-    if candidates is None:
-        assert {y.dtype for y in seen} == {torch.int8 if hard else torch.float32}
-
-
-def test_a_compiler_sees_the_same_network(monkeypatch):
-    model = shuffled(logic_gates().model)
-    x, labels = torch.rand(20, 4, 4).round(), torch.arange(20) % C
-    found = []
-    for followed in (False, True):
-        monkeypatch.setattr(module, "followed", lambda followed=followed: followed)
-        torch.manual_seed(0)
-        model.zero_grad()
-        loss = model.loss_terms(x, labels, STGumbelSoftmax(), 1.0)["loss"]
-        loss.backward()
-        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 @each(
