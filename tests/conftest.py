@@ -22,7 +22,7 @@ from taugrad.ops.native.build import build_binding
 build_binding()  # before the first use of the kernels, so that they are found with it
 
 
-UNIT = ("circuits", "ops", "estimators", "layers", "models", "rl", "data")  # folders of the library
+UNIT = ("ops", "estimators", "layers", "models", "rl", "data")  # folders of the library
 UNIT_FILES = ("bounds", "distributions", "nets", "probe", "schedules", "checks")
 TIERS = {"unit", "command", "system", "triton", "slow"}
 

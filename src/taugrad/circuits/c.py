@@ -1,4 +1,4 @@
-"""Circuits as C: a table of gates that is computed on words of 512 images, compiled in a second and called by ctypes."""
+"""Circuits as C: a table of gates that is computed on words of 512 images, compiled in a second, called by ctypes."""
 
 import ctypes
 import tempfile
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from taugrad.checks import check_count
-from taugrad.circuits.netlist import GATES, Circuit, Netlist, simplify
+from taugrad.circuits.netlist import GATES, Circuit, Netlist, depths, levels, simplify
 from taugrad.compiler import BuildError, find_compiler, run_for_this_cpu
 from taugrad.errors import DataError
 
@@ -42,8 +42,8 @@ def c_source(netlist: Netlist, thresholds: int | None = None, name: str = "circu
 
     Args:
         netlist: from `simplify`.
-        thresholds: bits of an intensity: input `k * pixels + i` is whether pixel i is above `(k + 1) / (thresholds + 1)`
-            of the largest intensity, 255. None: images are bytes of 0 and 1, the inputs.
+        thresholds: bits of an intensity, in the order of `input_bits`; images are then bytes of 0 to 255. None: images
+            are bytes of 0 and 1, the inputs.
         name: of the file, for the comment at its beginning.
 
     Raises:
@@ -101,14 +101,10 @@ def _cuts(inputs: int, thresholds: int | None) -> list[int]:
     check_count("thresholds", thresholds)
     if thresholds > _MOST_THRESHOLDS or inputs % thresholds:
         raise ValueError(
-            f"thresholds must be at most {_MOST_THRESHOLDS} and divide the {inputs} inputs of the circuit, got {thresholds}"
+            f"thresholds must be at most {_MOST_THRESHOLDS} and divide the circuit's {inputs} inputs, got {thresholds}"
         )
     intensities = torch.arange(256) / 255
-    return [int((intensities <= level).sum()) - 1 for level in _levels(thresholds)]
-
-
-def _levels(thresholds: int) -> Tensor:
-    return torch.arange(1, thresholds + 1) / (thresholds + 1)
+    return [int((intensities <= level).sum()) - 1 for level in levels(thresholds)]
 
 
 def _placed(netlist: Netlist) -> tuple[list[list[int]], list[tuple[int, int, int]], np.ndarray, int]:
@@ -119,10 +115,7 @@ def _placed(netlist: Netlist) -> tuple[list[list[int]], list[tuple[int, int, int
         outputs, (outputs, 2); and the number of places. Place 0 is false.
     """
     first = netlist.inputs + 1
-    depth = [0] * first
-    for a, b, _ in netlist.gates.tolist():
-        depth.append(1 + max(depth[a], depth[b]))
-    order = np.lexsort((netlist.gates[:, 2], np.array(depth[first:], dtype=np.int64)))
+    order = np.lexsort((netlist.gates[:, 2], np.array(depths(netlist)[first:], dtype=np.int64)))
     last = np.full(first + len(order), -1)
     for step, gate in enumerate(order):
         last[netlist.gates[gate, :2]] = step
@@ -215,7 +208,9 @@ class CompiledCircuit:
         x = torch.as_tensor(images, device="cpu")
         x = x.flatten(1) if x.ndim > 1 else x
         if x.ndim != 2 or x.shape[1] != self.pixels:
-            raise ValueError(f"images must be (n, {self.pixels}), or more dimensions of that size, got {tuple(x.shape)}")
+            raise ValueError(
+                f"images must be (n, {self.pixels}), or more dimensions of that size, got {tuple(x.shape)}"
+            )
         if x.dtype in (torch.bool, torch.uint8):
             return x.to(torch.uint8).contiguous()
         if self.thresholds is None:
@@ -224,7 +219,7 @@ class CompiledCircuit:
             return x.to(torch.uint8).contiguous()
         if not x.is_floating_point() or not ((x >= 0) & (x <= 1)).all():
             raise DataError(f"images must be uint8, or numbers in [0, 1], got {x.dtype}")
-        return self._bytes[torch.bucketize(x.float(), _levels(self.thresholds))].contiguous()
+        return self._bytes[torch.bucketize(x.float(), levels(self.thresholds))].contiguous()
 
 
 def compile_source(source: Path, library: Path) -> None:

@@ -11,6 +11,12 @@ typedef uint64_t word __attribute__((vector_size(64), may_alias));
 typedef uint64_t word;
 #endif
 
+#if LARGEST == 1
+#define BIT(byte, cut) (byte)
+#else
+#define BIT(byte, cut) ((byte) > (cut))
+#endif
+
 #define LANES (sizeof(word) / 8)
 #define BLOCK (64 * LANES)
 
@@ -48,21 +54,15 @@ static int pack(struct space *s, const uint8_t *images, size_t n) {
                 continue;
             }
             for (size_t c = 0; c < CUTS; c++) {
-                const uint8_t cut = circuit_cuts[c];
                 uint8_t *row = s->rows[g] + c * PIXELS;
                 for (size_t i = 0; i < PIXELS; i++) {
-                    uint8_t bits = x[7][i] > cut;
-                    bits = (uint8_t)(bits + bits + (x[6][i] > cut));
-                    bits = (uint8_t)(bits + bits + (x[5][i] > cut));
-                    bits = (uint8_t)(bits + bits + (x[4][i] > cut));
-                    bits = (uint8_t)(bits + bits + (x[3][i] > cut));
-                    bits = (uint8_t)(bits + bits + (x[2][i] > cut));
-                    bits = (uint8_t)(bits + bits + (x[1][i] > cut));
-                    bits = (uint8_t)(bits + bits + (x[0][i] > cut));
+                    uint8_t bits = 0;
+                    for (int r = 7; r >= 0; r--) bits = (uint8_t)(bits + bits + BIT(x[r][i], circuit_cuts[c]));
                     row[i] = bits;
-                    if (LARGEST < 255) seen |= x[0][i] | x[1][i] | x[2][i] | x[3][i] | x[4][i] | x[5][i] | x[6][i] | x[7][i];
                 }
             }
+            for (size_t i = 0; LARGEST < 255 && i < PIXELS; i++)
+                seen |= x[0][i] | x[1][i] | x[2][i] | x[3][i] | x[4][i] | x[5][i] | x[6][i] | x[7][i];
         }
         for (size_t i = 0; i < INPUTS; i++) {
             uint64_t bits = 0;
@@ -148,10 +148,13 @@ static void choose(struct space *s) {
 /* Write numbers of n images, a step apart, from their binary digits. */
 static void unpack(const word *digits, size_t size, size_t n, int32_t *numbers, size_t step) {
     const uint64_t *words = (const uint64_t *)digits;
-    for (size_t j = 0; j < n; j++) {
-        int32_t number = 0;
-        for (size_t k = 0; k < size; k++) number |= (int32_t)(words[k * LANES + j / 64] >> j % 64 & 1) << k;
-        numbers[j * step] = number;
+    for (size_t first = 0; first < n; first += 64) {
+        int32_t own[64] = {0};
+        for (size_t k = 0; k < size; k++) {
+            const uint64_t bits = words[k * LANES + first / 64];
+            for (int j = 0; j < 64; j++) own[j] |= (int32_t)(bits >> j & 1) << k;
+        }
+        for (size_t j = 0; j < 64 && first + j < n; j++) numbers[(first + j) * step] = own[j];
     }
 }
 

@@ -3,14 +3,21 @@
 Gate g has the output $(g >> (2a + b)) & 1$ for inputs $a, b$: 8 is AND, 14 OR, 6 XOR, 12 is `a`, 3 is NOT `a`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-FALSE = 0  # the literal of a constant; 1 is true
 GATES = {2: "~a & b", 4: "a & ~b", 6: "a ^ b", 8: "a & b", 14: "a | b"}  # of a netlist, as C writes them
+_COMPUTED: dict[int, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    2: lambda a, b: ~a & b,
+    4: lambda a, b: a & ~b,
+    6: np.bitwise_xor,
+    8: np.bitwise_and,
+    14: np.bitwise_or,
+}
 
 
 class Circuit(NamedTuple):
@@ -85,6 +92,50 @@ def class_sums(circuit: Circuit, bits: Tensor) -> Tensor:
     for a, b, gate in circuit.layers:
         x = gate >> (2 * x[:, a] + x[:, b]) & 1
     return x.unflatten(-1, (circuit.classes, -1)).sum(-1)
+
+
+def netlist_sums(netlist: Netlist, bits: Tensor) -> Tensor:
+    """Sums of the groups (batch, classes), int64, of input bits (batch, inputs), by the netlist.
+
+    >>> xor = Circuit(2, ((torch.tensor([0]), torch.tensor([1]), torch.tensor([6])),), 1)
+    >>> netlist_sums(simplify(xor), torch.tensor([[0, 0], [0, 1], [1, 1]])).flatten()
+    tensor([0, 1, 0])
+    """
+    packed = np.packbits(bits.numpy(force=True).astype(bool), axis=0).T  # eight images a byte
+    v = [np.zeros_like(packed[0]), *np.ascontiguousarray(packed)]
+    for a, b, gate in netlist.gates.tolist():
+        v.append(_COMPUTED[gate](v[a], v[b]))
+    outputs = [v[literal >> 1] ^ np.uint8(255 * (literal & 1)) for literal in netlist.outputs.tolist()]
+    groups = np.stack(outputs).reshape(netlist.classes, -1, len(v[0]))
+    sums = [np.unpackbits(group, axis=1, count=len(bits)).sum(0, dtype=np.int64) for group in groups]
+    return torch.from_numpy(np.stack(sums, 1))
+
+
+def levels(thresholds: int) -> Tensor:
+    """Return the intensities k / (thresholds + 1) for k = 1 ... thresholds."""
+    return torch.arange(1, thresholds + 1) / (thresholds + 1)
+
+
+def input_bits(images: Tensor, thresholds: int | None = None) -> Tensor:
+    """Return the inputs (n, inputs), bool, of images (n, ...) in [0, 1]: pixels, or whether they are above each level.
+
+    Input `k * pixels + i` is whether pixel i is above `(k + 1) / (thresholds + 1)`.
+
+    >>> input_bits(torch.tensor([[0.1, 0.6]]), thresholds=3).long()
+    tensor([[0, 1, 0, 1, 0, 0]])
+    """
+    x = images.flatten(1)
+    if thresholds is None:
+        return x > 0
+    return (x.unsqueeze(1) > levels(thresholds).to(x).unsqueeze(1)).flatten(1)
+
+
+def depths(netlist: Netlist) -> list[int]:
+    """Return the number of gates on the longest way from an input to each net."""
+    found = [0] * (netlist.inputs + 1)
+    for a, b, _ in netlist.gates.tolist():
+        found.append(1 + max(found[a], found[b]))
+    return found
 
 
 def simplify(circuit: Circuit) -> Netlist:
