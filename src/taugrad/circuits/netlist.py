@@ -88,10 +88,11 @@ def class_sums(circuit: Circuit, bits: Tensor) -> Tensor:
     >>> class_sums(xor, torch.tensor([[0, 0], [0, 1], [1, 1]])).flatten()
     tensor([0, 1, 0])
     """
-    x = bits.long()
+    x = bits.to(torch.uint8).T.contiguous()  # (inputs, batch): a gate takes whole rows
     for a, b, gate in circuit.layers:
-        x = gate >> (2 * x[:, a] + x[:, b]) & 1
-    return x.unflatten(-1, (circuit.classes, -1)).sum(-1)
+        x = gate.to(torch.uint8).unsqueeze(1) >> 2 * x[a] + x[b]
+        x &= 1
+    return x.unflatten(0, (circuit.classes, -1)).sum(1).T
 
 
 def netlist_sums(netlist: Netlist, bits: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ def netlist_sums(netlist: Netlist, bits: Tensor) -> Tensor:
     for a, b, gate in netlist.gates.tolist():
         v.append(_COMPUTED[gate](v[a], v[b]))
     outputs = [v[literal >> 1] ^ np.uint8(255 * (literal & 1)) for literal in netlist.outputs.tolist()]
-    groups = np.stack(outputs).reshape(netlist.classes, -1, len(v[0]))
+    groups = np.stack(outputs).reshape(netlist.classes, len(outputs) // netlist.classes, len(v[0]))
     sums = [np.unpackbits(group, axis=1, count=len(bits)).sum(0, dtype=np.int64) for group in groups]
     return torch.from_numpy(np.stack(sums, 1))
 

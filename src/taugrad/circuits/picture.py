@@ -28,9 +28,7 @@ def plot(netlist: Netlist, axes: Any) -> None:
     for net in sorted({1, *range(1, first + len(netlist.gates)), *(netlist.outputs >> 1).tolist()}):
         columns.setdefault(depth[net], []).append(net)
     height = max(len(netlist.outputs), *map(len, columns.values()))
-    at = {net: (x, place(i, len(nets), height)) for x, nets in columns.items() for i, net in enumerate(nets)}
-    if 0 in (netlist.outputs >> 1):
-        at[0] = (0, -1.0)
+    at = {net: (x, _place(i, len(nets), height)) for x, nets in columns.items() for i, net in enumerate(nets)}
     end = max(columns) + 1
     wires = []
     for net, (a, b, gate) in enumerate(netlist.gates.tolist(), first):
@@ -40,7 +38,7 @@ def plot(netlist: Netlist, axes: Any) -> None:
         wires += [(source, x - 0.3, y + dy, negated[source]) for source, dy in zip(above, (0.12, -0.12), strict=True)]
         _box(axes, x, y, _NAMES[gate], "white")
     for i, literal in enumerate(netlist.outputs.tolist()):
-        y = place(i, len(netlist.outputs), height)
+        y = _place(i, len(netlist.outputs), height)
         wires.append((literal >> 1, end - 0.3, y, bool(literal & 1)))
         _box(axes, end, y, f"y{i // per_class}_{i % per_class}", f"C{i // per_class}")
     for net in (net for net in at if net < first):
@@ -49,11 +47,11 @@ def plot(netlist: Netlist, axes: Any) -> None:
         axes.plot([at[source][0] + 0.3, x], [at[source][1], y], color="#888888", lw=0.8, zorder=1)
         if negated:
             axes.plot([x], [y], "o", ms=4, mfc="white", mec="#222222", mew=0.8, zorder=3)
-    axes.set(xlim=(-0.5, end + 0.5), ylim=(min(y for _, y in at.values()) - 1, height))
+    axes.set(xlim=(-0.5, end + 0.5), ylim=(-1, height))
     axes.axis("off")
 
 
-def place(i: int, n: int, height: int) -> float:
+def _place(i: int, n: int, height: int) -> float:
     """Height of item i of a column of n, from the top of a picture of `height` items."""
     return height - 0.5 - (i + 0.5) * height / n
 
