@@ -31,7 +31,7 @@ struct space {
 const int32_t circuit_sizes[] = {PIXELS, INPUTS, CLASSES, CUTS, BLOCK};
 const uint8_t circuit_cuts[] = CUT_VALUES;
 
-/* Return a word of a new space, which is zero: places that no one writes are the constant false. */
+/* Return a new space whose places are false, as place 0 stays; NULL if there is no memory. */
 static struct space *new_space(void) {
     struct space *s = aligned_alloc(64, (sizeof(struct space) + 63) / 64 * 64);
     if (s) memset(s->v, 0, sizeof s->v);
@@ -71,7 +71,7 @@ static int pack(struct space *s, const uint8_t *images, size_t n) {
         }
         for (size_t i = 0; i < INPUTS; i++) words[i * LANES + lane] = s->column[i];
     }
-    return seen <= LARGEST;
+    return !(seen & ~LARGEST);
 }
 
 static void compute(word *v) {
@@ -85,7 +85,8 @@ static void compute(word *v) {
 }
 
 /* Add bits x to the digits p from k upwards. */
-static inline void add(word *p, size_t k, word x) {
+static inline void add(word *p, size_t k, const word *bits) {
+    word x = *bits;
     for (; k < DIGITS; k++) {
         const word carry = p[k] & x;
         p[k] ^= x;
@@ -100,20 +101,23 @@ static inline void add_two(word *p, word *x, const word *y) {
     *p = sum;
 }
 
-/* Add `size` outputs, each XORed with `flip`, to the digits p. Two carries of one digit wait for each other. */
-static void count(word *p, const word *v, const place *outputs_of, size_t size, word flip) {
+/* Add `size` outputs, each XORed with *flip, to the digits p. Two carries of one digit wait for each other. */
+static void count(word *p, const word *v, const place *outputs_of, size_t size, const word *flip) {
     word waiting[DIGITS + 1], x, y;
     for (size_t i = 0; i < size / 2; i++) {
-        x = v[outputs_of[2 * i]] ^ flip;
-        y = v[outputs_of[2 * i + 1]] ^ flip;
+        x = v[outputs_of[2 * i]] ^ *flip;
+        y = v[outputs_of[2 * i + 1]] ^ *flip;
         add_two(p, &x, &y);
         size_t k = 1;
         for (size_t odd = i; odd & 1; odd >>= 1, k++) add_two(p + k, &x, waiting + k);
         waiting[k] = x;
     }
     for (size_t k = 1; k < DIGITS; k++)
-        if (size >> k & 1) add(p, k, waiting[k]);
-    if (size & 1) add(p, 0, v[outputs_of[size - 1]] ^ flip);
+        if (size >> k & 1) add(p, k, waiting + k);
+    if (size & 1) {
+        x = v[outputs_of[size - 1]] ^ *flip;
+        add(p, 0, &x);
+    }
 }
 
 static void sum(struct space *s) {
@@ -121,8 +125,8 @@ static void sum(struct space *s) {
     memset(s->sums, 0, sizeof s->sums);
     for (size_t c = 0; c < CLASSES; c++) {
         const place *own = outputs + c * OUTPUTS;
-        count(s->sums[c], s->v, own, plain[c], none);
-        count(s->sums[c], s->v, own + plain[c], OUTPUTS - plain[c], all);
+        count(s->sums[c], s->v, own, plain[c], &none);
+        count(s->sums[c], s->v, own + plain[c], OUTPUTS - plain[c], &all);
     }
 }
 

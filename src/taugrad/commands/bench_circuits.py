@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ from taugrad.circuits.c import CompiledCircuit
 from taugrad.commands.export import Greedy, gated
 from taugrad.data.batches import first_images
 from taugrad.extras import extra
-from taugrad.nets import mlp
 from taugrad.training.runs import load_run
 
 _TWO_INPUTS = (1, 2, 4, 6, 7, 8, 9, 11, 13, 14)  # gates that depend on both of their inputs
@@ -87,13 +87,22 @@ def contestants(run: Path | None, gates: int, depth: int, hidden: list[int], ima
 
 
 def _perceptron(sizes: list[int], path: Path) -> Any:
-    """Write a perceptron as an ONNX file, and return its session."""
-    extra("onnxscript", "onnx")
-    onnxruntime = extra("onnxruntime", "onnx")
-    net = mlp(sizes[0], sizes[1:-1], sizes[-1]).eval()
-    x = torch.zeros(2, sizes[0])
-    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.onnx.export(program, (), path, input_names=["x"], verbose=False, external_data=False)
+    """Write a perceptron of random weights as an ONNX file, and return its session."""
+    onnx, onnxruntime = extra("onnx", "onnx"), extra("onnxruntime", "onnx")
+    nodes, weights, name = [], [], "x"
+    for i, (width, units) in enumerate(pairwise(sizes)):
+        weights += [(f"w{i}", torch.randn(width, units) / width**0.5), (f"b{i}", torch.zeros(units))]
+        nodes.append(onnx.helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], [f"h{i}"]))
+        nodes.append(onnx.helper.make_node("Relu", [f"h{i}"], [name := f"y{i}"]))
+    nodes[-1] = onnx.helper.make_node("ArgMax", [f"h{len(sizes) - 2}"], [name], axis=1, keepdims=0)
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", sizes[0]])
+    y = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch"])
+    kept = [onnx.numpy_helper.from_array(value.numpy(), key) for key, value in weights]
+    opset = [onnx.helper.make_opsetid("", 17)]  # older than onnxruntime
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "mlp", [x], [y], kept), opset_imports=opset, ir_version=8
+    )
+    path.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -91,13 +91,13 @@ def export(config: DictConfig) -> None:
         raise ConfigError(f"out must end in .onnx, .pt2, .c, .blif or .v, got {out}")
     if arguments.part not in ("encoder", "decoder"):
         raise ConfigError(f"part must be encoder or decoder, got {arguments.part}")
+    if out.suffix in _CIRCUITS and arguments.part != "encoder":
+        raise ConfigError(f"part must be encoder for {out}, a circuit, got {arguments.part}")
     for package in ("onnxscript", "onnxruntime") if out.suffix == ".onnx" else ():
         extra(package, "onnx")
     require_file("out", out)
     task, data, _ = load_run(user_path(arguments.run), arguments.checkpoint, arguments.trust)
     if out.suffix in _CIRCUITS:
-        if arguments.part != "encoder":
-            raise ConfigError(f"part must be encoder for {out}, a circuit, got {arguments.part}")
         Console().print(write_circuit(task, data, out), soft_wrap=True)
         return
     module, x = Greedy(task), _inputs(task, data)
