@@ -5,6 +5,7 @@ from typing import Any
 from taugrad.circuits.netlist import Netlist, depths
 
 _NAMES = {2: "AND", 4: "AND", 6: "XOR", 8: "AND", 14: "OR"}
+_COLOURS = ("#bbccee", "#ffcccc", "#ccddaa", "#eeeebb", "#cceeff")  # of classes
 _NEGATED = {2: (True, False), 4: (False, True)}  # inputs of a gate
 
 
@@ -35,18 +36,19 @@ def plot(netlist: Netlist, axes: Any) -> None:
         x, y = at[net]
         above = sorted((a, b), key=lambda source: at[source][1], reverse=True)
         negated = dict(zip((a, b), _NEGATED.get(gate, (False, False)), strict=True))
-        wires += [(source, x - 0.3, y + dy, negated[source]) for source, dy in zip(above, (0.12, -0.12), strict=True)]
+        wires += [(source, x, y + dy, negated[source]) for source, dy in zip(above, (0.15, -0.15), strict=True)]
         _box(axes, x, y, _NAMES[gate], "white")
     for i, literal in enumerate(netlist.outputs.tolist()):
         y = _place(i, len(netlist.outputs), height)
-        wires.append((literal >> 1, end - 0.3, y, bool(literal & 1)))
-        _box(axes, end, y, f"y{i // per_class}_{i % per_class}", f"C{i // per_class}")
+        wires.append((literal >> 1, end, y, bool(literal & 1)))
+        _box(axes, end, y, f"y{i // per_class}_{i % per_class}", _COLOURS[i // per_class % len(_COLOURS)])
     for net in (net for net in at if net < first):
         _box(axes, *at[net], f"x{net - 1}" if net else "false", "#eeeeee")
     for source, x, y, negated in wires:
-        axes.plot([at[source][0] + 0.3, x], [at[source][1], y], color="#888888", lw=0.8, zorder=1)
+        left, level = at[source]
+        axes.plot([left, left + 0.2, x - 0.2, x], [level, level, y, y], color="#888888", lw=0.8, zorder=1)
         if negated:
-            axes.plot([x], [y], "o", ms=4, mfc="white", mec="#222222", mew=0.8, zorder=3)
+            axes.plot([x - 0.2], [y], "o", ms=4, mfc="white", mec="#222222", mew=0.8, zorder=3)
     axes.set(xlim=(-0.5, end + 0.5), ylim=(-1, height))
     axes.axis("off")
 
