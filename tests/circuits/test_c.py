@@ -99,6 +99,13 @@ def test_other_images_are_refused(compiled, images, error, sentence):
         compiled(images)
 
 
+def test_other_words_are_refused(compiled):
+    words = compiled.pack(torch.ones(600, 40))
+    for other, n in ((words, 1025), (words, 512), (words.view(np.int64), 600), (words[:, ::-1], 600), (words, -1)):
+        with pytest.raises(ValueError, match=r"words must be \(.*, 40, 8\), uint64 and contiguous, got \(2, 40, 8\)"):
+            compiled.classes_of_words(other, n)
+
+
 def test_one_byte_that_is_no_bit_is_found_anywhere(compiled):
     for i in (0, 511, 512, 999):
         images = torch.zeros(1000, 40, dtype=torch.uint8)

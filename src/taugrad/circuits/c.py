@@ -185,7 +185,14 @@ class CompiledCircuit:
         return words
 
     def classes_of_words(self, words: np.ndarray, n: int) -> Tensor:
-        """Return the classes (n,), int32, of n packed images."""
+        """Return the classes (n,), int32, of n images from `pack`.
+
+        Raises:
+            ValueError: `words` are not those of n images.
+        """
+        shape = -(-n // self.block), self.inputs, self.block // 64
+        if n < 0 or words.shape != shape or words.dtype != np.uint64 or not words.flags.c_contiguous:
+            raise ValueError(f"words must be {shape}, uint64 and contiguous, got {words.shape}, {words.dtype}")
         found = torch.empty(n, dtype=torch.int32)
         self._call("circuit_classes_of_words", words.ctypes.data, n, found.data_ptr())
         return found
