@@ -1,4 +1,4 @@
-"""Draw the figures of docs/course.md and docs/results.md from the library: python scripts/figures.py [NAME ...].
+"""Draw the figures of the course, the results and the circuits in docs/: python scripts/figures.py [NAME ...].
 
 Every figure is drawn again byte for byte by the same matplotlib on the same kind of CPU: its noise is seeded and always
 torch's own, which does not depend on compiled kernels, and its numbers are rounded before they are drawn.
@@ -23,6 +23,7 @@ from torch import Tensor
 
 import taugrad
 from taugrad.bounds import importance_weighted_bound
+from taugrad.circuits import Circuit, plot, simplify
 from taugrad.cli import one_sentence
 from taugrad.commands.probe import toy
 from taugrad.data.binarized_mnist import binarized_mnist
@@ -426,6 +427,23 @@ def figure_grid(out: Path) -> Numbers:
     return ours
 
 
+def figure_circuit(out: Path) -> Numbers:
+    """A random circuit of three layers over eight bits, and what is left of it when it is simplified."""
+    generator, width, layers = seeded(16), 8, []
+    for gates in (12, 10, 6):
+        a, b = torch.randint(width, (2, gates), generator=generator)
+        layers.append((a, b, torch.randint(16, (gates,), generator=generator)))
+        width = gates
+    netlist = simplify(Circuit(8, tuple(layers), classes=2))
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    plot(netlist, axes)
+    before = sum(len(gate) for _, _, gate in layers)
+    axes.set_title(f"{before} gates of three layers, {len(netlist.gates)} when simplified")
+    save(figure, out, "circuit")
+    return {"before": before, "gates": netlist.gates.flatten().tolist(), "outputs": netlist.outputs.tolist()}
+
+
 def seeded(seed: int) -> torch.Generator:
     """A generator of its own for each use, so that no figure depends on another."""
     return torch.Generator().manual_seed(seed)
@@ -452,6 +470,7 @@ DRAWN: dict[str, Callable[[Path], Numbers]] = {
     "schedules": figure_schedules,
     "backward": figure_backward,
     "grid": figure_grid,
+    "circuit": figure_circuit,
 }
 MEASURED: dict[str, Callable[[], Numbers]] = {"noise": measure_noise, "bias": measure_bias}
 

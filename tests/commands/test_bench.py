@@ -13,11 +13,14 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.circuits import Gates, pictures
 from helpers.estimators import EVERY
+from helpers.images import task
 from PIL import Image
 from torch import Tensor
 
 from taugrad.commands import bench as benchmarks
+from taugrad.commands import bench_circuits as benchmark_circuits
 from taugrad.commands import bench_processes as benchmark_processes
 from taugrad.errors import ConfigError
 from taugrad.estimators import Enumeration
@@ -181,6 +184,18 @@ def test_bad_arguments_end_in_a_sentence(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"this needs matplotlib: pip install 'taugrad\[plot\]'"):
         bench.main(["backward", "--plot", "a.png"])
+
+
+@pytest.mark.parametrize("given", ["random", "run"])
+def test_circuit_measures_a_random_circuit_or_that_of_a_run(given, records, monkeypatch):
+    data = pictures()
+    monkeypatch.setattr(benchmark_circuits, "load_run", lambda path: (task(Gates(thresholds=3)), data, {}))
+    which = ["--gates", "40", "--depth", "2"] if given == "random" else ["--run", "somewhere"]
+    found = records("circuit", *which, "--hidden", "8", "--images", "70")
+    pixels, classes = (784, 10) if given == "random" else (16, 5)
+    rivals = ["its network in torch", f"perceptron {pixels}-8-{classes}, onnxruntime"]
+    assert [name for _, name in found] == ["circuit", "circuit, packed before", *rivals]
+    assert all({"images_per_second", "time_over_circuit", "ns"} <= set(record) for record in found.values())
 
 
 def test_policy_measures_the_two_loops(records):

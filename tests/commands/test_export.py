@@ -4,8 +4,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from helpers.circuits import Gates, pictures
 from helpers.commands import SHORT, SMALL, run, run_process
+from helpers.images import cat_vae
+from helpers.images import task as task_of
 
+from taugrad.circuits import blif, c_source, simplify, verilog
+from taugrad.commands.export import write_circuit
+from taugrad.errors import ConfigError, TaugradError
 from taugrad.training.runs import load_run
 
 POLICY = ["model=policy", "env=k_cartpoles", "model.hidden=[16]", "env.max_env_steps=600", "evaluation.test_episodes=2"]
@@ -46,6 +52,38 @@ def test_an_exported_model_chooses_as_the_run_does(name, tmp_path):
 
 def test_another_ending_and_no_run_get_a_sentence(tmp_path):
     result = run("export.py", f"run={tmp_path}", "out=a.pkl", cwd=tmp_path)
-    assert "error: out must end in .onnx or .pt2, got a.pkl" in result.stderr
+    assert "error: out must end in .onnx, .pt2, .c, .blif or .v, got a.pkl" in result.stderr
     result = run("export.py", f"run={tmp_path}", "out=a.pt2", cwd=tmp_path)
     assert "error: run must be a run's directory that holds checkpoints/best.ckpt" in result.stderr
+
+
+@pytest.mark.parametrize("thresholds", [None, 3])
+def test_a_circuit_is_written_and_compared_with_the_model_on_all_test_images(thresholds, tmp_path):
+    task, data = task_of(model := Gates(thresholds)), pictures(255 if thresholds else 1)
+    for name, what in {"a.c": "program", "a.blif": "netlist", "a.v": "netlist"}.items():
+        told = write_circuit(task, data, tmp_path / name)
+        assert f"gates of 110 in 2 levels, {(tmp_path / name).stat().st_size:,} bytes" in told
+        assert told.endswith(f"; the {what} is the same as the model on 130 test images")
+    netlist = simplify(model.circuit())
+    assert (tmp_path / "a.c").read_text() == c_source(netlist, thresholds, "a.c")
+    assert (tmp_path / "a.blif").read_text() == blif(netlist)
+    assert (tmp_path / "a.v").read_text() == verilog(netlist)
+
+
+def test_a_circuit_that_is_not_the_model_is_an_error_and_one_without_a_compiler_is_not(tmp_path, monkeypatch):
+    task = task_of(model := Gates())
+    monkeypatch.setattr(model, "greedy", lambda x: torch.full((len(x),), 7))
+    for name in ("a.c", "a.v"):
+        with pytest.raises(TaugradError, match=rf"a\{name[1:]} differs from the model on 130 of 130 test images"):
+            write_circuit(task, pictures(1), tmp_path / name)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    told = write_circuit(task_of(Gates()), pictures(1), tmp_path / "a.c")
+    assert "the netlist (there is no C++ compiler: no-such-compiler is not on the PATH) is the same" in told
+
+
+def test_another_model_or_a_decoder_is_no_circuit(tmp_path):
+    with pytest.raises(ConfigError, match="run must be of model=logic_gates for a circuit, got one of CatVAE"):
+        write_circuit(cat_vae(), pictures(1), tmp_path / "a.c")
+    result = run("export.py", f"run={tmp_path}", "out=a.c", "part=decoder", cwd=tmp_path)
+    assert "error: part must be encoder for a.c, a circuit, got decoder" in result.stderr
+    assert list(tmp_path.iterdir()) == []

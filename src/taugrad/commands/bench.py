@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from taugrad import GumbelRao, ReinMax, gumbel_softmax
+from taugrad.commands import bench_circuits as circuits
 from taugrad.commands import bench_estimators as estimators
 from taugrad.commands import bench_loops as loops
 from taugrad.commands import bench_tokenizers as tokenizers
@@ -284,6 +285,22 @@ def bench_estimators(arguments: argparse.Namespace) -> list[Record]:
     ]
 
 
+def bench_circuit(arguments: argparse.Namespace) -> list[Record]:
+    """Measure images a second of a compiled circuit, of its network in torch and of a perceptron."""
+    found = circuits.contestants(arguments.run, arguments.gates, arguments.depth, arguments.hidden, arguments.images)
+    for call in found.calls.values():  # warm up
+        call()
+    sides = {name: partial(time_call, lambda call: call(), partial(list, [call])) for name, call in found.calls.items()}
+    measured = interleave(sides, arguments.rounds)
+    records: list[Record] = []
+    for name, seconds in measured.items():
+        each = statistics.median(seconds) / found.images
+        record: Record = {"shape": found.shape, "contestant": name, "images_per_second": 1 / each, "ns": 1e9 * each}
+        record |= ratio("time_over_circuit", seconds, measured["circuit"])
+        records.append(record | ({"bytes": found.bytes[name]} if name in found.bytes else {}))
+    return records
+
+
 def over_previous(sides: dict[str, Callable[[], float]], rounds: int) -> list[Record]:
     """Steps a second of loops that return seconds a step, and the time of each over that of the one before."""
     measured = interleave(sides, rounds)
@@ -405,7 +422,16 @@ def written(shape: Sequence[int]) -> str:
 def main(command: Sequence[str] | None = None) -> None:
     """Run one benchmark, once for each number of threads."""
     given = parser().parse_args(command)
-    measures = bench_op, bench_backward, bench_train, bench_classes, bench_policy, bench_tokenizers, bench_estimators
+    measures = (
+        bench_op,
+        bench_backward,
+        bench_train,
+        bench_classes,
+        bench_policy,
+        bench_tokenizers,
+        bench_estimators,
+        bench_circuit,
+    )
     measure = {f.__name__.removeprefix("bench_"): f for f in measures}[given.bench]
     if given.json:  # a path that cannot be written is found before the measuring
         require_file("--json", given.json)

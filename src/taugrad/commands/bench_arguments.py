@@ -19,6 +19,9 @@ quantizer by several estimators, and around those of vector-quantize-pytorch, wi
 python scripts/bench.py estimators: bias, variance and cosine of every estimator's gradient next to the exact one, on
 two choices among K classes, with the time and the bytes that it takes.
 
+python scripts/bench.py circuit: a compiled circuit of logic gates, with and without the packing of bytes into bits, its
+network in torch, and a perceptron in onnxruntime; the circuit of a run, or a random one.
+
 python scripts/bench.py policy: an environment step of the policy's training in Lightning and in a hand-written loop.
 """
 
@@ -103,6 +106,18 @@ def parser() -> argparse.ArgumentParser:
         "bytes for the backward over the logits', f's own included"
     )
     estimators.set_defaults(caption=caption, plotted=("cosine", "cosine of one draw to the exact gradient"))
+
+    circuit = benches.add_parser("circuit", parents=[common], help="a compiled circuit of logic gates")
+    circuit.add_argument("--run", type=user_path, help="a run of model=logic_gates; default: a random circuit")
+    circuit.add_argument("--gates", type=count, default=8000, help="of a layer of the random circuit")
+    circuit.add_argument("--depth", type=count, default=3, help="layers of the random circuit")
+    circuit.add_argument("--hidden", type=count, nargs="+", default=[256], help="units of the perceptron's layers")
+    circuit.add_argument("--images", type=count, default=4096, help="of a call")
+    caption = (
+        "ns: an image; bytes: of the compiled library, of the ONNX file. The circuit runs on one thread, whatever "
+        "--threads says; the last two on as many as it says"
+    )
+    circuit.set_defaults(caption=caption, plotted=("images_per_second", "images a second"))
     return found
 
 

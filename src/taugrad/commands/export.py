@@ -1,11 +1,14 @@
-"""The command `taugrad export`: a trained model as an ONNX file, or as a program of `torch.export`.
+"""The command `taugrad export`: a trained model as an ONNX file, a program of `torch.export`, or a circuit.
 
 The exported function is the task's `greedy`: every sample is replaced by the most probable choice. The other `part` of
-a model that has one, its decoder, goes from those choices back to pictures.
+a model that has one, its decoder, goes from those choices back to pictures. A network of logic gates can be written as
+the circuit that it is: in C, BLIF or Verilog.
 """
 
 import io
+import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +18,30 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
+from taugrad.circuits import (
+    CompiledCircuit,
+    blif,
+    c_source,
+    compile_source,
+    input_bits,
+    netlist_sums,
+    simplify,
+    verilog,
+)
+from taugrad.circuits.netlist import depths
+from taugrad.compiler import BuildError
 from taugrad.config import read
 from taugrad.data.batches import first_images
 from taugrad.errors import ConfigError, TaugradError
 from taugrad.extras import extra
 from taugrad.files import require_file, user_path, writing
-from taugrad.models.base import Decoded
+from taugrad.models.base import Decoded, Gated
 from taugrad.training.images import ImageTask
 from taugrad.training.runs import load_run
 from taugrad.training.task import Task
 
 _CHECKED = 100  # inputs on which the file is compared with the model
+_CIRCUITS = (".c", ".blif", ".v")
 
 
 @dataclass(frozen=True)
@@ -71,14 +87,19 @@ def export(config: DictConfig) -> None:
     """Write the run's model to `out`; TaugradError if the file does not compute what the model does."""
     arguments = read(ExportConfig, config)
     out = user_path(arguments.out)
-    if out.suffix not in (".onnx", ".pt2"):
-        raise ConfigError(f"out must end in .onnx or .pt2, got {out}")
+    if out.suffix not in (".onnx", ".pt2", *_CIRCUITS):
+        raise ConfigError(f"out must end in .onnx, .pt2, .c, .blif or .v, got {out}")
     if arguments.part not in ("encoder", "decoder"):
         raise ConfigError(f"part must be encoder or decoder, got {arguments.part}")
+    if out.suffix in _CIRCUITS and arguments.part != "encoder":
+        raise ConfigError(f"part must be encoder for {out}, a circuit, got {arguments.part}")
     for package in ("onnxscript", "onnxruntime") if out.suffix == ".onnx" else ():
         extra(package, "onnx")
     require_file("out", out)
     task, data, _ = load_run(user_path(arguments.run), arguments.checkpoint, arguments.trust)
+    if out.suffix in _CIRCUITS:
+        Console().print(write_circuit(task, data, out), soft_wrap=True)
+        return
     module, x = Greedy(task), _inputs(task, data)
     outputs = "choices"
     if arguments.part == "decoder":
@@ -97,6 +118,51 @@ def export(config: DictConfig) -> None:
     taken, given = (", ".join(["batch", *map(str, sizes)]) for sizes in (x.shape[1:], expected.shape[1:]))
     same = f"the same as the model on {len(x)} inputs"
     Console().print(f"{out}: ({taken}) to ({given}), {expected.dtype}; {same}", soft_wrap=True)
+
+
+def write_circuit(task: Task, data: LightningDataModule | None, out: Path) -> str:
+    """Write the circuit of a task's model, and return a sentence on its size; TaugradError if it is another function.
+
+    What is compared with the model on all test images is the compiled program of a `.c`, and the netlist of another
+    file, or where there is no compiler.
+    """
+    model = gated(task)
+    circuit = model.circuit()
+    netlist = simplify(circuit)
+    texts = {".c": lambda: c_source(netlist, model.thresholds, out.name), ".blif": partial(blif, netlist)}
+    text = texts.get(out.suffix, partial(verilog, netlist))()
+    with writing(out):
+        out.write_text(text, encoding="utf-8")
+    what, classify = "netlist", lambda x: netlist_sums(netlist, input_bits(x, model.thresholds)).argmax(-1)
+    if out.suffix == ".c":
+        try:
+            what, classify = "program", compiled(out)
+        except BuildError as error:
+            what = f"netlist ({error})"
+    assert data is not None  # a circuit is a model of images
+    data.setup("test")
+    module, batches = Greedy(task), [x for x, _ in data.test_dataloader()]
+    differ = torch.cat([module(x) for x in batches]) != classify(torch.cat(batches))
+    if differ.any():
+        raise TaugradError(f"{out} differs from the model on {differ.sum():,} of {len(differ):,} test images")
+    before = sum(len(gate) for _, _, gate in circuit.layers)
+    size = f"{len(netlist.gates):,} gates of {before:,} in {max(depths(netlist))} levels, {out.stat().st_size:,} bytes"
+    return f"{out}: {size}; the {what} is the same as the model on {len(differ):,} test images"
+
+
+def gated(task: Task) -> Gated:
+    """Return the task's model if it is a circuit; ConfigError if it is not."""
+    if not isinstance(task, ImageTask) or not isinstance(task.model, Gated):
+        what = type(task.model if isinstance(task, ImageTask) else task).__name__
+        raise ConfigError(f"run must be of model=logic_gates for a circuit, got one of {what}")
+    return task.model
+
+
+def compiled(source: Path) -> CompiledCircuit:
+    """Compile a circuit's program in a temporary directory, and load it; BuildError if that cannot be."""
+    with tempfile.TemporaryDirectory() as directory:
+        compile_source(source, library := Path(directory) / "circuit.so")
+        return CompiledCircuit(library)
 
 
 def _inputs(task: Task, data: LightningDataModule | None) -> Tensor:

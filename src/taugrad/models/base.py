@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 
+from taugrad.circuits import Circuit
 from taugrad.estimators import Estimator
 
 
@@ -88,6 +89,21 @@ class Decoded(Protocol):
 
     def picture(self, codes: Tensor) -> Tensor:
         """Return the mean pictures, in [0, 1], of codes as `greedy` returns them."""
+        ...
+
+
+@runtime_checkable
+class Gated(Protocol):
+    """Is a circuit of logic gates once it is trained, and can be exported as one.
+
+    Attributes:
+        thresholds: bits of an intensity, by `circuits.input_bits`; None for images of 0 and 1.
+    """
+
+    thresholds: int | None
+
+    def circuit(self) -> Circuit:
+        """Return the gates, each its most probable function."""
         ...
 
 

@@ -2,7 +2,8 @@
 
 import sys
 
-from taugrad.ops.native.build import BuildError, build_binding
+from taugrad.compiler import BuildError
+from taugrad.ops.native.build import build_binding
 
 try:
     print(f"the binding is in {build_binding()}")  # noqa: T201

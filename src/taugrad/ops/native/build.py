@@ -15,32 +15,23 @@ import importlib.machinery
 import importlib.util
 import os
 import platform
-import shlex
-import shutil
 import stat
-import subprocess
 import sysconfig
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
-from taugrad.errors import TaugradError
+from taugrad.compiler import BuildError, find_compiler, run_compiler, run_for_this_cpu
 
 _KERNELS = Path(__file__).parent / "kernels.cpp"
 _BINDING = Path(__file__).parent / "binding.cpp"  # the kernels and their binding
 # No -ffast-math: it would drop NaN and infinity, and linking with it changes the rounding mode of the whole process.
 _STANDARD = "-std=c++17"
 _FLAGS = ["-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
-_TIMEOUT = 300  # seconds
-_TEXT: Any = {"text": True, "encoding": "utf-8", "errors": "replace"}
-
-
-class BuildError(TaugradError):
-    """Kernels that cannot be compiled or loaded here; the message says why."""
+_WHAT = "the native kernels"
 
 
 def load() -> tuple[ctypes.CDLL, ModuleType | None]:
@@ -49,7 +40,7 @@ def load() -> tuple[ctypes.CDLL, ModuleType | None]:
     Raises:
         BuildError: there is no compiler, or it fails.
     """
-    compiler = _compiler()
+    compiler = find_compiler(_WHAT)
     try:
         directory = _private(_cache())
     except (OSError, RuntimeError):  # there is no home, or others can write there
@@ -72,7 +63,7 @@ def build_binding() -> Path:
         BuildError: there is no compiler, or it fails.
         PermissionError: the cache is not a directory that only its owner can write.
     """
-    compiler = _compiler()
+    compiler = find_compiler(_WHAT)
     _, binding = _libraries(compiler, _private(_cache()))
     return binding if binding.exists() else _compile(compiler, _BINDING, binding)
 
@@ -100,26 +91,13 @@ def _private(directory: Path) -> Path:
     return directory
 
 
-def _compiler() -> list[str]:
-    if platform.system() == "Windows":
-        raise BuildError("the native kernels are not built on Windows")
-    chosen = os.environ.get("CXX") or "c++"
-    try:
-        command = shlex.split(chosen) or [chosen]
-    except ValueError:
-        command = [chosen]
-    if shutil.which(command[0]) is None:
-        raise BuildError(f"there is no C++ compiler: {command[0]} is not on the PATH")
-    return command
-
-
 def _libraries(compiler: list[str], directory: Path) -> tuple[Path, Path]:
     """Return the paths of the kernels and of the binding. Their names hash all that their contents depend on."""
     digest = hashlib.sha256()
     for file in sorted(_KERNELS.parent.glob("*.[ch]*")):
         digest.update(file.read_bytes())
     digest.update(repr((compiler, _FLAGS)).encode())
-    digest.update(_run([*compiler, "--version"]).encode())
+    digest.update(run_compiler([*compiler, "--version"]).encode())
     digest.update(_cpu().encode())
     kernels = directory / f"kernels-{digest.hexdigest()[:32]}.so"
     digest.update(repr((torch.__version__, sysconfig.get_config_var("SOABI"))).encode())
@@ -151,10 +129,7 @@ def _compile(compiler: list[str], source: Path, library: Path) -> Path:
             name,
             *(_torch_flags() if source is _BINDING else [_STANDARD]),
         ]
-        try:
-            _run([*command, "-march=native"])
-        except BuildError:  # some compilers do not support it for some CPUs
-            _run(command)
+        run_for_this_cpu(command)
         with Path(name).open("rb") as file:
             os.fsync(file.fileno())
         return Path(name).replace(library)
@@ -179,17 +154,6 @@ def _torch_flags() -> list[str]:
         "-ltorch_cpu",
         "-lc10",
     ]
-
-
-def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False, **_TEXT)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{command[0]} could not be run: {error}") from error
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if "error" in line]
-        raise BuildError(f"{command[0]} failed: {errors[0].strip() if errors else f'exit code {done.returncode}'}")
-    return done.stdout
 
 
 def _open(library: Path) -> ctypes.CDLL:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taugrad.compiler import BuildError
 from taugrad.ops._backend import backend_chosen
 from taugrad.ops._torch import constant_for_compilers, has_plain_memory
-from taugrad.ops.native.build import BuildError, load
+from taugrad.ops.native.build import load
 from taugrad.ops.onehot import Relaxation
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
