@@ -137,8 +137,8 @@ class LogicGates(nn.Module):
         gates: of a layer, a multiple of `classes`.
         depth: number of layers.
         classes: at least 2.
-        scale: what a class's sum of outputs is divided by to give its logit; None: the square root of an eighth of its
-            gates, which is 10 for 800, as in 2210.08277.
+        scale: what a class's sum of outputs is divided by to give its logit; None: two thirds of the square root of its
+            gates, which is 19 for 800.
         thresholds: bits of an intensity, by `thermometer`; None for images of 0 and 1.
         residual: initial logit of the function that passes the gate's `a`; the other functions' are 0.
         candidates: inputs among which each gate learns to choose each of its two, at least 2; None for fixed wiring.
@@ -179,7 +179,7 @@ class LogicGates(nn.Module):
         check_count("depth", depth)
         if gates % classes:
             raise ValueError(f"gates must be a multiple of classes, {classes}, got {gates}")
-        scale = math.sqrt(gates / classes / 8) if scale is None else scale
+        scale = math.sqrt(gates / classes) / 1.5 if scale is None else scale
         check_positive("scale", scale)
         if thresholds is not None:
             check_count("thresholds", thresholds)
