@@ -48,7 +48,8 @@ def random_circuit(inputs: int, gates: int, depth: int, classes: int, generator:
 def contestants(run: Path | None, gates: int, depth: int, hidden: list[int], images: int) -> Contestants:
     """Return the circuit of a run, or a random one of 784 inputs and ten classes, and its rivals on so many images.
 
-    The circuit is called with bytes, and with bits that were packed before; its network in torch; a perceptron with `hidden` units, not trained, by onnxruntime on as many threads as torch has.
+    The circuit is called with bytes, and with bits that were packed before. Its rivals are its network in torch, and a
+    perceptron with `hidden` units, of random weights, by onnxruntime on as many threads as torch has.
     """
     generator = torch.Generator().manual_seed(0)
     if run is None:
