@@ -2,11 +2,13 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from taugrad.circuits import Circuit, c_source, class_sums, compile_source, input_bits, simplify
 from taugrad.circuits.c import CompiledCircuit
@@ -46,14 +48,14 @@ def random_circuit(inputs: int, gates: int, depth: int, classes: int, generator:
 def contestants(run: Path | None, gates: int, depth: int, hidden: list[int], images: int) -> Contestants:
     """Return the circuit of a run, or a random one of 784 inputs and ten classes, and its rivals on so many images.
 
-    The circuit is called with bytes, and with bits that were packed before; its network in torch with floating-point
-    numbers; a perceptron with `hidden` units, not trained, by onnxruntime on as many threads as torch has.
+    The circuit is called with bytes, and with bits that were packed before. Its rivals are its network in torch, and a
+    perceptron with `hidden` units, of random weights, by onnxruntime on as many threads as torch has.
     """
     generator = torch.Generator().manual_seed(0)
     if run is None:
         thresholds, circuit = None, random_circuit(784, gates, depth, 10, generator)
         x = torch.randint(2, (images, 784), generator=generator).float()
-        network: Callable[[], Any] = lambda: class_sums(circuit, input_bits(x)).argmax(-1)  # noqa: E731
+        network = partial(_by_sums, circuit, x)
     else:
         task, data, _ = load_run(run)
         model = gated(task)
@@ -61,8 +63,7 @@ def contestants(run: Path | None, gates: int, depth: int, hidden: list[int], ima
         assert data is not None  # a circuit is a model of images
         data.setup("test")
         x, _ = first_images(data.test_dataloader(), images)
-        module = Greedy(task)
-        network = lambda: module(x)  # noqa: E731
+        network = partial(Greedy(task), x)
     netlist = simplify(circuit)
     with tempfile.TemporaryDirectory() as directory:
         source, library = Path(directory) / "circuit.c", Path(directory) / "circuit.so"
@@ -84,6 +85,10 @@ def contestants(run: Path | None, gates: int, depth: int, hidden: list[int], ima
     assert torch.equal(compiled(pictures), network())
     shape = f"{len(netlist.gates):,} gates of {sum(len(gate) for _, _, gate in circuit.layers):,}"
     return Contestants(shape, len(x), calls, sizes)
+
+
+def _by_sums(circuit: Circuit, x: Tensor) -> Tensor:
+    return class_sums(circuit, input_bits(x)).argmax(-1)
 
 
 def _perceptron(sizes: list[int], path: Path) -> Any:
