@@ -1,4 +1,4 @@
-"""Draw the figures of docs/course.md from the library: python scripts/figures.py [NAME ...].
+"""Draw the figures of docs/course.md and docs/results.md from the library: python scripts/figures.py [NAME ...].
 
 Every figure is drawn again byte for byte by the same matplotlib on the same kind of CPU: its noise is seeded and always
 torch's own, which does not depend on compiled kernels, and its numbers are rounded before they are drawn.
@@ -6,6 +6,7 @@ torch's own, which does not depend on compiled kernels, and its numbers are roun
 
 import argparse
 import base64
+import csv
 import json
 import math
 import os
@@ -64,6 +65,17 @@ ESTIMATORS = {
     "Gumbel-Rao, 10 draws": taugrad.GumbelRao(draws=10),
     "straight-through": taugrad.StraightThrough(),
     "ReinMax": taugrad.ReinMax(),
+}
+OURS: dict[str, Any] = {"marker": "x", "color": COLOURS[1], "label": "ours, a seed each"}
+BESIDE: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7}
+GRID_COLUMNS = ("8x4", "4x24", "8x16", "10x30")
+GRID = {  # 2603.08257's training -ELBO, means of 10 seeds
+    "straight_through": (136.40, 112.21, 113.32, 136.73),
+    "gapped_straight_through": (128.31, 101.64, 98.31, 98.66),
+    "st_gumbel_softmax": (127.59, 101.49, 99.20, 99.80),
+    "gumbel_rao": (125.65, 100.14, 99.63, 102.28),
+    "reinmax": (125.08, 99.88, 97.80, 98.50),
+    "reinmax_rao": (125.31, 100.41, 98.03, 98.61),
 }
 
 
@@ -386,6 +398,34 @@ def figure_backward(out: Path) -> Numbers:
     return {"jacobian": rounded(jacobian.flatten()), "dense": dense, "ours": ours}
 
 
+def figure_grid(out: Path) -> Numbers:
+    """Training -ELBO of each cell of the grid that was run, next to the published one."""
+    with (FIGURES / "grid.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["state"] == "complete"]
+    names = list(dict.fromkeys([*GRID, *(row["estimator"] for row in rows)]))
+    figure = Figure(figsize=(8, 0.5 + 0.26 * len(names)), layout="constrained")
+    ours: Numbers = {}
+    for i, (axes, column) in enumerate(zip(figure.subplots(1, 4, sharey=True), GRID_COLUMNS, strict=True)):
+        cells = [row for row in rows if row["experiment"] == f"grid_{column}"]
+        ours[column] = [float(row["train/epoch_loss"]) for row in cells]
+        published = [values[i] for values in GRID.values()]
+        end = sorted(published)[-2] + 0.7  # the worst is far from all others
+        for values, y, kwargs in (
+            (published, range(len(GRID)), {"facecolors": "none", "edgecolors": DARK, "label": "published, 10 seeds"}),
+            (ours[column], [names.index(row["estimator"]) for row in cells], OURS),
+        ):
+            axes.scatter([min(value, end) for value in values], y, s=26, **kwargs)
+            for value, place in zip(values, y, strict=True):
+                if value > end:
+                    axes.annotate(f"{value:.1f} \u2192", (end, place), (-6, 0), textcoords="offset points", **BESIDE)
+        axes.set(title=f"{column}, nats", yticks=range(len(names)), yticklabels=names)
+        axes.grid(axis="x", alpha=0.3)
+    figure.axes[0].invert_yaxis()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    save(figure, out, "grid")
+    return ours
+
+
 def seeded(seed: int) -> torch.Generator:
     """A generator of its own for each use, so that no figure depends on another."""
     return torch.Generator().manual_seed(seed)
@@ -411,6 +451,7 @@ DRAWN: dict[str, Callable[[Path], Numbers]] = {
     "bias": figure_bias,
     "schedules": figure_schedules,
     "backward": figure_backward,
+    "grid": figure_grid,
 }
 MEASURED: dict[str, Callable[[], Numbers]] = {"noise": measure_noise, "bias": measure_bias}
 

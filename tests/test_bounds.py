@@ -1,11 +1,11 @@
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
 from helpers.samples import FALSE_FAILURE, frequencies_p_value, mean_p_value
 
-from taugrad.bounds import elbo, hard_samples, importance_weighted_bound
+from taugrad.bounds import elbo, hard_samples, importance_weighted_bound, vimco
 from taugrad.estimators import Enumeration, configurations
 from taugrad.ops.categorical import kl, log_prob
 
@@ -105,6 +105,83 @@ def test_samples_of_the_bound_are_hard_and_need_no_gradient(model):
     importance_weighted_bound(log_joint, logits, 5)
 
 
+# VIMCO
+
+
+def enumerated_bound(log_joint, logits, m):
+    """E log 1/m sum_i w_i over all m-tuples of configurations, one at a time."""
+    z = configurations(logits)
+    log_q = log_prob(logits, z).sum(-1)
+    log_w = log_joint(z) - log_q
+    total = torch.zeros((), dtype=logits.dtype)
+    for tuple_ in product(range(len(z)), repeat=m):
+        i = list(tuple_)
+        total = total + log_q[i].sum().exp() * log_w[i].exp().mean().log()
+    return total
+
+
+@pytest.mark.parametrize(("latents", "m"), [(2, 2), (1, 3)])
+def test_vimcos_gradient_over_all_tuples_of_samples_is_that_of_the_enumerated_bound(model, latents, m):
+    logits = model.logits[:latents] / 4  # the rarest tuple has a probability of 0.005, and is missed with 5e-12
+    decoder = model.weights[: latents * K].clone().requires_grad_()
+    samples = []
+
+    def log_joint(z):
+        samples.append(z)
+        return torch.distributions.Bernoulli(logits=z.flatten(-2) @ decoder).log_prob(model.x).sum(-1)
+
+    leaf = logits.expand(5000, latents, K).clone().requires_grad_()
+    bound = vimco(log_joint, leaf, m)
+    gradients = torch.autograd.grad(bound.sum(), leaf, retain_graph=True)[0]
+    q = (samples[0] * logits.softmax(-1)).sum(-1).prod(-1).prod(0)  # of a tuple
+    classes = samples[0].argmax(-1).movedim(0, 1).flatten(1).tolist()
+    rows = torch.tensor(list({tuple(c): i for i, c in enumerate(classes)}.values()))  # each tuple once
+    assert q[rows].sum().item() == pytest.approx(1, abs=1e-12)  # all were found: nothing is sampled
+    whole = logits.clone().requires_grad_()
+    exact = enumerated_bound(log_joint, whole, m)
+    to_q, to_decoder = torch.autograd.grad(exact, (whole, decoder))
+    torch.testing.assert_close((q[rows] * bound[rows]).sum(), exact, rtol=0, atol=1e-12)
+    ours = (q[rows, None, None] * gradients[rows]).sum(0)
+    torch.testing.assert_close(ours, to_q, rtol=0, atol=1e-12)
+    (ours,) = torch.autograd.grad((q[rows] * bound[rows]).sum(), decoder)
+    torch.testing.assert_close(ours, to_decoder, rtol=0, atol=1e-12)
+
+
+def test_vimco_is_the_importance_weighted_bound_with_the_papers_learning_signal(model):
+    m = 4
+    leaf = model.logits.clone().requires_grad_()
+    kept = []
+    bound = vimco(lambda z: kept.append(z) or model.log_joint(z), leaf, m, generator=torch.Generator().manual_seed(3))
+    same = importance_weighted_bound(model.log_joint, leaf, m, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(bound, same, rtol=0, atol=1e-14)
+    log_q = log_prob(leaf, kept[0]).sum(-1)
+    log_w = (model.log_joint(kept[0]) - log_q).tolist()
+    expected = torch.autograd.grad(same, leaf)[0]
+    for i in range(m):
+        others = log_w[:i] + log_w[i + 1 :]
+        weights = [math.exp(w) for w in [*others, sum(others) / (m - 1)]]
+        signal = same.item() - math.log(sum(weights) / m)
+        expected = expected + signal * torch.autograd.grad(log_q[i], leaf, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(bound, leaf)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_vimco_takes_leading_shapes_dtypes_masks_and_the_prior_as_proposal():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        logits = torch.randn(2, 5, N, K, dtype=dtype)
+        logits[..., 0, 1] = -torch.inf
+        logits.requires_grad_()
+        W = torch.randn(N * K, dtype=dtype)
+        bound = vimco(lambda z, W=W, p=logits: z.flatten(-2) @ W + log_prob(p, z).sum(-1), logits, 3)
+        (g,) = torch.autograd.grad(bound.sum(), logits)
+        assert (bound.shape, bound.dtype) == ((2, 5), dtype)
+        assert torch.isfinite(g).all()
+        assert (g[..., 0, 1] == 0).all()
+        assert (g[..., 0, 0] != 0).any()
+    same = vimco(lambda z: log_prob(logits, z).sum(-1) - 2.0, logits, 3)  # equal likelihoods: nothing to estimate
+    torch.testing.assert_close(same, torch.full((2, 5), -2.0, dtype=dtype))
+    assert torch.autograd.grad(same.sum(), logits)[0].abs().max() < 1e-12
+
+
 def test_hard_samples_are_distributed_as_softmax():
     logits = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.0, -torch.inf]])
     z = hard_samples(logits, 100_000)
@@ -126,3 +203,5 @@ def test_sizes_below_one_get_a_sentence(model):
         importance_weighted_bound(model.log_joint, model.logits, 0)
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         importance_weighted_bound(model.log_joint, model.logits, 5, chunk_size=0)
+    with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
+        vimco(model.log_joint, model.logits, 1)

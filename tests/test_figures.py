@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
-COURSE = (ROOT / "docs" / "course.md").read_text()
+COURSE, RESULTS = ((ROOT / "docs" / name).read_text() for name in ("course.md", "results.md"))
 NAMES = sorted(path.stem for path in FIGURES.glob("*.png"))
 
 
@@ -33,8 +33,8 @@ def test_the_figures_are_drawn_again_with_the_same_numbers_and_by_the_same_matpl
                 assert (tmp_path / file).read_bytes() == (FIGURES / file).read_bytes(), file
 
 
-def test_every_figure_is_in_the_course_and_every_one_in_the_course_exists():
-    assert sorted(re.findall(r"\]\(figures/(\w+)\.png\)", COURSE)) == NAMES
+def test_every_figure_is_on_a_page_and_every_one_on_a_page_exists():
+    assert sorted(re.findall(r"\]\(figures/(\w+)\.png\)", COURSE + RESULTS)) == NAMES
     assert sorted(path.stem for path in FIGURES.glob("*.svg")) == NAMES
 
 

@@ -2,11 +2,12 @@ import math
 import pickle
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taugrad import schedules
-from taugrad.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear
+from taugrad.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Rectified
 
 EVERY = [
     Constant(0.7),
@@ -15,6 +16,7 @@ EVERY = [
     Cosine(1.0, 0.1, steps=100),
     Join([Constant(1.0), Linear(1.0, 0.5, steps=50), Cosine(0.5, 0.1, steps=50)], boundaries=[10, 60]),
     Cyclical(Linear(1.0, 0.5, steps=20), period=25),
+    Rectified(beta2=0.99),
 ]
 
 
@@ -64,6 +66,23 @@ def test_a_joined_child_sees_steps_since_its_own_boundary():
     assert seen == [0, 3]
 
 
+def test_adam_by_the_rectified_factor_steps_as_radam_of_torch():
+    """After RAdam's first steps, along the momentum; eps is small, because the two add it in different places."""
+    gradients = torch.randn(60, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    steps = []
+    for make, factor in ((torch.optim.RAdam, Constant(1.0)), (torch.optim.Adam, Rectified())):
+        p = torch.zeros(10, dtype=torch.float64, requires_grad=True)
+        optimizer = make([p], lr=0.1, eps=1e-30)
+        path = []
+        for step, gradient in enumerate(gradients):
+            optimizer.param_groups[0]["lr"] = 0.1 * factor(step)
+            before, p.grad = p.detach().clone(), gradient
+            optimizer.step()
+            path.append(p.detach() - before)
+        steps.append(torch.stack(path)[5:])
+    assert torch.allclose(*steps, rtol=1e-10, atol=0)
+
+
 @given(step=st.integers(0, 1000))
 def test_a_join_of_one_is_that_one(step):
     assert Join([EVERY[1]], boundaries=[])(step) == EVERY[1](step)
@@ -94,6 +113,7 @@ def test_cyclical_repeats_with_its_period(step, period):
         (lambda: Join([Constant()], [3]), ValueError, "one step fewer than the 1 schedules, got 1"),
         (lambda: Join([Constant()] * 3, [5, 5]), ValueError, r"boundaries must increase, got \[5, 5\]"),
         (lambda: Join([0.5], []), TypeError, r"schedules must be schedules, tau\(step\), got 0.5"),
+        (lambda: Rectified(1.0), ValueError, "beta2 must be a number from 0.75 up to 1, without 1, got 1.0"),
         (lambda: Cyclical(Constant(), 0), ValueError, "period must be at least 1, got 0"),
         (lambda: Cyclical(1.0, 5), TypeError, "schedule must be"),
     ],

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
         REBAR,
         RLOO,
         DecoupledSTGumbelSoftmax,
+        DisARM,
         Enumeration,
         Estimator,
         GappedStraightThrough,
         GumbelRao,
         GumbelSoftmax,
+        IndeCateR,
         Pathwise,
         ReinMax,
         STGumbelSoftmax,
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from taugrad.ops.gumbel import gumbel_argmax, gumbel_max, gumbel_softmax
     from taugrad.ops.noise import gumbel_noise
     from taugrad.ops.onehot import straight_through
-    from taugrad.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Schedule
+    from taugrad.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Rectified, Schedule
 
 __version__ = "0.1.0"  # the only place, but for CITATION.cff
 
@@ -37,16 +39,19 @@ __all__ = [
     "Cosine",
     "Cyclical",
     "DecoupledSTGumbelSoftmax",
+    "DisARM",
     "Enumeration",
     "Estimator",
     "Exponential",
     "GappedStraightThrough",
     "GumbelRao",
     "GumbelSoftmax",
+    "IndeCateR",
     "Join",
     "Linear",
     "OneHotSample",
     "Pathwise",
+    "Rectified",
     "ReinMax",
     "STGumbelSoftmax",
     "Schedule",
@@ -60,7 +65,9 @@ __all__ = [
 
 _ELSEWHERE = {  # the modules of the names that are not in taugrad.estimators
     **dict.fromkeys(("gumbel_argmax", "gumbel_max", "gumbel_softmax"), "ops.gumbel"),
-    **dict.fromkeys(("Constant", "Cosine", "Cyclical", "Exponential", "Join", "Linear", "Schedule"), "schedules"),
+    **dict.fromkeys(
+        ("Constant", "Cosine", "Cyclical", "Exponential", "Join", "Linear", "Rectified", "Schedule"), "schedules"
+    ),
     "OneHotSample": "layers",
     "gumbel_noise": "ops.noise",
     "straight_through": "ops.onehot",

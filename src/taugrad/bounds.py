@@ -3,6 +3,7 @@ r"""Bounds on log p(x) of a model with discrete latents, in nats.
     ELBO      = E_q [log p(x|z)] - KL(q(z|x) || p(z))
     IWAE_m    = E_{z_1..z_m ~ q} [log 1/m sum_i p(x, z_i) / q(z_i|x)]       (1509.00519)
     the same with q = p(z):  E [log 1/m sum_i p(x|z_i)]                       (1602.06725)
+    VIMCO     = IWAE_m with a gradient to q, for training                     (1602.06725)
 
 The contract: ELBO = IWAE_1 <= IWAE_m <= log p(x), and IWAE_m approaches log p(x) as m grows. Samples here are always
 hard, even if training used a relaxation.
@@ -102,6 +103,56 @@ def multi_sample_bound(log_weights: Callable[[int], Tensor], num_samples: int, *
     for S in chunks[1:]:
         log_sum = torch.logaddexp(log_sum, log_weights(S).logsumexp(0))
     return log_sum - math.log(num_samples)
+
+
+def vimco(
+    log_joint: Callable[[Tensor], Tensor],
+    logits: Tensor,
+    num_samples: int,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Estimate the IWAE bound for training: `importance_weighted_bound` with VIMCO's gradient.
+
+    $L = \log \frac1m \sum_i w_i$ with $w_i = p(x, z_i) / q(z_i|x)$ and hard $z_i \sim q$. Its gradient is
+    $\sum_i (L - L_{-i}) \nabla\log q(z_i|x) + \nabla L$, where $L_{-i}$ is $L$ with the geometric mean of the other
+    weights in place of $w_i$: each sample's baseline comes from the others.
+
+    It is no estimator of E f(z), because a mean over samples stands inside of the logarithm: use it in place of the
+    whole ELBO, with the KL in the weights. Where z comes from the model's own prior, add `log_prob(logits, z)` to the
+    likelihood, so that the weights are the likelihood alone.
+
+    Args:
+        log_joint: log p(x, z) of one-hot z: from (m, ..., N, K) to (m, ...).
+        logits: of q(z|x), (..., N, K).
+        num_samples: m, at least 2; all are in memory at once.
+        generator: a source of randomness; default torch's own.
+
+    Returns:
+        (...), in nats; differentiable in the logits and in all else that `log_joint` depends on.
+
+    Raises:
+        ValueError: `num_samples` below 2.
+
+    Bias: none in the gradient of the bound's expectation, which is itself a lower bound on log p(x). Source:
+    1602.06725.
+
+    >>> logits = torch.zeros(1, 2)  # q is the posterior of a model that ignores z: the bound is exact
+    >>> bound = vimco(lambda z: torch.full(z.shape[:-2], -3.0 - math.log(2)), logits, 5)
+    >>> round(bound.item(), 5)
+    -3.0
+    """
+    check_count("num_samples", num_samples, smallest=2)
+    m = num_samples
+    z = hard_samples(logits.detach(), m, generator=generator)
+    log_q = log_prob(logits, z).sum(-1)
+    log_w = log_joint(z) - log_q
+    L = log_w.logsumexp(0) - math.log(m)
+    own = torch.eye(m, dtype=torch.bool, device=z.device).view(m, m, *[1] * (log_w.ndim - 1))
+    mean_of_others = log_w.masked_fill(own, 0.0).sum(1) / (m - 1)
+    L_without = torch.where(own, mean_of_others.unsqueeze(1), log_w).logsumexp(1) - math.log(m)
+    score = ((L - L_without).detach() * log_q).sum(0)
+    return L + score - score.detach()
 
 
 def hard_samples(logits: Tensor, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:

@@ -13,12 +13,14 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.estimators import EVERY
 from PIL import Image
 from torch import Tensor
 
 from taugrad.commands import bench as benchmarks
 from taugrad.commands import bench_processes as benchmark_processes
 from taugrad.errors import ConfigError
+from taugrad.estimators import Enumeration
 from taugrad.threads import WAITING
 
 
@@ -68,6 +70,23 @@ def test_op_measures_other_dtypes_and_refuses_a_device_that_is_not_there(records
     for name in ("nonsense", "meta", "cuda:99", "cpu:1"):
         with pytest.raises(ConfigError, match=f"--device must be a device that torch finds here, of .*, got {name}"):
             bench.main(["op", "--device", name])
+
+
+def test_estimators_are_measured_against_the_gradient_that_enumeration_has(bench, tmp_path):
+    f, logits = bench.estimators.problem(3, rows=2)
+    leaf = logits.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(Enumeration().expectation(f, leaf).sum(), leaf)
+    torch.testing.assert_close(bench.estimators.exact_gradient(f, logits), expected)
+    common = ["--threads", "1", "--rounds", "1", "--json", f"{tmp_path}/a.json"]
+    bench.main(["estimators", "--classes", "2", "100", "--rows", "1", "--draws", "20", *common])
+    found = {(r["shape"], r["contestant"]): r for r in json.loads((tmp_path / "a.json").read_text())}
+    names = set(bench.estimators.every())
+    assert names == {type(estimator).__name__ for estimator in EVERY}
+    many = names - {"Enumeration"}  # of 10,000 configurations
+    assert set(found) == {("K = 2", name) for name in names} | {("K = 100", name) for name in many}
+    assert found["K = 2", "Enumeration"]["cosine"] == pytest.approx(1)
+    assert found["K = 2", "Enumeration"]["bias"] < 1e-5
+    assert all(r["milliseconds"] > 0 and r["saved"] > 0 and -1 <= r["cosine"] <= 1 + 1e-6 for r in found.values())
 
 
 def test_saved_bytes_are_within_their_targets_on_both_backends(bench, backend):

@@ -15,6 +15,7 @@ from taugrad.estimators import (
     REBAR,
     RLOO,
     DecoupledSTGumbelSoftmax,
+    DisARM,
     Enumeration,
     Estimator,
     GappedStraightThrough,
@@ -77,7 +78,7 @@ def test_expectation_takes_any_leading_shape_and_dtype(estimator, lead, dtype):
     (g,) = torch.autograd.grad(value.sum(), logits)
     assert (value.shape, value.dtype) == (lead, dtype)
     assert torch.isfinite(g).all()
-    assert g.abs().sum() > 0 or isinstance(estimator, RLOO)  # equal samples have no gradient
+    assert g.abs().sum() > 0 or isinstance(estimator, RLOO | DisARM)  # equal samples have no gradient
 
 
 @each("dtype", DTYPES)
@@ -279,7 +280,7 @@ def test_expectation_compiles_without_a_graph_break(estimator):
         value = call(logits)
         return value, torch.autograd.grad(value.sum(), logits)[0]
 
-    with by_torch_alone() if isinstance(estimator, (GumbelRao, RLOO, REBAR)) else nullcontext():
+    with by_torch_alone() if estimator in [GumbelRao(draws=3), *UNBIASED] else nullcontext():
         expected = result(lambda x: estimator.expectation(f, x, 0.7))
     torch.testing.assert_close(result(compiled), expected)
 

@@ -4,10 +4,12 @@ from taugrad.estimators import (
     REBAR,
     RLOO,
     DecoupledSTGumbelSoftmax,
+    DisARM,
     Enumeration,
     GappedStraightThrough,
     GumbelRao,
     GumbelSoftmax,
+    IndeCateR,
     ReinMax,
     STGumbelSoftmax,
     StraightThrough,
@@ -26,7 +28,7 @@ HARD = [
 PATHWISE = [GumbelSoftmax(), *HARD]
 
 
-UNBIASED = [RLOO(samples=4), REBAR(eta=1.0)]
+UNBIASED = [RLOO(samples=4), REBAR(eta=1.0), IndeCateR(samples=1), DisARM()]
 
 
 EVERY = [*PATHWISE, *UNBIASED, Enumeration()]

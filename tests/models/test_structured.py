@@ -3,10 +3,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers.cases import each
 from helpers.images import ESTIMATORS, K, N, first_and_last_loss, images, loaders, structured, trainer
 from helpers.samples import FALSE_FAILURE, mean_p_value
 
-from taugrad import RLOO, Enumeration, estimators
+from taugrad import RLOO, DisARM, Enumeration, IndeCateR, estimators
 from taugrad.errors import NonFiniteLossError
 from taugrad.estimators import configurations
 from taugrad.models.structured import halves
@@ -65,13 +66,14 @@ def test_the_loss_of_two_samples_is_their_enumerated_bound_and_tighter():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-def test_the_score_function_is_unbiased_through_both_layers():
+@each("estimator", [RLOO(samples=4), IndeCateR(), DisARM()])
+def test_the_score_function_is_unbiased_through_both_layers(estimator):
     model, x, expected, *_ = exact()
     (gradient,) = torch.autograd.grad(expected[0], model.first[0].weight)
     logits_1 = []
     model.first.register_forward_hook(lambda _, inputs, output: logits_1.append(output))
-    draws = x[:1].expand(3000, -1, -1)
-    value = model.expected_bound(draws, RLOO(samples=4), tau=1.0).sum()
+    draws = x[:1].expand(5000, -1, -1)
+    value = model.expected_bound(draws, estimator, tau=1.0).sum()
     # A draw's gradient of the weight is that of its logits times the upper half.
     along = halves(draws)[0].flatten(1) @ gradient.T
     draws = (torch.autograd.grad(value, logits_1)[0] * along).sum(-1)

@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from taugrad import GumbelRao, ReinMax, gumbel_softmax
+from taugrad.commands import bench_estimators as estimators
 from taugrad.commands import bench_loops as loops
 from taugrad.commands import bench_tokenizers as tokenizers
 from taugrad.commands.bench_arguments import CPU_SHAPES, GPU_SHAPES, JACOBIAN_BYTES, TORCH, parser
@@ -262,6 +263,27 @@ def bench_tokenizers(arguments: argparse.Namespace) -> list[Record]:
     return records
 
 
+def bench_estimators(arguments: argparse.Namespace) -> list[Record]:
+    """Measure bias, variance, cosine, milliseconds and saved bytes of every estimator's gradient."""
+
+    def costs(calls: dict[str, Callable[[Tensor], Tensor]], x: Tensor) -> dict[str, Record]:
+        sides = {
+            name: partial(time_call, lambda x, f=f: torch.autograd.grad(f(x).sum(), x), partial(list, [x]))
+            for name, f in calls.items()
+        }
+        measured = interleave(sides, arguments.rounds)
+        return {
+            name: {"milliseconds": 1e3 * statistics.median(measured[name]), "saved": saved_bytes(f, x) / x.nbytes}
+            for name, f in calls.items()
+        }
+
+    return [
+        record
+        for K in arguments.classes
+        for record in estimators.measure(K, arguments.rows, arguments.draws, arguments.tau, costs)
+    ]
+
+
 def over_previous(sides: dict[str, Callable[[], float]], rounds: int) -> list[Record]:
     """Steps a second of loops that return seconds a step, and the time of each over that of the one before."""
     measured = interleave(sides, rounds)
@@ -383,7 +405,7 @@ def written(shape: Sequence[int]) -> str:
 def main(command: Sequence[str] | None = None) -> None:
     """Run one benchmark, once for each number of threads."""
     given = parser().parse_args(command)
-    measures = bench_op, bench_backward, bench_train, bench_classes, bench_policy, bench_tokenizers
+    measures = bench_op, bench_backward, bench_train, bench_classes, bench_policy, bench_tokenizers, bench_estimators
     measure = {f.__name__.removeprefix("bench_"): f for f in measures}[given.bench]
     if given.json:  # a path that cannot be written is found before the measuring
         require_file("--json", given.json)

@@ -16,6 +16,9 @@ several numbers of classes.
 python scripts/bench.py tokenizers data=image_folder data.source.root=pictures: one autoencoder trained around our
 quantizer by several estimators, and around those of vector-quantize-pytorch, with as many codes, steps and pictures.
 
+python scripts/bench.py estimators: bias, variance and cosine of every estimator's gradient next to the exact one, on
+two choices among K classes, with the time and the bytes that it takes.
+
 python scripts/bench.py policy: an environment step of the policy's training in Lightning and in a hand-written loop.
 """
 
@@ -89,6 +92,17 @@ def parser() -> argparse.ArgumentParser:
         "place of a test picture"
     )
     tokenizers.set_defaults(caption=caption, plotted=("psnr", "PSNR, dB"))
+
+    estimators = benches.add_parser("estimators", parents=[common], help="the gradient of every estimator")
+    estimators.add_argument("--classes", type=count, nargs="+", default=[2, 10, 64, 1024])
+    estimators.add_argument("--rows", type=count, default=4, help="pairs of choices")
+    estimators.add_argument("--draws", type=count, default=1000, help="gradients of each estimator, a multiple of ten")
+    estimators.add_argument("--tau", type=float, default=1.0)
+    caption = (
+        "bias and variance relative to the exact gradient's norm and its square; cosine: mean of one draw's; saved: "
+        "bytes for the backward over the logits', f's own included"
+    )
+    estimators.set_defaults(caption=caption, plotted=("cosine", "cosine of one draw to the exact gradient"))
     return found
 
 

@@ -14,6 +14,8 @@ gradient; a row with every class masked raises), any stride. Pathwise ones take 
 """
 
 from taugrad.estimators.base import Estimator, Pathwise, check_pathwise
+from taugrad.estimators.control_variates import REBAR, relax
+from taugrad.estimators.coupled import DisARM
 from taugrad.estimators.enumeration import Enumeration, check_enumerable, configurations
 from taugrad.estimators.relaxed import (
     DecoupledSTGumbelSoftmax,
@@ -21,18 +23,20 @@ from taugrad.estimators.relaxed import (
     GumbelSoftmax,
     STGumbelSoftmax,
 )
-from taugrad.estimators.score_function import REBAR, RLOO
+from taugrad.estimators.score_function import RLOO, IndeCateR
 from taugrad.estimators.straight_through import GappedStraightThrough, ReinMax, StraightThrough
 
 __all__ = [
     "REBAR",
     "RLOO",
     "DecoupledSTGumbelSoftmax",
+    "DisARM",
     "Enumeration",
     "Estimator",
     "GappedStraightThrough",
     "GumbelRao",
     "GumbelSoftmax",
+    "IndeCateR",
     "Pathwise",
     "ReinMax",
     "STGumbelSoftmax",
@@ -40,4 +44,5 @@ __all__ = [
     "check_enumerable",
     "check_pathwise",
     "configurations",
+    "relax",
 ]

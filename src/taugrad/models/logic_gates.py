@@ -9,17 +9,16 @@ polynomials, so that a layer costs four numbers a gate and not sixteen outputs. 
 2a + b of g, counted from the lowest. A pathwise estimator draws z once for each layer and step; a hard one trains the
 very circuit that is evaluated, but for its noise (2506.07500). Evaluation takes each gate's most probable function.
 
-Activations are (features, batch): wiring takes whole rows. Hidden gate i has output i of the layer before as its
+Activations are (features, batch), as in `taugrad.ops.gates`. Hidden gate i has output i of the layer before as its
 `a`: a layer of random `b` alone is as random as one with both, for gates of a layer may be renamed.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, embedding_bag
 
 from taugrad.checks import check_count, check_counts, check_image_size, check_positive
@@ -27,9 +26,9 @@ from taugrad.circuits import Circuit
 from taugrad.errors import DataError
 from taugrad.estimators import Estimator, Pathwise, check_pathwise
 from taugrad.models.pictures import grid
-from taugrad.ops._checks import compute_dtype
-from taugrad.ops._torch import followed, readable
+from taugrad.ops._torch import readable
 from taugrad.ops.categorical import entropy
+from taugrad.ops.gates import gate_polynomials, gates
 from taugrad.ops.gumbel import gumbel_max
 from taugrad.ops.onehot import one_hot
 from taugrad.ops.softmax import softmax
@@ -38,38 +37,7 @@ Choose = Callable[[Tensor], Tensor]  # from logits (..., K) to choices: one-hot,
 
 PASSES_A = 12  # the function whose output is a
 _FUNCTIONS = 16
-_CACHED = 80_000  # numbers of a block of rows: a few blocks fit a CPU's second cache
-_ALL = slice(None)
 _CELL = 8  # pixels of a side in the picture of the gates
-
-
-def polynomials(dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return C, (16, 4): function g of bits a and b as coefficients of 1, a, b and a b.
-
-    >>> polynomials()[[8, 14, 6, 12]].tolist()
-    [[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, -1.0], [0.0, 1.0, 1.0, -2.0], [0.0, 1.0, 0.0, 0.0]]
-    """
-    t00, t01, t10, t11 = (torch.arange(_FUNCTIONS) >> n & 1 for n in range(4))
-    return torch.stack([t00, t10 - t00, t01 - t00, t11 - t10 - t01 + t00], 1).to(dtype)
-
-
-def gate_outputs(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return c_0 + c_1 a + c_2 b + c_3 a b, (gates, batch), of coefficients (gates, 4) and inputs (gates, batch).
-
-    >>> a, b = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[0.0, 1.0, 0.0, 1.0]])
-    >>> gate_outputs(polynomials()[[6]], a, b)
-    tensor([[0., 1., 1., 0.]])
-    """
-    c0, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
-    return (c1 + c3 * b) * a + (c0 + c2 * b)
-
-
-class Wiring(NamedTuple):
-    """Places of the two inputs of each gate, (gates,), int64."""
-
-    a: Tensor | None  # None: gate i has input i
-    b: Tensor
-    inverse: Tensor | None  # of `b`, where `a` is None: `b` is a permutation then
 
 
 def _even(inputs: int, count: int, generator: Generator | None) -> Tensor:
@@ -78,11 +46,11 @@ def _even(inputs: int, count: int, generator: Generator | None) -> Tensor:
     return torch.cat(rounds)[:count]
 
 
-def random_wiring(inputs: int, gates: int, generator: Generator | None = None) -> Wiring:
-    """Draw two different inputs for each gate, such that all inputs are used equally often, or one time more.
+def random_wiring(inputs: int, gates: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Draw two different inputs for each gate, (gates,) each, such that all are used equally often, or one time more.
 
-    >>> wiring = random_wiring(784, 8000, Generator().manual_seed(0))
-    >>> torch.stack([wiring.a, wiring.b]).flatten().bincount().unique()
+    >>> a, b = random_wiring(784, 8000, Generator().manual_seed(0))
+    >>> torch.stack([a, b]).flatten().bincount().unique()
     tensor([20, 21])
     """
     if inputs == gates:
@@ -93,99 +61,7 @@ def random_wiring(inputs: int, gates: int, generator: Generator | None = None) -
         other = torch.randint(gates, same.shape, generator=generator)
         for i, j in zip(same.tolist(), other.tolist(), strict=True):
             b[[i, j]] = b[[j, i]]
-    return Wiring(None, b, b.argsort()) if inputs == gates else Wiring(a.clone(), b.clone(), None)
-
-
-def class_sums(bits: Tensor, cs: Sequence[Tensor], wirings: Sequence[Wiring], classes: int) -> Tensor:
-    """Return the sums of the last layer's outputs in each class's group, (classes, batch).
-
-    Value and gradient are those of `gate_outputs`, layer by layer, in three quarters of the time: hard gates keep their
-    outputs as bytes, and all is done in blocks of rows that stay in a CPU's cache.
-
-    Args:
-        bits: inputs (inputs, batch), in [0, 1].
-        cs: coefficients (gates, 4) of each layer: rows of C, or mixtures of them.
-        wirings: of each layer, by `random_wiring`; all layers have the same number of gates.
-        classes: divides it.
-
-    >>> bits = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
-    >>> class_sums(bits, [polynomials()[[8, 6]]], [Wiring(None, torch.tensor([1, 0]), None)], classes=2)
-    tensor([[0., 1.],
-            [1., 0.]])
-    """
-    if followed() or bits.requires_grad:  # a compiler makes blocks of its own
-        for c, wiring in zip(cs, wirings, strict=True):
-            bits = gate_outputs(c, _rows(bits, wiring.a), _rows(bits, wiring.b))
-        return _by_class(bits, classes)
-    return cast(Tensor, _ClassSums.apply(bits, tuple(wirings), classes, *cs))
-
-
-class _ClassSums(torch.autograd.Function):
-    """All layers as one function of their coefficients, which saves the outputs of each layer in bytes if it can."""
-
-    @staticmethod
-    def forward(ctx: Any, bits: Tensor, wirings: tuple[Wiring, ...], classes: int, *cs: Tensor) -> Tensor:
-        exact = all(readable(x) and bool((x == x.round()).all()) for x in (bits, *cs))
-        xs = [bits.to(torch.int8 if exact else cs[0].dtype)]
-        for c, wiring in zip(cs, wirings, strict=True):
-            xs.append(_outputs(c.to(xs[0].dtype), xs[-1], wiring))
-        ctx.save_for_backward(*xs[:-1], *cs)
-        ctx.wirings, ctx.classes = wirings, classes
-        return _by_class(xs[-1], classes, compute_dtype(cs[0].dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        depth = len(ctx.wirings)
-        xs, cs = ctx.saved_tensors[:depth], ctx.saved_tensors[depth:]
-        g = grads[0].repeat_interleave(len(cs[0]) // ctx.classes, 0)
-        db = torch.empty_like(g) if depth > 1 else None
-        dcs: list[Tensor] = []
-        for i in reversed(range(depth)):
-            dcs.insert(0, _descend(cs[i], xs[i], ctx.wirings[i], g, db if i > 0 else None))
-        return None, None, None, *dcs
-
-
-def _outputs(c: Tensor, x: Tensor, wiring: Wiring) -> Tensor:
-    """Return `gate_outputs` of inputs and coefficients of one dtype; with int8 no term leaves -3 to 2."""
-    y = x.new_empty(len(c), x.shape[1])
-    c0, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
-    for s in _blocks(y):
-        a, b = _rows(x, wiring.a, s), _rows(x, wiring.b, s)
-        torch.mul(b, c3[s], out=y[s]).add_(c1[s]).mul_(a).add_(b.mul_(c2[s])).add_(c0[s])
-    return y
-
-
-def _descend(c: Tensor, x: Tensor, wiring: Wiring, g: Tensor, db: Tensor | None) -> Tensor:
-    """Return dL/dc, (gates, 4), of dL/dy in `g`; with room for dL/db, turn `g` into dL/dx."""
-    dc = torch.empty_like(c)
-    _, c1, c2, c3 = c.unsqueeze(-1).unbind(-2)
-    for s in _blocks(g):
-        gs, a, b = g[s], _rows(x, wiring.a, s).to(g.dtype), _rows(x, wiring.b, s).to(g.dtype)
-        ga, gb = gs * a, gs * b
-        for i, terms in enumerate((gs, ga, gb, ga * b)):
-            dc[s, i] = terms.sum(1)
-        if db is not None:
-            torch.mul(gs, c2[s], out=db[s]).addcmul_(ga, c3[s])
-            gs.mul_(c1[s]).addcmul_(gb, c3[s])
-    if db is not None:
-        for s in _blocks(g):
-            g[s].add_(_rows(db, wiring.inverse, s))
-    return dc
-
-
-def _rows(x: Tensor, places: Tensor | None, s: slice = _ALL) -> Tensor:
-    return x[s] if places is None else x.index_select(0, places[s])
-
-
-def _by_class(y: Tensor, classes: int, dtype: torch.dtype | None = None) -> Tensor:
-    return y.unflatten(0, (classes, -1)).sum(1, dtype=dtype)
-
-
-def _blocks(x: Tensor) -> list[slice]:
-    """Return blocks of the rows of `x`: all of them at once on a device that has no use for small ones."""
-    rows = max(1, _CACHED // x.shape[1]) if x.device.type == "cpu" else len(x)
-    return [slice(i, i + rows) for i in range(0, len(x), rows)]
+    return a.clone(), b.clone()
 
 
 def chosen_rows(z: Tensor, x: Tensor, candidates: Tensor) -> Tensor:
@@ -212,9 +88,8 @@ def thermometer(x: Tensor, thresholds: int) -> Tensor:
 class LogicLayer(nn.Module):
     """A layer of gates: logits (gates, 16) of their functions, and fixed or learned wiring."""
 
-    a: Tensor | None
+    a: Tensor
     b: Tensor
-    inverse: Tensor | None
     C: Tensor
     places: Tensor
 
@@ -225,10 +100,10 @@ class LogicLayer(nn.Module):
         self.logits = nn.Parameter(torch.zeros(gates, _FUNCTIONS))
         with torch.no_grad():
             self.logits[:, PASSES_A] = residual
-        self.register_buffer("C", polynomials(), persistent=False)
+        self.register_buffer("C", gate_polynomials(), persistent=False)
         self.candidates = candidates
         if candidates is None:
-            for name, places in random_wiring(inputs, gates, generator)._asdict().items():
+            for name, places in zip("ab", random_wiring(inputs, gates, generator), strict=True):
                 self.register_buffer(name, places)
         else:
             places = _even(inputs, 2 * candidates * gates, generator).view(2, candidates, gates).mT.contiguous()
@@ -237,25 +112,20 @@ class LogicLayer(nn.Module):
             with torch.no_grad():
                 self.wiring_logits[..., 0] = residual
 
-    @property
-    def wiring(self) -> Wiring:
-        """The fixed wiring."""
-        return Wiring(self.a, self.b, self.inverse)
-
-    def coefficients(self, choose: Choose) -> Tensor:
-        """Return c, (gates, 4), by the choices that logits (..., K) get."""
-        return choose(self.logits) @ self.C
-
     def forward(self, x: Tensor, choose: Choose) -> Tensor:
-        """Return the outputs (gates, batch) of inputs (inputs, batch) by learned wiring."""
+        """Return the outputs (gates, batch) of inputs (inputs, batch), by the choices that logits (..., K) get."""
+        c = (choose(self.logits) @ self.C).to(x.dtype)  # of one-hots exact in half precision too
+        if self.candidates is None:
+            return gates(x, c, self.a, self.b)
         a, b = (chosen_rows(z, x, places) for z, places in zip(choose(self.wiring_logits), self.places, strict=True))
-        return gate_outputs(self.coefficients(choose), a, b)
+        own = torch.arange(len(c), device=x.device)
+        return gates(torch.cat([a, b]), c, own, own + len(c))
 
     def most_probable(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the places of the gates' inputs and the numbers of their functions, as in a `Circuit`."""
         gate = self.logits.argmax(-1)
         if self.candidates is None:
-            return torch.arange(len(gate), device=gate.device) if self.a is None else self.a, self.b, gate
+            return self.a, self.b, gate
         a, b = self.places.gather(-1, self.wiring_logits.argmax(-1, keepdim=True)).squeeze(-1)
         return a, b, gate
 
@@ -324,7 +194,6 @@ class LogicGates(nn.Module):
         self.inputs = math.prod(image_size) * (thresholds or 1)
         if self.inputs < 2:
             raise ValueError(f"image_size must have at least 2 bits, got {self.inputs}")
-        self.group = gates // classes
         generator = Generator().manual_seed(seed)
         sizes = [self.inputs, *[gates] * (depth - 1)]
         self.layers = nn.ModuleList(LogicLayer(size, gates, residual, candidates, generator) for size in sizes)
@@ -351,15 +220,9 @@ class LogicGates(nn.Module):
 
     def class_logits(self, bits: Tensor, choose: Choose) -> Tensor:
         """Return s, (batch, classes), of inputs (inputs, batch), each gate's function chosen of its logits (..., K)."""
-        layers = self._layers()
-        if self.candidates is None:
-            cs = [layer.coefficients(choose) for layer in layers]
-            sums = class_sums(bits, cs, [layer.wiring for layer in layers], self.classes)
-        else:
-            for layer in layers:
-                bits = layer(bits, choose)
-            sums = _by_class(bits, self.classes)
-        return sums.T / self.scale
+        for layer in self.layers:
+            bits = layer(bits, choose)
+        return bits.unflatten(0, (self.classes, -1)).sum(1).T / self.scale
 
     def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of a network drawn by a pathwise estimator, one for the batch."""
@@ -445,7 +308,7 @@ def readers(circuit: Circuit) -> Tensor:
     >>> readers(Circuit(3, ((a, b, passes_a),), 2))
     tensor([1., 1., 0.])
     """
-    C = polynomials()
+    C = gate_polynomials()
     width = len(circuit.layers[-1][2])
     counts = torch.ones(width)
     sizes = [circuit.inputs, *(len(gate) for _, _, gate in circuit.layers[:-1])]

@@ -396,6 +396,36 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor | None:
     return _BernoulliLogProb.apply(logits, x) if usual and _native_for(logits, x) and _extends(logits, x) else None
 
 
+def gates(x: Tensor, c: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
+    """Outputs (gates, batch) of two-input gates, with their gradient; `a` and `b` are known to be rows of `x`."""
+    usual = x.dtype is c.dtype and _native_for(x, c) and a.is_cpu and b.is_cpu
+    return _Gates.apply(x, c, a.long().contiguous(), b.long().contiguous()) if usual else None
+
+
+class _Gates(torch.autograd.Function):
+    """Gates that save their inputs and coefficients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, c: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        x, c = x.contiguous(), c.contiguous()
+        ctx.save_for_backward(x, c, a, b)
+        return native.gates(x, c, a, b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, c, a, b = ctx.saved_tensors
+        needs_x = ctx.needs_input_grad[0]
+        if not torch.is_grad_enabled() and _native_for(dy, x):
+            return *native.gates_backward(x, c, a, b, dy.contiguous(), needs_x), None, None
+        A, B = x[a], x[b]
+        dc = torch.stack([part.sum(1) for part in (dy, dy * A, dy * B, dy * A * B)], 1)
+        if not needs_x:
+            return None, dc, None, None
+        _, c1, c2, c3 = c.unsqueeze(-1).unbind(1)
+        zeros = torch.zeros_like(x)
+        return zeros.index_add(0, a, dy * (c1 + c3 * B)).index_add(0, b, dy * (c2 + c3 * A)), dc, None, None
+
+
 def _extends(many: Tensor, few: Tensor) -> bool:
     """Return whether `many` has the shape of `few`, perhaps after more leading dimensions."""
     return few.ndim > 0 and many.shape[-few.ndim :] == few.shape

@@ -8,44 +8,20 @@
 //     log_prob           l = <z, log p>
 //     bernoulli          l = sum_d x_d log sigma(a_d) + (1 - x_d) log sigma(-a_d), and da = dl (x - sigma(a))
 //     noise              g
+//     gates              y = c0 + c1 a + c2 b + c3 a b,          gates_backward      dc, dx
 //
 // Each splits its rows over the threads of the pool it is handed, where the work is worth waking one.
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 
+#include "gates.h"
 #include "layouts.h"
 #include "noise.h"
+#include "pool.h"
 
 namespace taugrad {
 namespace {
-
-typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
-struct Pool {
-  Parallel parallel;  // null: none
-  int64_t threads;
-};
-
-// Calls f(first, last) -> count on shares of [0, rows) and returns the sum; `cost` is that of a row in nanoseconds.
-template <class F> int64_t split(const Pool& pool, int64_t rows, double cost, F f) {
-  constexpr double kWorth = 8000;  // nanoseconds of work a thread that pay for waking it
-  const int64_t threads = std::min({pool.threads, rows, int64_t(double(rows) * cost / kWorth)});
-  if (threads < 2 || !pool.parallel) return f(int64_t(0), rows);
-  struct Job {
-    F& f;
-    int64_t rows, share;
-    std::atomic<int64_t> next, count;
-  } job{f, rows, (rows + threads - 1) / threads, {0}, {0}};
-  pool.parallel(
-      [](void* p) {
-        Job& job = *static_cast<Job*>(p);
-        for (int64_t first; (first = job.next.fetch_add(job.share)) < job.rows;)
-          job.count += job.f(first, std::min(job.rows, first + job.share));
-      },
-      &job, unsigned(threads), 0);
-  return job.count;
-}
 
 // The rows that a call of a row's function works on: lane j holds row first + j stride, for j < count.
 struct Rows {
@@ -474,6 +450,15 @@ using taugrad::Parallel;
   }                                                                                                                     \
   void taugrad_noise_##name(T* g, int64_t n, const uint64_t* seed, Parallel parallel, int64_t threads) {                \
     taugrad::fill_noise<T>(g, n, *seed, {parallel, threads});                                                           \
+  }                                                                                                                     \
+  void taugrad_gates_##name(const T* x, const T* c, const int64_t* a, const int64_t* b, int64_t inputs, int64_t gates,  \
+                            int64_t batch, T* y, Parallel parallel, int64_t threads) {                                  \
+    taugrad::gates<T>({x, c, a, b, inputs, gates, batch}, y, {parallel, threads});                                       \
+  }                                                                                                                     \
+  void taugrad_gates_backward_##name(const T* x, const T* c, const int64_t* a, const int64_t* b, int64_t inputs,        \
+                                     int64_t gates, int64_t batch, const T* dy, T* dc, T* dx, Parallel parallel,        \
+                                     int64_t threads) {                                                                 \
+    taugrad::gates_backward<T>({x, c, a, b, inputs, gates, batch}, dy, dc, dx, {parallel, threads});                     \
   }
 
 extern "C" {

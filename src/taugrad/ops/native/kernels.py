@@ -36,6 +36,8 @@ _ARGUMENTS = {  # of each kernel, before the pool and the number of threads
     "bernoulli": [_P, _P, _I, _I, _I, _P],
     "bernoulli_backward": [_P, _P, _P, _I, _I, _I, _P],
     "noise": [_P, _I, _P],
+    "gates": [_P, _P, _P, _P, _I, _I, _I, _P],
+    "gates_backward": [_P, _P, _P, _P, _I, _I, _I, _P, _P, _P],
 }
 
 
@@ -196,6 +198,27 @@ def noise(g: Tensor, seed: Tensor) -> Tensor:
     """Fill `g` with Gumbel(0,1) noise, that which `sample` adds to logits of its shape."""
     _kernels()["noise", g.dtype](g.data_ptr(), g.numel(), seed.data_ptr(), *_pool())
     return g
+
+
+def gates(x: Tensor, c: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return the outputs (gates, batch) of gates c (gates, 4) with inputs `a` and `b`, rows of x (inputs, batch)."""
+    y = x.new_empty(len(c), x.shape[1])
+    _kernels()["gates", x.dtype](*_layer(x, c, a, b), y.data_ptr(), *_pool())
+    return y
+
+
+def gates_backward(
+    x: Tensor, c: Tensor, a: Tensor, b: Tensor, dy: Tensor, needs_x: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Return the gradients of `gates` to `x`, if it is needed, and to `c`."""
+    dx, dc = torch.empty_like(x) if needs_x else None, torch.empty_like(c)
+    pointers = (dy.data_ptr(), dc.data_ptr(), None if dx is None else dx.data_ptr())
+    _kernels()["gates_backward", x.dtype](*_layer(x, c, a, b), *pointers, *_pool())
+    return dx, dc
+
+
+def _layer(x: Tensor, c: Tensor, a: Tensor, b: Tensor) -> tuple[int, ...]:
+    return x.data_ptr(), c.data_ptr(), a.data_ptr(), b.data_ptr(), len(x), len(c), x.shape[1]
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
