@@ -27,7 +27,7 @@ from taugrad.estimators import Enumeration, STGumbelSoftmax
 from taugrad.layers import CategoricalQuantizer, OneHotSample
 from taugrad.models import logic_gates as logic_gates_models
 from taugrad.models import semi_supervised as semi_supervised_models
-from taugrad.ops import _checks, _fused, categorical, embedding, gumbel, permutations, softmax, subsets
+from taugrad.ops import _checks, _fused, categorical, embedding, gates, gumbel, permutations, softmax, subsets
 from taugrad.training import images as image_tasks
 
 
@@ -195,7 +195,7 @@ def test_without_a_gpu_triton_is_not_asked(asked):
 @pytest.fixture
 def far(monkeypatch):
     """Values of the training that cannot be read without waiting; Tensors that are read in a step are an error."""
-    for module in (image_tasks, semi_supervised_models, logic_gates_models, _checks):
+    for module in (image_tasks, semi_supervised_models, logic_gates_models, _checks, gates):
         monkeypatch.setattr(module, "readable", lambda _: False)
 
 

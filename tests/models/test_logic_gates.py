@@ -10,7 +10,7 @@ from helpers.estimators import PATHWISE
 from helpers.images import C, logic_gates, trainer
 from torch.nn.functional import cross_entropy
 
-from taugrad import REBAR, STGumbelSoftmax
+from taugrad import REBAR, GumbelSoftmax, STGumbelSoftmax
 from taugrad.circuits import Circuit
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split
@@ -22,8 +22,6 @@ from taugrad.models.logic_gates import (
     readers,
     thermometer,
 )
-
-BITS = torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([0.0, 1.0, 0.0, 1.0])
 
 
 def truth(g, a, b):
@@ -73,47 +71,53 @@ def test_the_wiring_gives_each_gate_two_inputs_and_uses_all_of_them_evenly(input
     assert (a != b).all()
     uses = torch.cat([a, b]).bincount(minlength=inputs)
     assert uses.max() - uses.min() <= 1
+    if inputs == gates:
+        assert torch.equal(a, torch.arange(gates))
 
 
-@each("candidates", [None, 3])
-@each("soft", [True, False])
-def test_the_class_logits_and_their_gradients_are_those_of_a_dense_network(candidates, soft):
-    model = shuffled(logic_gates(candidates=candidates).model).double()
-    choose = (lambda logits: logits.softmax(-1)) if soft else STGumbelSoftmax().sample
-    x = torch.rand(16, 7, dtype=torch.float64)
-    x = x if soft else x.round()
-    seen = []
-    actual = model.class_logits(x, lambda logits: seen.append(choose(logits)) or seen[-1])
-    y, choices = x, iter(seen)
+@pytest.mark.usefixtures("backend")
+@each("depth, candidates, soft", itertools.product((1, 3), (None, 3), (True, False)))
+def test_the_classes_and_their_gradient_are_those_of_the_dense_network(depth, candidates, soft):
+    model = shuffled(logic_gates(depth=depth, candidates=candidates).model).double()
+    x = torch.rand(16, 7, dtype=torch.float64).round()
+    weights = torch.randn(7, C, dtype=torch.float64)
+    drawn = []  # of a soft or a hard choice, as leaves
+
+    def choose(logits):
+        drawn.append((logits.softmax(-1) if soft else most_probable(logits)).detach().requires_grad_())
+        return drawn[-1]
+
+    actual = model.class_logits(x, choose)
+    found = torch.autograd.grad((actual * weights).sum(), drawn)
+    expected, chosen = x, iter(drawn)
     for layer in model.layers:
-        z = next(choices)
-        if candidates is None:
-            a, b = y[layer.a], y[layer.b]
-        else:
-            weights, places = next(choices), layer.places
-            a, b = (
-                torch.stack([w @ y[p] for w, p in zip(*side, strict=True)])
-                for side in zip(weights, places, strict=True)
-            )
-        y = mixed(z, a, b)
-    expected = torch.stack([part.sum(0) for part in y.chunk(C)]).T / model.scale
+        z = next(chosen)
+        a, b = (
+            (layer.a, layer.b)
+            if candidates is None
+            else torch.einsum("agk,agkj->agj", next(chosen), expected[layer.places])
+        )
+        expected = mixed(z, *((expected[a], expected[b]) if candidates is None else (a, b)))
+    expected = torch.stack([part.sum(0) for part in expected.chunk(C)], 1) / model.scale
     torch.testing.assert_close(actual, expected)
-    assert soft or ((y == 0) | (y == 1)).all()
-    parameters = list(model.parameters())
-    weights = torch.randn_like(actual)
-    found = torch.autograd.grad((actual * weights).sum(), parameters, retain_graph=True)
-    oracle = torch.autograd.grad((expected * weights).sum(), parameters)
-    torch.testing.assert_close(found, oracle)
+    for grad, oracle in zip(found, torch.autograd.grad((expected * weights).sum(), drawn), strict=True):
+        torch.testing.assert_close(grad, oracle)
 
 
 @each("candidates", [None, 3])
 @each("estimator", PATHWISE)
-def test_every_pathwise_estimator_trains_all_layers(estimator, candidates):
+def test_every_pathwise_estimator_trains_all_layers_and_a_hard_one_by_bits(estimator, candidates):
     model = logic_gates(candidates=candidates).model
     shuffled(model)
     x, labels = torch.rand(40, 4, 4).round(), torch.arange(40) % C
+    seen = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda _, inputs, y: seen.append(y))
     model.loss_terms(x, labels, estimator, 0.7)["loss"].backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+    hard = not isinstance(estimator, GumbelSoftmax)
+    assert all(((y == 0) | (y == 1)).all() == hard for y in seen)
+    assert len(seen) == 2
 
 
 @each(
@@ -171,7 +175,7 @@ def test_terms_of_gates_that_are_sure_agree_and_of_gates_that_know_nothing_are_e
         assert terms["gate_perplexity"].item() == pytest.approx(1)
         assert (s == 0).all()  # all gates are the constant 0
         relaxed = model.class_logits(model.bits(x), lambda logits: logits.softmax(-1))
-        torch.testing.assert_close(relaxed * model.scale, torch.full((60, C), model.group / 2))
+        torch.testing.assert_close(relaxed * model.scale, torch.full((60, C), 10 / 2))
 
 
 def test_a_new_network_passes_a_pixel_to_each_output():

@@ -194,7 +194,6 @@ class LogicGates(nn.Module):
         self.inputs = math.prod(image_size) * (thresholds or 1)
         if self.inputs < 2:
             raise ValueError(f"image_size must have at least 2 bits, got {self.inputs}")
-        self.group = gates // classes
         generator = Generator().manual_seed(seed)
         sizes = [self.inputs, *[gates] * (depth - 1)]
         self.layers = nn.ModuleList(LogicLayer(size, gates, residual, candidates, generator) for size in sizes)
