@@ -222,7 +222,7 @@ class LogicGates(nn.Module):
         """Return s, (batch, classes), of inputs (inputs, batch), each gate's function chosen of its logits (..., K)."""
         for layer in self.layers:
             bits = layer(bits, choose)
-        return bits.unflatten(0, (self.classes, self.group)).sum(1).T / self.scale
+        return bits.unflatten(0, (self.classes, len(bits) // self.classes)).sum(1).T / self.scale
 
     def loss_terms(self, x: Tensor, labels: Tensor, estimator: Estimator, tau: float) -> dict[str, Tensor]:
         """Return the cross-entropy and the accuracy of a network drawn by a pathwise estimator, one for the batch."""
