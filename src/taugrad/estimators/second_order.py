@@ -2,13 +2,13 @@ r"""Straight-through estimators that are exact for linear and quadratic f: ZGR, 
 
     D ~ pi = softmax(theta),   gradient J_D g,   J = diag(pi) - pi pi^T
 
-For f(z) = <b, z> + <z, A z> / 2 the gradient at D is g = b + A D, and E f has the gradient J (b + diag(A) / 2). All
-families of matrices J_D that give it for every b and symmetric A have, with M_i[D, j] = pi_D J_D[i, j],
+For f(z) = <b, z> + <z, A z> / 2 the gradient at D is g = b + A D, and that of E f is J (b + diag(A) / 2). The families
+of matrices J_D that give it for every b and symmetric A are those for which M_i[D, j] = pi_D J_D[i, j] has
 
     M_i[D, j] = -M_i[j, D]   for j != D,      M_i[j, j] = pi_i (1[i = j] - pi_j) / 2 = sum over D != j of M_i[D, j]
 
-so that M_i is a flow between the classes, from i to all others, of given strength. ZGR sends it straight; least variance
-is the electrical flow in a network of resistances 1 / pi_D + 1 / pi_j.
+so that M_i is a flow between the classes, of given strength, from i to all others. ZGR sends it straight; least
+variance is the electrical flow in a network of resistances 1 / pi_D + 1 / pi_j.
 """
 
 import math
@@ -68,13 +68,13 @@ class MinimumVarianceStraightThrough(Pathwise):
     The variance is that of a gradient g whose entries are independent, of one variance, whatever z: the least
     $\sum_D \pi_D \lVert J_D \rVert^2$. alpha = 0 is straight-through. tau has no effect.
 
-    The system is solved in the backward by Chebyshev's iteration, to rounding: 17 steps for 10 classes in float32, 26 for
-    1,000, since the spectrum of the scaled L lies in [1 / (1 + log(K) / 1.5), 2] (measured for K up to 1,024, not proved).
-    It takes O(K^2) time a row and step, and O(K) memory; a dense solution takes O(K^3) and O(K^2). What is saved is two
-    numbers a logit.
+    The system is solved in the backward by Chebyshev's iteration, to rounding: 17 steps for 10 classes in float32 and
+    26 for 1,000, since the spectrum of the scaled L lies in [1 / (1 + log(K) / 1.5), 2] (measured up to 1,024
+    classes, not proved). It takes O(K^2) time a row and step and O(K) memory, where a dense solution takes O(K^3) and
+    O(K^2). What is saved is two numbers a logit.
 
-    Bias: as ZGR's. Source: after Shekhovtsov (2023), "Cold Analysis of Rao-Blackwellized Straight-Through Gumbel-Softmax
-    Gradient Estimator", of whose family it is the member of least variance.
+    Bias: as ZGR's. Source: after Shekhovtsov (2023), "Cold Analysis of Rao-Blackwellized Straight-Through
+    Gumbel-Softmax Gradient Estimator"; the member of least variance is derived here.
 
     >>> MinimumVarianceStraightThrough().sample(torch.zeros(2, 3)).sum(-1)
     tensor([1., 1.])
@@ -117,9 +117,9 @@ def _solution(pi: Tensor, a: Tensor) -> Tensor:
     rate = middle / half - math.sqrt((middle / half) ** 2 - 1)  # of the error, a step
     steps = math.ceil(math.log(torch.finfo(pi.dtype).eps / 2) / math.log(rate))
     blocks = list(_weights(pi)) if K <= _BLOCK else None
-    degree = sum(w.sum(-1) for w in blocks or _weights(pi)).clamp_min(
-        torch.finfo(pi.dtype).tiny
-    )  # a masked class has none
+    degree = torch.full_like(pi, torch.finfo(pi.dtype).tiny)  # a masked class has no other
+    for w in blocks or _weights(pi):
+        degree = degree + w.sum(-1)
     step = a / degree / middle
     psi, rho = step, half / middle
     for _ in range(steps):

@@ -71,8 +71,8 @@ class DecoupledStraightThrough(Pathwise):
     straight-through, which it is at forward_tau 1.
 
     Bias: in the value, unless forward_tau is 1: it is E f(z) under softmax(logits / forward_tau), which a bound or an
-    entropy of the logits does not know of. The gradient of that is exact for a linear f at tau = forward_tau, biased for
-    others. Source: the second version of 2410.13331.
+    entropy of the logits does not know of. The gradient of that is exact for a linear f at tau = forward_tau, biased
+    for others. Source: the second version of 2410.13331.
 
     >>> DecoupledStraightThrough(forward_tau=2.0).sample(torch.zeros(2, 3)).sum(-1)
     tensor([1., 1.])
@@ -92,15 +92,15 @@ class DecoupledStraightThrough(Pathwise):
 
 @dataclass(frozen=True)
 class CAGE(Pathwise):
-    r"""Straight-through whose temperature follows the confidence of each row: the gradient of none dies of a low tau.
+    r"""Straight-through whose temperature follows the confidence of each row: no gradient dies of a low tau.
 
     $z \sim \pi = \mathrm{softmax}(\theta)$; $dz := d\,\mathrm{softmax}(\theta / \tau_b)$, with $\tau_b$ constant:
     $\tau_b = \tau_{\max} - c\,(\tau_{\max} - \tau_{\min})$, $c = (K \max_k \pi_k - 1) / (K - 1)$.
 
-    The confidence c is 0 for a row that is uniform over its K classes, masked ones not counted, and 1 for a decided one.
-    tau has no effect: no schedule can make the gradient colder than `least_tau`.
+    The confidence c is 0 for a row that is uniform over its K classes, masked ones not counted, and 1 for a decided
+    one. tau has no effect: no schedule makes the gradient colder than `least_tau`.
 
-    Bias: none in the value; the gradient is biased, also for a linear f. Deviation: the paper keeps one confidence for a
+    Bias: none in the value; the gradient is biased, also for a linear f. Deviation: the paper has one confidence for a
     network, averaged over the steps, and takes the most likely class; here each row has its own, of this step, and z is
     drawn. The range is a public implementation's. Source: after 2603.14157.
 
@@ -129,9 +129,9 @@ class CAGE(Pathwise):
 
 
 def confidence(logits: Tensor, dim: int = -1) -> Tensor:
-    r"""Return how decided each row is, $(K \max_k \pi_k - 1) / (K - 1)$ over its K unmasked classes, of size 1 along `dim`.
+    r"""Return how decided each row is, $(K \max_k \pi_k - 1) / (K - 1)$ over its K unmasked classes.
 
-    No gradient; float32 at least. A row of one class, or without one, has 0.
+    Of size 1 along `dim`, without gradient, float32 at least. A row of one class, or without one, has 0.
 
     >>> confidence(torch.tensor([[0.0, 0.0, -torch.inf], [9.0, 0.0, 0.0]]))
     tensor([[0.0000],
