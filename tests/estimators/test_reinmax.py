@@ -67,7 +67,7 @@ def test_the_control_variate_leads_from_reinmax_to_reinmax_rao(problem):
     reinmax, _ = gradients(ReinMax(), logits, g, 1.0, 50)
     none, z = gradients(ReinMaxCV(draws=3, eta=1e-12), logits, g, 0.6, 50)
     pi_D = (logits.softmax(-1) + z) / 2
-    expected = (2 * jacobian(pi_D) - J(logits.softmax(-1)) / 2) @ g[z.argmax(-1)].unsqueeze(-1)
+    expected = (2 * jacobian(pi_D) - jacobian(logits.softmax(-1)) / 2) @ g[z.argmax(-1)].unsqueeze(-1)
     torch.testing.assert_close(none, expected.squeeze(-1), rtol=0, atol=1e-10)
     assert not torch.allclose(rao, reinmax, atol=1e-3)
 

@@ -12,10 +12,11 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.ops._checks import check_rows, classes_last
 from taugrad.ops.gumbel import gumbel_max
+from taugrad.ops.noise import seeds
 from taugrad.ops.onehot import straight_through, tangent
 from taugrad.ops.softmax import softmax
 
-Product = Callable[..., Tensor]  # of (g, pi, D, tau), all (..., K) but tau, and of what `sample` is given by name
+Product = Callable[..., Tensor]  # of (g, pi, D, tau), all (..., K) but tau, perhaps of seeds, and of named arguments
 
 
 def sample(
@@ -25,6 +26,7 @@ def sample(
     product: Product,
     *,
     generator: torch.Generator | None,
+    draws: int = 0,
     **arguments: Any,
 ) -> Tensor:
     r"""Draw $D \sim \pi = \mathrm{softmax}(\theta)$, exactly one-hot, with the gradient `product(g, pi, D, tau)`.
@@ -33,9 +35,10 @@ def sample(
         logits: theta, (..., K, ...), floating point; -inf masks a class.
         tau: passed to `product`; it gets no gradient.
         dim: the dimension of the K classes.
-        product: gradient to the logits, (..., K), of g = dL/dD, pi and D, (..., K), in a dtype to compute in. It may
-            draw noise: it runs in the backward, where it is linear in g.
+        product: gradient to the logits, (..., K), linear in g, of g = dL/dD, pi and D, (..., K), in a dtype to compute
+            in, and of tau.
         generator: a source of randomness; default torch's own.
+        draws: seeds that `product` is given after tau, int64 (draws,), for noise that the backward draws.
         arguments: further arguments of `product`.
 
     Returns:
@@ -54,19 +57,22 @@ def sample(
     pi = softmax(theta.detach().to(t.dtype))
     tau = tau.detach().to(t.dtype) if isinstance(tau, Tensor) else tau
     check_rows(pi * tau, -1, tau)
-    dz = gradient_by(product, t, pi, z.movedim(dim, -1).to(t.dtype), tau, **arguments)
+    of = [seeds(pi, draws, generator=generator)] if draws else []
+    dz = gradient_by(product, t, pi, z.movedim(dim, -1).to(t.dtype), tau, *of, **arguments)
     return straight_through(z, dz.movedim(-1, dim).to(z.dtype))
 
 
-def gradient_by(product: Product, t: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, **arguments: Any) -> Tensor:
-    """Return zeros, NaN where pi or tau is, with the gradient `product(g, pi, D, tau)` to `t`, a tangent.
+def gradient_by(
+    product: Product, t: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, *of: Tensor, **arguments: Any
+) -> Tensor:
+    """Return zeros, NaN where pi or tau is, with the gradient `product(g, pi, D, tau, *of)` to `t`, a tangent.
 
     >>> x = torch.zeros(2, requires_grad=True)
     >>> gradient_by(lambda g, pi, D, tau: pi * g, x, torch.ones(2), torch.ones(2), 1.0).sum().backward()
     >>> x.grad
     tensor([1., 1.])
     """
-    return _Product.apply(t, pi, D, tau, product, arguments)
+    return _Product.apply(t, pi, D, tau, product, arguments, *of)
 
 
 class _Product(torch.autograd.Function):
@@ -74,18 +80,18 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        t: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, product: Product, arguments: dict[str, Any]
+        t: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, product: Product, arguments: dict[str, Any], *of: Tensor
     ) -> Tensor:
         return t * pi * tau
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, pi, D, tau, ctx.product, ctx.arguments = inputs
+        _, pi, D, tau, ctx.product, ctx.arguments, *of = inputs
         ctx.tau = None if isinstance(tau, Tensor) else tau
-        ctx.save_for_backward(pi, D, *([tau] if isinstance(tau, Tensor) else []))
+        ctx.save_for_backward(pi, D, *([tau] if ctx.tau is None else []), *of)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        pi, D, *tau = ctx.saved_tensors
-        dx = ctx.product(g, pi, D, tau[0] if tau else ctx.tau, **ctx.arguments)
-        return dx, None, None, None, None, None
+        pi, D, *of = ctx.saved_tensors
+        dx = ctx.product(g, pi, D, *([] if ctx.tau is None else [ctx.tau]), *of, **ctx.arguments)
+        return dx, *[None] * (5 + len(of) - (ctx.tau is None))

@@ -167,6 +167,20 @@ def noise(like: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -
     return kernels.noise(g, draw_seed(generator, g.device)) if kernels else None
 
 
+def seeded_noise(like: Tensor, seed: Tensor) -> Tensor | None:
+    """Return the Gumbel(0,1) noise of a seed in the shape of `like`, of a dtype to compute in."""
+    if watched():
+        return None
+    g = torch.empty_like(like, memory_format=torch.contiguous_format)
+    kernels = _kernels_of(g)
+    return kernels.noise(g, seed) if kernels else None
+
+
+def draw_seeds(generator: torch.Generator | None, device: torch.device, count: int) -> Tensor:
+    """Draw seeds as `draw_seed` does, int64 (count,)."""
+    return torch.randint(_SEEDS, (count,), generator=generator, device=device)
+
+
 def argmax(x: Tensor, generator: torch.Generator | None) -> Tensor | None:
     """Draw classes from logits (..., K): int64 (...)."""
     kernels = _kernels_for(x)
