@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from taugrad.ops import _conditional
 from taugrad.ops._checks import check_rows, classes_last
 from taugrad.ops.gumbel import gumbel_max
-from taugrad.ops.noise import seeds
 from taugrad.ops.onehot import straight_through, tangent
 from taugrad.ops.softmax import softmax
 
@@ -38,7 +38,7 @@ def sample(
         product: gradient to the logits, (..., K), linear in g, of g = dL/dD, pi and D, (..., K), in a dtype to compute
             in, and of tau.
         generator: a source of randomness; default torch's own.
-        draws: seeds that `product` is given after tau, int64 (draws,), for noise that the backward draws.
+        draws: draws of the noise that fits D: `product` is then given the seeds after tau, and `draws` by name.
         arguments: further arguments of `product`.
 
     Returns:
@@ -52,12 +52,16 @@ def sample(
     if has_torch_function_variadic(logits, tau):
         return handle_torch_function(sample, (logits, tau), logits, tau, dim, product, generator=generator, **arguments)
     theta, tau = classes_last(logits, tau, dim)
-    z = gumbel_max(logits, dim, generator=generator)
+    of = []
+    if draws:
+        z, seeds = _conditional.draw(logits, tau, dim, draws, generator)
+        of, arguments = [seeds], {**arguments, "draws": draws}
+    else:
+        z = gumbel_max(logits, dim, generator=generator)
     t = tangent(logits).movedim(dim, -1)
     pi = softmax(theta.detach().to(t.dtype))
     tau = tau.detach().to(t.dtype) if isinstance(tau, Tensor) else tau
     check_rows(pi * tau, -1, tau)
-    of = [seeds(pi, draws, generator=generator)] if draws else []
     dz = gradient_by(product, t, pi, z.movedim(dim, -1).to(t.dtype), tau, *of, **arguments)
     return straight_through(z, dz.movedim(-1, dim).to(z.dtype))
 

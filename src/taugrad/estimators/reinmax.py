@@ -19,8 +19,8 @@ from torch import Tensor
 from taugrad.checks import check_count, check_positive
 from taugrad.estimators import _products
 from taugrad.estimators.base import Pathwise
+from taugrad.ops import _conditional
 from taugrad.ops._sampling import sample
-from taugrad.ops.noise import seeded_noise
 from taugrad.ops.onehot import Relaxation
 from taugrad.ops.softmax import softmax, softmax_backward
 
@@ -66,7 +66,7 @@ class ReinMaxRao(Pathwise):
     | ReinMax          | 0      | 0         | 91 %  | 1                        |
     | straight-through | 0      | 79 %      | 97 %  | 0.50                     |
 
-    The noise is drawn in the backward, from seeds. What is saved is two numbers a logit and a seed a draw.
+    The noise is drawn in the backward, from seeds. What is saved is two numbers a logit, and the seeds.
 
     Bias: none in the value; the gradient is biased, also for a linear f. tau itself gets no gradient. Deviation: the
     paper's second term stands at theta_D by a misprint, and at theta here. Source: 2603.08257.
@@ -101,7 +101,7 @@ class ReinMaxCV(Pathwise):
     and tau 0.5 to 1.3. Without noise it removes variance, as published: as in the table of `ReinMaxRao`, eta 1.5 at
     tau 1 has the errors 24, 21 and 62 %, and 0.82 times ReinMax's deviation.
 
-    The noise is drawn in the backward, from seeds. What is saved is two numbers a logit and a seed a draw.
+    The noise is drawn in the backward, from seeds. What is saved is two numbers a logit, and the seeds.
 
     Bias: none in the value; the gradient is biased, the more the larger eta. tau itself gets no gradient.
     Source: after 2603.08257.
@@ -124,28 +124,14 @@ class ReinMaxCV(Pathwise):
         return _products.sample(logits, tau, dim, _reinmax_cv, generator=generator, draws=self.draws, eta=self.eta)
 
 
-def _reinmax_rao(g: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, seeds: Tensor) -> Tensor:
-    return 2 * _gumbel_rao(g, (pi + D) / 2, D, tau, seeds) - softmax_backward(g, pi) / 2
+def _reinmax_rao(g: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, seeds: Tensor, *, draws: int) -> Tensor:
+    return 2 * _conditional.product(g, (pi + D) / 2, D, tau, seeds, draws) - softmax_backward(g, pi) / 2
 
 
-def _reinmax_cv(g: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, seeds: Tensor, *, eta: float) -> Tensor:
+def _reinmax_cv(
+    g: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, seeds: Tensor, *, draws: int, eta: float
+) -> Tensor:
     pi_D = (pi + D) / 2
     reinmax = 2 * softmax_backward(g, pi_D) - softmax_backward(g, pi) / 2
-    difference = _gumbel_rao(g, pi_D, D, tau, seeds) - softmax_backward(g, softmax(pi_D.log(), tau), tau)
-    return reinmax + eta * difference
-
-
-def _gumbel_rao(g: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, seeds: Tensor) -> Tensor:
-    r"""Return the mean of $J(y)\, g / \tau$ over the noise of the seeds, made to fit D, for probabilities pi, (..., K).
-
-    With E = exp(-g) ~ Exp(1), the perturbed log-probabilities are s_D = -log E_D for the drawn class and
-    s_k = -log(E_k / pi_k + E_D) for another.
-    """
-    drawn = D.argmax(-1, keepdim=True)
-    rate = (1 - D) / pi  # infinite for a masked class, 0 for the drawn one
-    total = torch.zeros_like(g)
-    for seed in seeds.unbind():
-        E = seeded_noise(pi, seed).neg_().exp_()
-        s = (rate * E).add_(E.gather(-1, drawn)).log_().neg_()
-        total = total + softmax_backward(g, softmax(s, tau), tau)
-    return total / len(seeds)
+    G = _conditional.product(g, pi_D, D, tau, seeds, draws)
+    return reinmax + eta * (G - softmax_backward(g, softmax(pi_D.log(), tau), tau))

@@ -201,6 +201,16 @@ def one_hot(x: Tensor, dim: int, generator: torch.Generator | None) -> Tensor | 
     return z
 
 
+def seeded_one_hot(x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor] | None:
+    """Draw a one-hot sample of logits (..., K), and return it with its seed, which `mean_jacobian` asks for."""
+    if not _native_for(x):
+        return None
+    x, seed = x.contiguous(), draw_seed(generator, x.device)
+    z, failures = native.one_hot(x, seed)
+    _raise_failures(failures, x)
+    return z, seed
+
+
 def sample(
     x: Tensor,
     tau: float | Tensor,
@@ -350,6 +360,15 @@ class _GumbelRao(torch.autograd.Function):
         x = logits.detach().movedim(ctx.dim, -1)
         dx = _MeanJacobian.apply(grad.movedim(ctx.dim, -1), x, ctx.tau, ctx.draws, seed)
         return dx.movedim(-1, ctx.dim).contiguous(), None, None, None, None
+
+
+def mean_jacobian(grad: Tensor, x: Tensor, tau: float, draws: int, seed: Tensor) -> Tensor:
+    """Return Gumbel-Rao's `J g` at logits `x`, (..., K), for the sample that `seeded_one_hot` drew with a seed.
+
+    It may have been drawn from other logits, if those of `x` are raised for its class alone: the same noise then has
+    the same argmax.
+    """
+    return _MeanJacobian.apply(grad, x, tau, draws, seed)
 
 
 class _MeanJacobian(torch.autograd.Function):
