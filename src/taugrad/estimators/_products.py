@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.ops import _conditional
 from taugrad.ops._checks import check_rows, classes_last
@@ -49,8 +48,6 @@ def sample(
     >>> x.grad
     tensor([0.5000, 0.5000])
     """
-    if has_torch_function_variadic(logits, tau):
-        return handle_torch_function(sample, (logits, tau), logits, tau, dim, product, generator=generator, **arguments)
     theta, tau = classes_last(logits, tau, dim)
     of = []
     if draws:

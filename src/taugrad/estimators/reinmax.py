@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.checks import check_count, check_positive
 from taugrad.estimators import _products
@@ -84,7 +85,7 @@ class ReinMaxRao(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
-        return _products.sample(logits, tau, dim, _reinmax_rao, generator=generator, draws=self.draws)
+        return _sample_rao(logits, tau, dim, self.draws, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,23 @@ class ReinMaxCV(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
-        return _products.sample(logits, tau, dim, _reinmax_cv, generator=generator, draws=self.draws, eta=self.eta)
+        return _sample_cv(logits, tau, dim, self.draws, self.eta, generator=generator)
+
+
+def _sample_rao(
+    logits: Tensor, tau: float | Tensor, dim: int, draws: int, *, generator: torch.Generator | None
+) -> Tensor:
+    if has_torch_function_variadic(logits, tau):
+        return handle_torch_function(_sample_rao, (logits, tau), logits, tau, dim, draws, generator=generator)
+    return _products.sample(logits, tau, dim, _reinmax_rao, generator=generator, draws=draws)
+
+
+def _sample_cv(
+    logits: Tensor, tau: float | Tensor, dim: int, draws: int, eta: float, *, generator: torch.Generator | None
+) -> Tensor:
+    if has_torch_function_variadic(logits, tau):
+        return handle_torch_function(_sample_cv, (logits, tau), logits, tau, dim, draws, eta, generator=generator)
+    return _products.sample(logits, tau, dim, _reinmax_cv, generator=generator, draws=draws, eta=eta)
 
 
 def _reinmax_rao(g: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, seeds: Tensor, *, draws: int) -> Tensor:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from taugrad.checks import check_share
 from taugrad.estimators import _products
@@ -53,7 +54,7 @@ class ZGR(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
-        return _products.sample(logits, tau, dim, zgr_product, generator=generator, alpha=self.alpha)
+        return _sample_zgr(logits, tau, dim, self.alpha, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,23 @@ class MinimumVarianceStraightThrough(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
-        return _products.sample(logits, tau, dim, _minimum_variance, generator=generator, alpha=self.alpha)
+        return _sample_least(logits, tau, dim, self.alpha, generator=generator)
+
+
+def _sample_zgr(
+    logits: Tensor, tau: float | Tensor, dim: int, alpha: float, *, generator: torch.Generator | None
+) -> Tensor:
+    if has_torch_function_variadic(logits, tau):
+        return handle_torch_function(_sample_zgr, (logits, tau), logits, tau, dim, alpha, generator=generator)
+    return _products.sample(logits, tau, dim, zgr_product, generator=generator, alpha=alpha)
+
+
+def _sample_least(
+    logits: Tensor, tau: float | Tensor, dim: int, alpha: float, *, generator: torch.Generator | None
+) -> Tensor:
+    if has_torch_function_variadic(logits, tau):
+        return handle_torch_function(_sample_least, (logits, tau), logits, tau, dim, alpha, generator=generator)
+    return _products.sample(logits, tau, dim, _minimum_variance, generator=generator, alpha=alpha)
 
 
 def zgr_product(g: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor = 1.0, *, alpha: float = 1.0) -> Tensor:

@@ -121,11 +121,7 @@ class CAGE(Pathwise):
         self, logits: Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw `z`, exactly one-hot."""
-        if not has_torch_function_variadic(logits, tau):
-            check_logits(logits, dim)
-            check_tau(tau, logits, dim)
-        adapted = self.most_tau - confidence(logits, dim) * (self.most_tau - self.least_tau)
-        return sample(logits, adapted, dim, Relaxation.PLAIN, generator=generator)
+        return _adapted(logits, tau, dim, self.least_tau, self.most_tau, generator=generator)
 
 
 def confidence(logits: Tensor, dim: int = -1) -> Tensor:
@@ -152,3 +148,22 @@ def _decoupled(
     tau = check_tau(tau, logits, dim)
     x = logits.to(compute_dtype(logits.dtype)) / forward_tau
     return sample(x, tau / forward_tau, dim, Relaxation.PLAIN, generator=generator).to(logits.dtype)
+
+
+def _adapted(
+    logits: Tensor,
+    tau: float | Tensor,
+    dim: int,
+    least_tau: float,
+    most_tau: float,
+    *,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if has_torch_function_variadic(logits, tau):
+        return handle_torch_function(
+            _adapted, (logits, tau), logits, tau, dim, least_tau, most_tau, generator=generator
+        )
+    check_logits(logits, dim)
+    check_tau(tau, logits, dim)
+    adapted = most_tau - confidence(logits, dim) * (most_tau - least_tau)
+    return sample(logits, adapted, dim, Relaxation.PLAIN, generator=generator)

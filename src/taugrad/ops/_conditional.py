@@ -13,8 +13,11 @@ from torch import Tensor
 from taugrad.ops import _fused
 from taugrad.ops._checks import compute_dtype
 from taugrad.ops.gumbel import gumbel_max
-from taugrad.ops.noise import seeded_noise, seeds
 from taugrad.ops.softmax import softmax, softmax_backward
+
+# SplitMix64's constants, as signed numbers. The last xor of a shift changes lower bits than are used here.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIXING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 def draw(
@@ -29,7 +32,7 @@ def draw(
     x = logits.detach().movedim(dim, -1)
     drawn = None if isinstance(tau, Tensor) else _fused.seeded_one_hot(x.to(compute_dtype(x.dtype)), generator)
     if drawn is None:
-        return gumbel_max(logits, dim, generator=generator), seeds(logits, draws, generator=generator)
+        return gumbel_max(logits, dim, generator=generator), _fused.draw_seeds(generator, logits.device, draws)
     z, seed = drawn
     return z.to(logits.dtype).movedim(-1, dim).contiguous(), seed
 
@@ -54,3 +57,32 @@ def product(g: Tensor, pi: Tensor, D: Tensor, tau: float | Tensor, seeds: Tensor
         s = (rate * E).add_(E.gather(-1, drawn)).log_().neg_()
         total = total + softmax_backward(g, softmax(s, tau), tau)
     return total / draws
+
+
+def seeded_noise(like: Tensor, seed: Tensor) -> Tensor:
+    """Return the Gumbel(0,1) noise of a seed in the shape of `like`: the same whenever it is asked for.
+
+    Where there are no kernels for `like`, its uniform numbers are SplitMix64's of the seed and the element's position.
+
+    Args:
+        like: float32 or float64, gives shape, dtype and device.
+        seed: int64, without dimensions.
+
+    Returns:
+        Noise in the shape of `like`, without gradient.
+
+    >>> a, b = (seeded_noise(torch.zeros(3), torch.tensor(7)) for _ in range(2))
+    >>> torch.equal(a, b)
+    True
+    """
+    g = _fused.seeded_noise(like, seed)
+    if g is not None:
+        return g
+    state = seed + (torch.arange(like.numel(), device=like.device).view(like.shape) + 1) * _GOLDEN
+    for shift, factor in _MIXING:
+        state = state ^ (state >> shift & ((1 << 64 - shift) - 1))
+        state = state * factor
+    bits = 53 if like.dtype is torch.float64 else 24
+    u = (state >> 64 - bits & ((1 << bits) - 1)).to(like.dtype) * 2.0**-bits
+    smallest = torch.finfo(like.dtype).eps / 4  # as of torch's numbers: the noise is finite
+    return u.clamp(smallest, 1 - 2 * smallest).log().neg().log().neg()

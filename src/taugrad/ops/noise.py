@@ -18,10 +18,6 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from taugrad.ops import _fused
 from taugrad.ops._checks import compute_dtype
 
-# SplitMix64's constants, as signed numbers. The last xor of a shift changes lower bits than are used here.
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_MIXING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
-
 
 def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     r"""Draw Gumbel(0,1) noise, $g = -\log(-\log u)$ with $u \sim U(0,1)$: always finite.
@@ -41,44 +37,6 @@ def gumbel_noise(like: Tensor, *, generator: torch.Generator | None = None) -> T
         return handle_torch_function(gumbel_noise, (like,), like, generator=generator)
     g = _fused.noise(like, compute_dtype(like.dtype), generator)
     return g if g is not None else _log_exponential(like, generator).neg_()
-
-
-def seeds(like: Tensor, count: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Draw seeds for `seeded_noise`, int64 (count,), on the device of `like`.
-
-    >>> seeds(torch.zeros(3), 4).dtype
-    torch.int64
-    """
-    return _fused.draw_seeds(generator, like.device, count)
-
-
-def seeded_noise(like: Tensor, seed: Tensor) -> Tensor:
-    r"""Return the Gumbel(0,1) noise of a seed: the same whenever it is asked for, so that a backward can draw it again.
-
-    Where there are no kernels for `like`, its uniform numbers are SplitMix64's of the seed and the element's position.
-
-    Args:
-        like: float32 or float64, gives shape, dtype and device.
-        seed: int64, without dimensions.
-
-    Returns:
-        Noise in the shape of `like`, without gradient.
-
-    >>> a, b = (seeded_noise(torch.zeros(3), torch.tensor(7)) for _ in range(2))
-    >>> torch.equal(a, b)
-    True
-    """
-    g = _fused.seeded_noise(like, seed)
-    if g is not None:
-        return g
-    state = seed + (torch.arange(like.numel(), device=like.device).view(like.shape) + 1) * _GOLDEN
-    for shift, factor in _MIXING:
-        state = state ^ (state >> shift & ((1 << 64 - shift) - 1))
-        state = state * factor
-    bits = 53 if like.dtype is torch.float64 else 24
-    u = (state >> 64 - bits & ((1 << bits) - 1)).to(like.dtype) * 2.0**-bits
-    smallest = torch.finfo(like.dtype).eps / 4
-    return u.clamp(smallest, 1 - 2 * smallest).log().neg().log().neg()
 
 
 def perturbed(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
