@@ -4,8 +4,8 @@ r"""Estimators that sample by a diffusion on the simplex: a Gaussian, denoised i
     x_s = alpha_s x0(x_t) + sigma_s (x_t - alpha_t x0(x_t)) / sigma_t       from a time t to s, the one before it
     z   ~ x0(x_1)
 
-The times go from alpha_1 = 1 - tau to alpha_T = 10^-4, evenly, and sigma = 1 - alpha. At tau = 1 is x_1 without effect
-and x0 = softmax(theta): both estimators are then what they are built on, straight-through and ReinMax.
+The times go from alpha_1 = 1 - tau to alpha_T = 10^-4, evenly, and sigma = 1 - alpha. At tau = 1, x_1 has no effect,
+and x0 is softmax(theta): both estimators are then what they are built on, straight-through and ReinMax.
 """
 
 from dataclasses import dataclass
