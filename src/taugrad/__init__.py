@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taugrad.estimators import (
+        CAGE,
         REBAR,
         RLOO,
+        ZGR,
         DecoupledSTGumbelSoftmax,
+        DecoupledStraightThrough,
         DisARM,
         Enumeration,
         Estimator,
@@ -19,8 +22,13 @@ if TYPE_CHECKING:
         GumbelRao,
         GumbelSoftmax,
         IndeCateR,
+        MinimumVarianceStraightThrough,
         Pathwise,
+        ReDGE,
+        ReinDGE,
         ReinMax,
+        ReinMaxCV,
+        ReinMaxRao,
         STGumbelSoftmax,
         StraightThrough,
     )
@@ -33,12 +41,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"  # the only place, but for CITATION.cff
 
 __all__ = [
+    "CAGE",
     "REBAR",
     "RLOO",
+    "ZGR",
     "Constant",
     "Cosine",
     "Cyclical",
     "DecoupledSTGumbelSoftmax",
+    "DecoupledStraightThrough",
     "DisARM",
     "Enumeration",
     "Estimator",
@@ -49,10 +60,15 @@ __all__ = [
     "IndeCateR",
     "Join",
     "Linear",
+    "MinimumVarianceStraightThrough",
     "OneHotSample",
     "Pathwise",
+    "ReDGE",
     "Rectified",
+    "ReinDGE",
     "ReinMax",
+    "ReinMaxCV",
+    "ReinMaxRao",
     "STGumbelSoftmax",
     "Schedule",
     "StraightThrough",

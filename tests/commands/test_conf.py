@@ -72,6 +72,10 @@ def test_every_model_trains_by_default_through_hard_samples_with_an_annealed_tau
         if "estimator" not in node:
             assert option == "model=ppo"  # the score function, of one action
             continue
+        if option == "model=logic_gates":  # measured: Gumbel noise in the gradient and any annealing lose there
+            assert node["estimator"]["_target_"] == "taugrad.estimators.StraightThrough"
+            assert instantiate(node["tau"])(0) == 1
+            continue
         assert node["estimator"]["_target_"] == "taugrad.estimators.STGumbelSoftmax", option
         schedule = instantiate(node["tau"])
         taus = [schedule(step) for step in range(0, config["length"] + 1, config["length"] // 10)]

@@ -14,6 +14,8 @@ from helpers.words import double_words, float_words, gumbel_of, threefry, words_
 from scipy import stats
 
 from taugrad.compiler import find_compiler
+from taugrad.ops._conditional import seeded_noise
+from taugrad.ops._fused import draw_seeds
 from taugrad.ops.gumbel import gumbel_argmax
 from taugrad.ops.native import build, kernels
 from taugrad.ops.noise import gumbel_noise
@@ -471,3 +473,23 @@ def test_the_avalanche_test_has_power():
     assert bits_p_value(weak) < FALSE_FAILURE
     strong = avalanche(lambda seed: float_words(seed, 0, 2**8, rounds=20), 0)
     assert bits_p_value(strong) > FALSE_FAILURE
+
+
+@on_both_backends
+@each("dtype", [torch.float32, torch.float64])
+def test_noise_of_a_seed_is_gumbel_and_the_same_again_and_that_of_others_independent(dtype):
+    like = torch.empty(2, 20_000, dtype=dtype)
+    every = [seeded_noise(like, seed) for seed in draw_seeds(None, like.device, 12)]
+    repeated = torch.tensor(2**62 + 5)
+    assert torch.equal(seeded_noise(like, repeated), seeded_noise(like, repeated))
+    assert distribution_p_value(torch.stack(every).flatten(), stats.gumbel_r.cdf) > FALSE_FAILURE
+    assert dependence_p_value((a.flatten(), b.flatten()) for a, b in pairwise(every)) > FALSE_FAILURE
+    for lag in (1, 2, 64):
+        assert dependence_p_value((g.flatten()[lag:], g.flatten()[:-lag]) for g in every) > FALSE_FAILURE
+
+
+def test_noise_of_seeds_under_vmap_is_that_of_each_by_torch_alone():
+    several, like = torch.randint(2**63 - 1, (3,)), torch.zeros(4, 2)
+    mapped = torch.func.vmap(lambda seed: seeded_noise(like, seed))(several)
+    with by_torch_alone():
+        assert torch.equal(mapped, torch.stack([seeded_noise(like, seed) for seed in several]))

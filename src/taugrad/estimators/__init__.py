@@ -16,7 +16,9 @@ gradient; a row with every class masked raises), any stride. Pathwise ones take 
 from taugrad.estimators.base import Estimator, Pathwise, check_pathwise
 from taugrad.estimators.control_variates import REBAR, relax
 from taugrad.estimators.coupled import DisARM
+from taugrad.estimators.diffusion import ReDGE, ReinDGE
 from taugrad.estimators.enumeration import Enumeration, check_enumerable, configurations
+from taugrad.estimators.reinmax import ReinMax, ReinMaxCV, ReinMaxRao
 from taugrad.estimators.relaxed import (
     DecoupledSTGumbelSoftmax,
     GumbelRao,
@@ -24,12 +26,21 @@ from taugrad.estimators.relaxed import (
     STGumbelSoftmax,
 )
 from taugrad.estimators.score_function import RLOO, IndeCateR
-from taugrad.estimators.straight_through import GappedStraightThrough, ReinMax, StraightThrough
+from taugrad.estimators.second_order import ZGR, MinimumVarianceStraightThrough
+from taugrad.estimators.straight_through import (
+    CAGE,
+    DecoupledStraightThrough,
+    GappedStraightThrough,
+    StraightThrough,
+)
 
 __all__ = [
+    "CAGE",
     "REBAR",
     "RLOO",
+    "ZGR",
     "DecoupledSTGumbelSoftmax",
+    "DecoupledStraightThrough",
     "DisARM",
     "Enumeration",
     "Estimator",
@@ -37,8 +48,13 @@ __all__ = [
     "GumbelRao",
     "GumbelSoftmax",
     "IndeCateR",
+    "MinimumVarianceStraightThrough",
     "Pathwise",
+    "ReDGE",
+    "ReinDGE",
     "ReinMax",
+    "ReinMaxCV",
+    "ReinMaxRao",
     "STGumbelSoftmax",
     "StraightThrough",
     "check_enumerable",

@@ -63,10 +63,12 @@ class DecoupledSTGumbelSoftmax(Pathwise):
     $z = \mathrm{onehot}(\arg\max_k y^f_k)$, $y^f = \mathrm{softmax}((\mathrm{logits} + g) / \tau)$;
     $dz := dy^b$, $y^b = \mathrm{softmax}((\mathrm{logits} + g) / \tau_b)$, the same noise.
 
-    The argmax of y^f is the same at every forward temperature, so a hard `z` depends on `backward_tau` alone. The one
-    difference from straight-through Gumbel-Softmax is that no schedule sets the gradient's temperature.
+    A temperature on logits and noise together leaves the argmax of y^f where it is, so a hard `z` of this form depends
+    on `backward_tau` alone. The one difference from straight-through Gumbel-Softmax is that no schedule sets the
+    gradient's temperature. Deviation: the paper divides the logits alone, logits / tau + g, and its forward temperature
+    then changes the distribution that z is drawn from; `DecoupledStraightThrough` has such a one.
 
-    Bias: as straight-through Gumbel-Softmax's at `backward_tau`. Source: 2410.13331.
+    Bias: as straight-through Gumbel-Softmax's at `backward_tau`. Source: the first version of 2410.13331.
 
     >>> DecoupledSTGumbelSoftmax(backward_tau=1.0).sample(torch.zeros(2, 3), tau=0.5).sum(-1)
     tensor([1., 1.])

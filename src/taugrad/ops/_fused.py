@@ -167,6 +167,20 @@ def noise(like: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -
     return kernels.noise(g, draw_seed(generator, g.device)) if kernels else None
 
 
+def seeded_noise(like: Tensor, seed: Tensor) -> Tensor | None:
+    """Return the Gumbel(0,1) noise of a seed in the shape of `like`, of a dtype to compute in."""
+    if watched():
+        return None
+    g = torch.empty_like(like, memory_format=torch.contiguous_format)
+    kernels = _kernels_of(g)
+    return kernels.noise(g, seed) if kernels else None
+
+
+def draw_seeds(generator: torch.Generator | None, device: torch.device, count: int) -> Tensor:
+    """Draw seeds as `draw_seed` does, int64 (count,)."""
+    return torch.randint(_SEEDS, (count,), generator=generator, device=device)
+
+
 def argmax(x: Tensor, generator: torch.Generator | None) -> Tensor | None:
     """Draw classes from logits (..., K): int64 (...)."""
     kernels = _kernels_for(x)
@@ -185,6 +199,16 @@ def one_hot(x: Tensor, dim: int, generator: torch.Generator | None) -> Tensor | 
     z, failures = kernels.one_hot(x.contiguous(), draw_seed(generator, x.device))
     _raise_failures(failures, x)
     return z
+
+
+def seeded_one_hot(x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor] | None:
+    """Draw a one-hot sample of logits (..., K), and return it with its seed, which `mean_jacobian` asks for."""
+    if not _native_for(x):
+        return None
+    x, seed = x.contiguous(), draw_seed(generator, x.device)
+    z, failures = native.one_hot(x, seed)
+    _raise_failures(failures, x)
+    return z, seed
 
 
 def sample(
@@ -336,6 +360,15 @@ class _GumbelRao(torch.autograd.Function):
         x = logits.detach().movedim(ctx.dim, -1)
         dx = _MeanJacobian.apply(grad.movedim(ctx.dim, -1), x, ctx.tau, ctx.draws, seed)
         return dx.movedim(-1, ctx.dim).contiguous(), None, None, None, None
+
+
+def mean_jacobian(grad: Tensor, x: Tensor, tau: float, draws: int, seed: Tensor) -> Tensor:
+    """Return Gumbel-Rao's `J g` at logits `x`, (..., K), for the sample that `seeded_one_hot` drew with a seed.
+
+    It may have been drawn from other logits, if those of `x` are raised for its class alone: the same noise then has
+    the same argmax.
+    """
+    return _MeanJacobian.apply(grad, x, tau, draws, seed)
 
 
 class _MeanJacobian(torch.autograd.Function):
