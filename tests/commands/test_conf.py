@@ -233,5 +233,5 @@ def test_a_cell_of_the_grid_has_its_published_settings(column, estimator, lr, ta
 
 
 def test_a_preset_without_settings_for_an_estimator_says_so():
-    with pytest.raises(ConfigError, match=r"published.*RLOO|RLOO.*published"):
-        composed("experiment=grid_8x4", "estimator=rloo")
+    with pytest.raises(ConfigError, match=r"settings.*REBAR|REBAR.*settings"):
+        composed("experiment=grid_8x4", "estimator=rebar")
