@@ -115,7 +115,7 @@ print(sorted({"torch", "lightning", "matplotlib", "gymnasium", "scipy", "optuna"
 """
     result = run([sys.executable, "-c", code], tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("estimator=reinmax\n[]\n")
+    assert result.stdout.endswith("estimator=reinmax estimator=reinmax_cv estimator=reinmax_rao\n[]\n")
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,10 @@ def vimco(
     log_q = log_prob(logits, z).sum(-1)
     log_w = log_joint(z) - log_q
     L = log_w.logsumexp(0) - math.log(m)
-    own = torch.eye(m, dtype=torch.bool, device=z.device).view(m, m, *[1] * (log_w.ndim - 1))
-    mean_of_others = log_w.masked_fill(own, 0.0).sum(1) / (m - 1)
-    L_without = torch.where(own, mean_of_others.unsqueeze(1), log_w).logsumexp(1) - math.log(m)
+    others = log_w.movedim(0, -1).unsqueeze(-2)  # (..., 1, m), for each of m left out
+    own = log_w.new_ones(m, m).tril().triu().bool()
+    mean_of_others = others.masked_fill(own, 0.0).sum(-1, keepdim=True) / (m - 1)
+    L_without = (torch.where(own, mean_of_others, others).logsumexp(-1) - math.log(m)).movedim(-1, 0)
     score = ((L - L_without).detach() * log_q).sum(0)
     return L + score - score.detach()
 

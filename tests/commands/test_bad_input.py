@@ -344,7 +344,7 @@ RUNS = [
     ("evaluate", "whole", ["episodes=3"], "error: test_episodes cannot be set for a run of ImageTask, which has none"),
     ("evaluate", "whole", ["video=film.gif"], "error: video is for policies, got a run of ImageTask"),
     ("evaluate", "whole", ["trust=os"], "error: trust must be list[str], got 'os'"),
-    ("export", "whole", ["out=model.txt"], "error: out must end in .onnx or .pt2, got model.txt"),
+    ("export", "whole", ["out=model.txt"], "error: out must end in .onnx, .pt2, .c, .blif or .v, got model.txt"),
     ("export", "flipped", ["out=model.pt2"], "best.ckpt is damaged"),
     ("export", "stranger", ["out=model.pt2", "checkpoint=best"], "error: os._exit is not trusted"),
     ("probe", "stranger", ["draws=20"], "error: os._exit is not trusted"),

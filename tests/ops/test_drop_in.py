@@ -259,6 +259,7 @@ CALLS = {
     "elbo": lambda x: bounds.elbo(x.sum((-2, -1)), x),
     "importance_weighted_bound": lambda x: bounds.importance_weighted_bound(square, x, 3, chunk_size=2),
     "multi_sample_bound": lambda x: bounds.multi_sample_bound(lambda S: x[:1].sum() + bounds.hard_samples(x, S), 2),
+    "vimco": lambda x: bounds.vimco(square, x, 3),
     "hard_samples": lambda x: bounds.hard_samples(x, 3).sum(0),
     "gumbel_top_k": lambda x: subsets.gumbel_top_k(x, 2, 1),
     "gumbel_k_hot": lambda x: subsets.gumbel_k_hot(x, 2, 0.5, 1),
