@@ -27,7 +27,9 @@ from taugrad.circuits import Circuit, plot, simplify
 from taugrad.cli import one_sentence
 from taugrad.commands.probe import toy
 from taugrad.data.binarized_mnist import binarized_mnist
+from taugrad.data.images import Split
 from taugrad.files import require_folder, writing
+from taugrad.models.logic_gates import LogicGates
 from taugrad.nets import mlp
 from taugrad.ops.categorical import bernoulli_log_prob, kl_to_uniform
 from taugrad.ops.onehot import one_hot
@@ -428,20 +430,42 @@ def figure_grid(out: Path) -> Numbers:
 
 
 def figure_circuit(out: Path) -> Numbers:
-    """A random circuit of three layers over eight bits, and what is left of it when it is simplified."""
-    generator, width, layers = seeded(16), 8, []
-    for gates in (12, 10, 6):
-        a, b = torch.randint(width, (2, gates), generator=generator)
-        layers.append((a, b, torch.randint(16, (gates,), generator=generator)))
-        width = gates
-    netlist = simplify(Circuit(8, tuple(layers), classes=2))
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    """A small circuit that was learned, simplified: is a digit of 4 x 4 pixels a 0 or a 1?"""
+    learned = json.loads((FIGURES / "circuit.json").read_text(encoding="utf-8"))
+    layers = tuple(tuple(torch.tensor(part) for part in layer) for layer in learned["layers"])
+    netlist = simplify(Circuit(16, cast(Any, layers), classes=2))
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     plot(netlist, axes)
     before = sum(len(gate) for _, _, gate in layers)
-    axes.set_title(f"{before} gates of three layers, {len(netlist.gates)} when simplified")
+    accuracy = f"{100 * learned['accuracy']:.1f} %"
+    axes.set_title(f"0 or 1 from 4 x 4 pixels: {before} gates learned, {len(netlist.gates)} left, {accuracy} correct")
     save(figure, out, "circuit")
     return {"before": before, "gates": netlist.gates.flatten().tolist(), "outputs": netlist.outputs.tolist()}
+
+
+def measure_circuit() -> Numbers:
+    """Train a small network of gates on zeros and ones; its layers, and its accuracy on the test images."""
+    torch.manual_seed(2)
+    splits = binarized_mnist()
+    (x, y), (x_test, y_test) = (_small_zeros_and_ones(split) for split in (splits.train, splits.test))
+    model = LogicGates(gates=16, depth=3, classes=2, scale=1.0, residual=2.0, seed=2, image_size=(4, 4))
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    for _ in range(2500):
+        rows = torch.randint(len(x), (BATCH,))
+        loss = model.loss_terms(x[rows], y[rows], taugrad.StraightThrough(), 1.0)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    accuracy = (model.greedy(x_test) == y_test).float().mean().item()
+    return {"accuracy": accuracy, "layers": [[part.tolist() for part in layer] for layer in model.circuit().layers]}
+
+
+def _small_zeros_and_ones(split: Split) -> tuple[Tensor, Tensor]:
+    """Images of the digits 0 and 1 at 4 x 4 pixels, each on where 15 % of its 7 x 7 were, and their labels."""
+    kept = split.labels < 2
+    x = cast(Tensor, split.images)[kept].float().unsqueeze(1) / 255
+    return (torch.nn.functional.avg_pool2d(x, 7).squeeze(1) > 0.15).float(), split.labels[kept]
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -472,7 +496,7 @@ DRAWN: dict[str, Callable[[Path], Numbers]] = {
     "grid": figure_grid,
     "circuit": figure_circuit,
 }
-MEASURED: dict[str, Callable[[], Numbers]] = {"noise": measure_noise, "bias": measure_bias}
+MEASURED: dict[str, Callable[[], Numbers]] = {"noise": measure_noise, "bias": measure_bias, "circuit": measure_circuit}
 
 
 @one_sentence
@@ -484,8 +508,8 @@ def main() -> None:
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="measure again what noise shows (ten minutes) and bias (half a minute, schedules shows it too), into "
-        "docs/figures/NAME.json; without it they are drawn from the numbers in these files",
+        help="measure again what noise shows (ten minutes), bias (half a minute, schedules shows it too) and "
+        "circuit (ten seconds), into docs/figures/NAME.json; without it they are drawn from the numbers in these files",
     )
     arguments = parser.parse_args()
     for name in arguments.names:
