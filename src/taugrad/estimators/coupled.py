@@ -22,7 +22,8 @@ class DisARM(Estimator):
     logistic noise, $z$ is the first class with $\varphi_k + \epsilon_k > 0$, and $\tilde z$ the first with
     $\varphi_k - \epsilon_k > 0$. Value $\frac12 (f(z) + f(\tilde z))$; gradient, from every latent for which
     $i = z < \tilde z$ (or with a minus where $i = \tilde z < z$), $\frac12 (f(z) - f(\tilde z))$ times
-    $\max(p_i, 1 - p_i) \nabla\varphi_i - \nabla\log q(\tilde z \mid \tilde z > i)$, $p_i = \sigma(\varphi_i)$. For K = 2 this is the first paper's $\sigma(|\varphi|) \nabla\varphi$.
+    $\max(p_i, 1 - p_i) \nabla\varphi_i - \nabla\log q(\tilde z \mid \tilde z > i)$, $p_i = \sigma(\varphi_i)$.
+    For K = 2 this is the first paper's $\sigma(|\varphi|) \nabla\varphi$.
 
     Bias: none. tau has no effect. Cost: 2 evaluations of f in one call, which must take a further leading dimension.
     At 2 evaluations it varies less than `RLOO`, the more the fewer the classes; the mean of two pairs is often behind
