@@ -11,7 +11,7 @@ from helpers.images import C, logic_gates, trainer
 from torch.nn.functional import cross_entropy
 
 from taugrad import REBAR, GumbelSoftmax, STGumbelSoftmax
-from taugrad.circuits import Circuit
+from taugrad.circuits import Circuit, input_bits
 from taugrad.data.batches import Batches, ShuffledBatches
 from taugrad.data.images import Split
 from taugrad.errors import DataError
@@ -20,7 +20,6 @@ from taugrad.models.logic_gates import (
     most_probable,
     random_wiring,
     readers,
-    thermometer,
 )
 
 
@@ -190,7 +189,7 @@ def test_a_new_network_passes_a_pixel_to_each_output():
 def test_thresholds_give_an_intensity_its_bits():
     x = torch.tensor([0.0, 0.25, 0.26, 0.5, 0.75, 0.76, 1.0])
     expected = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1]])
-    assert torch.equal(thermometer(x, 3), expected.float())
+    assert torch.equal(input_bits(x.unsqueeze(0), 3).view(3, 7), expected.bool())
 
 
 def test_readers_are_counted_among_the_gates_that_the_outputs_depend_on():

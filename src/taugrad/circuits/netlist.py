@@ -112,9 +112,9 @@ def netlist_sums(netlist: Netlist, bits: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(sums, 1))
 
 
-def levels(thresholds: int) -> Tensor:
-    """Return the intensities k / (thresholds + 1) for k = 1 ... thresholds."""
-    return torch.arange(1, thresholds + 1) / (thresholds + 1)
+def levels(thresholds: int, device: torch.device | None = None) -> Tensor:
+    """Return the intensities k / (thresholds + 1) for k = 1 ... thresholds, float32."""
+    return torch.arange(1, thresholds + 1, device=device) / (thresholds + 1)
 
 
 def input_bits(images: Tensor, thresholds: int | None = None) -> Tensor:
@@ -128,7 +128,7 @@ def input_bits(images: Tensor, thresholds: int | None = None) -> Tensor:
     x = images.flatten(1)
     if thresholds is None:
         return x > 0
-    return (x.unsqueeze(1) > levels(thresholds).to(x).unsqueeze(1)).flatten(1)
+    return (x.unsqueeze(1) > levels(thresholds, x.device).to(x.dtype).unsqueeze(1)).flatten(1)
 
 
 def depths(netlist: Netlist) -> list[int]:

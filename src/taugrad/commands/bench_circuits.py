@@ -15,6 +15,7 @@ from taugrad.circuits.c import CompiledCircuit
 from taugrad.commands.export import Greedy, gated
 from taugrad.data.batches import first_images
 from taugrad.extras import extra
+from taugrad.models.logic_gates import evenly
 from taugrad.training.runs import load_run
 
 _TWO_INPUTS = (1, 2, 4, 6, 7, 8, 9, 11, 13, 14)  # gates that depend on both of their inputs
@@ -36,8 +37,7 @@ def random_circuit(inputs: int, gates: int, depth: int, classes: int, generator:
     """
     layers, width = [], inputs
     for _ in range(depth):
-        rounds = -(-2 * gates // width)
-        ends = torch.cat([torch.randperm(width, generator=generator) for _ in range(rounds)])[: 2 * gates]
+        ends = evenly(width, 2 * gates, generator)
         ends = ends[torch.randperm(2 * gates, generator=generator)]
         kinds = torch.tensor(_TWO_INPUTS)[torch.randint(len(_TWO_INPUTS), (gates,), generator=generator)]
         layers.append((ends[:gates], ends[gates:], kinds))

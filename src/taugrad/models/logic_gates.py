@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, embedding_bag
 
 from taugrad.checks import check_count, check_counts, check_image_size, check_positive
-from taugrad.circuits import Circuit
+from taugrad.circuits import Circuit, input_bits
 from taugrad.errors import DataError
 from taugrad.estimators import Estimator, Pathwise, check_pathwise
 from taugrad.models.pictures import grid
@@ -40,7 +40,7 @@ _FUNCTIONS = 16
 _CELL = 8  # pixels of a side in the picture of the gates
 
 
-def _even(inputs: int, count: int, generator: Generator | None) -> Tensor:
+def evenly(inputs: int, count: int, generator: Generator | None) -> Tensor:
     """Draw `count` of the inputs, such that they are drawn equally often, or one time more."""
     rounds = [torch.randperm(inputs, generator=generator) for _ in range(-(-count // inputs))]
     return torch.cat(rounds)[:count]
@@ -56,7 +56,7 @@ def random_wiring(inputs: int, gates: int, generator: Generator | None = None) -
     if inputs == gates:
         a, b = torch.arange(gates), torch.randperm(gates, generator=generator)
     else:
-        a, b = _even(inputs, 2 * gates, generator).view(2, gates)
+        a, b = evenly(inputs, 2 * gates, generator).view(2, gates)
     while (same := (a == b).nonzero().flatten()).numel():
         other = torch.randint(gates, same.shape, generator=generator)
         for i, j in zip(same.tolist(), other.tolist(), strict=True):
@@ -71,18 +71,6 @@ def chosen_rows(z: Tensor, x: Tensor, candidates: Tensor) -> Tensor:
     tensor([[5.]])
     """
     return embedding_bag(candidates, x.to(z.dtype), per_sample_weights=z, mode="sum")
-
-
-def thermometer(x: Tensor, thresholds: int) -> Tensor:
-    """Return the bits x > k / (thresholds + 1) for k = 1 ... thresholds, (thresholds, ...), in the dtype of `x`.
-
-    >>> thermometer(torch.tensor([0.1, 0.4, 0.9]), 3)
-    tensor([[0., 1., 1.],
-            [0., 0., 1.],
-            [0., 0., 1.]])
-    """
-    levels = torch.arange(1, thresholds + 1, device=x.device, dtype=x.dtype) / (thresholds + 1)
-    return (x > levels.view(-1, *[1] * x.ndim)).to(x.dtype)
 
 
 class LogicLayer(nn.Module):
@@ -106,7 +94,7 @@ class LogicLayer(nn.Module):
             for name, places in zip("ab", random_wiring(inputs, gates, generator), strict=True):
                 self.register_buffer(name, places)
         else:
-            places = _even(inputs, 2 * candidates * gates, generator).view(2, candidates, gates).mT.contiguous()
+            places = evenly(inputs, 2 * candidates * gates, generator).view(2, candidates, gates).mT.contiguous()
             self.register_buffer("places", places)
             self.wiring_logits = nn.Parameter(torch.zeros(2, gates, candidates))
             with torch.no_grad():
@@ -139,7 +127,7 @@ class LogicGates(nn.Module):
         classes: at least 2.
         scale: what a class's sum of outputs is divided by to give its logit; None: two thirds of the square root of its
             gates, which is 19 for 800.
-        thresholds: bits of an intensity, by `thermometer`; None for images of 0 and 1.
+        thresholds: bits of an intensity, by `circuits.input_bits`; None for images of 0 and 1.
         residual: initial logit of the function that passes the gate's `a`; the other functions' are 0.
         candidates: inputs among which each gate learns to choose each of its two, at least 2; None for fixed wiring.
         seed: of the wiring.
@@ -216,7 +204,7 @@ class LogicGates(nn.Module):
             return x.flatten(1).T.contiguous()
         if readable(x) and not ((x >= 0) & (x <= 1)).all():
             raise DataError(f"images must be in [0, 1], got {x.min().item():.4g} to {x.max().item():.4g}")
-        return thermometer(x.flatten(1), self.thresholds).mT.flatten(0, 1)
+        return input_bits(x, self.thresholds).T.to(x.dtype, memory_format=torch.contiguous_format)
 
     def class_logits(self, bits: Tensor, choose: Choose) -> Tensor:
         """Return s, (batch, classes), of inputs (inputs, batch), each gate's function chosen of its logits (..., K)."""
