@@ -21,9 +21,9 @@ ALGORITHMS = [
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["multilinear", "PPO"])
 def test_an_algorithm_improves_in_a_plain_loop(algorithm):
     environments = build(partial(FactoredBandit, factors=2, choices=3), num_envs=8)
-    agent = algorithm.build(environments.observation_size, environments.factors)
+    agent = algorithm.build(environments.sizes)
     optimizer = torch.optim.Adam(agent.parameters(), lr=4e-3)
-    window = Window(20, 16, environments.num_envs, environments.observation_size, len(environments.factors))
+    window = Window(20, 16, environments.num_envs, environments.sizes)
     collector = Collector(environments, seed=0)
     rewards = []
     for _ in range(25):

@@ -5,7 +5,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Sequence, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from helpers.environments import Counter, counters
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ from taugrad.rl.envs import joint, minatar
 from taugrad.rl.envs.bandit import FactoredBandit
 from taugrad.rl.envs.cartpoles import KCartPoles
 from taugrad.rl.rollouts import Collector, Window
-from taugrad.rl.spaces import factors_of, observation_dtype, observation_size
+from taugrad.rl.spaces import Sizes, factors_of, flat_space, observation_dtype
 
 ALL = {
     "cartpole": lambda n: make("CartPole-v1", n),
@@ -31,7 +31,7 @@ ALL = {
 
 
 def random_choices(environments: Environments) -> torch.Tensor:
-    columns = [torch.randint(n, (environments.num_envs,)) for n in environments.factors]
+    columns = [torch.randint(n, (environments.num_envs,)) for n in environments.sizes.factors]
     return torch.stack(columns, 1)
 
 
@@ -41,18 +41,19 @@ def test_an_environment_gives_tensors_of_its_sizes_and_repeats_under_a_seed(name
     for _ in range(2):
         torch.manual_seed(3)
         environments = Environments(ALL[name](4))
-        x = environments.reset(seed=11)
+        x = environments.reset(seed=11).observation
         steps = [environments.step(random_choices(environments)) for _ in range(60)]
         environments.close()
-        assert x.shape == (4, environments.observation_size)
+        assert x.shape == (4, environments.sizes.observation)
         assert x.dtype == torch.float32
         for step in steps:
-            assert step.observation.shape == x.shape
-            assert step.observation.isfinite().all()
+            assert step.seen.observation.shape == x.shape
+            assert step.seen.observation.isfinite().all()
             assert step.reward.dtype == torch.float32
-            assert {part.shape for part in step[1:]} == {(4,)}
+            assert step.reward.shape == (4, 1)
+            assert {part.shape for part in step[2:]} == {(4,)}
             assert {part.dtype for part in step[2:]} == {torch.bool}
-        seen.append([torch.cat([step.observation.flatten(), step.reward]) for step in steps])
+        seen.append([torch.cat([step.seen.observation.flatten(), step.reward[:, 0]]) for step in steps])
     assert torch.equal(torch.stack(seen[0]), torch.stack(seen[1]))
 
 
@@ -72,11 +73,11 @@ def test_the_step_after_an_end_is_a_reset_and_only_that(name):
 def test_the_last_observation_of_an_episode_comes_with_its_end_and_the_first_of_the_next_after():
     environments = counters()
     choice = torch.zeros(2, 1, dtype=torch.int64)
-    seen = [environments.reset(0)[0, 0].item()]
+    seen = [environments.reset(0).observation[0, 0].item()]
     rows = []
     for _ in range(5):
         step = environments.step(choice)
-        seen.append(step.observation[0, 0].item())
+        seen.append(step.seen.observation[0, 0].item())
         rows.append((step.terminated[0].item(), step.valid[0].item()))
     assert seen == [0, 1, 2, 3, 0, 1]
     assert rows == [(False, True), (False, True), (True, True), (False, False), (False, True)]
@@ -158,7 +159,7 @@ def test_rewards_and_ends_of_any_shape_and_type_are_those_of_each_environment(fo
     one, none = np.array([1.0, 0.0, 1.0], np.float32), np.zeros(3, np.float32)
     told = Told(num_envs=3, reward=form(one), terminated=form(none), truncated=form(one), info=None)
     step = Environments(told).step(torch.zeros(3, 1, dtype=torch.int64))
-    assert torch.equal(step.reward, torch.tensor([1.0, 0.0, 1.0]))
+    assert torch.equal(step.reward[:, 0], torch.tensor([1.0, 0.0, 1.0]))
     assert step.terminated.tolist() == [False] * 3
     assert step.truncated.tolist() == [True, False, True]
     assert {part.dtype for part in step[2:]} == {torch.bool}
@@ -167,7 +168,13 @@ def test_rewards_and_ends_of_any_shape_and_type_are_those_of_each_environment(fo
 def test_a_single_environment_may_return_bare_numbers():
     told = Told(num_envs=1, observation=[1.0, 2.0, 3.0], reward=2.0, terminated=0, truncated=True)
     step = Environments(told).step(torch.zeros(1, 1, dtype=torch.int64))
-    assert [part.tolist() for part in step] == [[[1.0, 2.0, 3.0]], [2.0], [False], [True], [True]]
+    assert [part.tolist() for part in (step.seen.observation, *step[1:])] == [
+        [[1.0, 2.0, 3.0]],
+        [[2.0]],
+        [False],
+        [True],
+        [True],
+    ]
 
 
 def test_what_was_returned_stays_when_the_environment_writes_over_it():
@@ -176,8 +183,8 @@ def test_what_was_returned_stays_when_the_environment_writes_over_it():
     told.observation += 1
     told.told["reward"] += 1
     told.told["terminated"] |= True
-    assert not step.observation.any()
-    assert step.reward.tolist() == [1, 1]
+    assert not step.seen.observation.any()
+    assert step.reward[:, 0].tolist() == [1, 1]
     assert not step.terminated.any()
 
 
@@ -201,10 +208,10 @@ def test_what_was_returned_stays_when_the_environment_writes_over_it():
     ],
 )
 def test_what_an_environment_should_not_return_is_refused_in_a_sentence(returned, sentence):
-    environments, rollout = Environments(Told(**returned)), Window(1, 1, 2, 3, 1).oldest()
-    act = lambda x: (torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2))  # noqa: E731
+    rollout = Window(1, 1, 2, Sizes((3,), (2,))).oldest()
+    act = lambda x, mask: (torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2))  # noqa: E731
     with pytest.raises(DataError, match=sentence):
-        Collector(environments, seed=0).fill(rollout, act)
+        Collector(Environments(Told(**returned)), seed=0).fill(rollout, act)
 
 
 def fail(num_envs):
@@ -306,8 +313,9 @@ def test_spaces_that_a_policy_takes():
     assert factors_of(MultiDiscrete([2, 5])) == (2, 5)
     assert factors_of(MultiDiscrete([[2, 3], [4, 5]])) == (2, 3, 4, 5)
     assert factors_of(Tuple([Discrete(2), Tuple([MultiBinary(2), Discrete(3)])])) == (2, 2, 2, 3)
-    assert observation_size(Box(0, 1, (2, 3))) == 6
-    assert observation_size(MultiBinary((10, 10, 4))) == 400
+    assert flat_space(Box(0, 1, (2, 3))).shape == (2, 3)
+    assert flat_space(MultiBinary((10, 10, 4))).shape == (10, 10, 4)
+    assert flat_space(Dict({"b": Discrete(3), "a": Tuple([MultiDiscrete([2, 4]), Box(0, 1, (2, 2))])})).shape == (13,)
 
 
 @pytest.mark.parametrize(
@@ -337,15 +345,19 @@ def test_every_observation_keeps_all_its_digits(values, dtype):
     space = Box(values.min(), values.max(), values.shape, dtype)
     environment = Echo(Discrete(2), space)
     environment.reset = lambda **_: (values, {})
-    x = Environments(SyncVectorEnv([lambda: environment])).reset(0)
+    x = Environments(SyncVectorEnv([lambda: environment])).reset(0).observation
     assert x.dtype == observation_dtype(space)
     assert x[0].tolist() == values[0].tolist()
 
 
-@pytest.mark.parametrize("space", [Discrete(3), Dict({"a": Box(0, 1, (2,))}), Tuple([Discrete(2)]), Box(0, 1, (0,))])
+@pytest.mark.parametrize(
+    "space", [Sequence(Discrete(3)), Graph(Box(0, 1, (2,)), None), Dict({"a": Sequence(Discrete(2))}), Box(0, 1, (0,))]
+)
 def test_other_observations_are_refused_in_a_sentence(space):
-    with pytest.raises(ConfigError, match="a policy's observations must be Box or MultiBinary, the environment's are"):
-        observation_size(space)
+    with pytest.raises(
+        ConfigError, match="a policy's observations must be Box, MultiBinary, Discrete, MultiDiscrete, or a Dict"
+    ):
+        flat_space(space)
 
 
 def test_environments_that_do_not_exist_are_refused_in_a_sentence():
@@ -428,8 +440,8 @@ def test_minatars_choices_are_those_of_the_game_and_its_episodes_time_out():
 
 def test_agents_act_as_one():
     environments = Environments(joint.make("lbforaging:Foraging-8x8-2p-3f-v3", 2, time_limit=50))
-    assert environments.factors == (6, 6)
-    assert environments.observation_size == 30
+    assert environments.sizes.factors == (6, 6)
+    assert environments.sizes.observation == 30
     environments.reset(0)
     steps = [environments.step(random_choices(environments)) for _ in range(50)]
     assert steps[-1].truncated.any()

@@ -9,16 +9,19 @@ from taugrad.rl.environments import Environments, make
 from taugrad.rl.evaluation import evaluate, interquartile_mean, record
 from taugrad.rl.multilinear import Advantage, multilinear
 from taugrad.rl.rollouts import Collector, Window
+from taugrad.rl.spaces import Sizes
+
+ONE = Sizes((1,), (2,))
 
 
-def alternate(x):
+def alternate(x, mask):
     """Choices and their log-probability, which can be told apart."""
     return torch.arange(len(x)).remainder(2)[:, None], -torch.arange(float(len(x)))
 
 
 def test_a_rollout_holds_every_transition_once_and_no_reset():
     environments = counters()  # episodes of 3 steps
-    window = Window(3, steps=5, num_envs=2, observation_size=1, factors=1)
+    window = Window(3, steps=5, num_envs=2, sizes=ONE)
     collector = Collector(environments, seed=0)
     for _ in range(2):
         collector.fill(window.oldest(), alternate)
@@ -39,39 +42,39 @@ def test_a_rollout_holds_every_transition_once_and_no_reset():
 
 
 def test_the_window_keeps_the_last_rollouts_and_samples_the_newest_first():
-    window = Window(3, steps=2, num_envs=1, observation_size=1, factors=1)
+    window = Window(3, steps=2, num_envs=1, sizes=ONE)
     assert len(window) == 0
     for i in range(5):
         window.oldest().reward.fill_(i)
         newest = window.sample(newest=1, others=0)
-        assert newest.reward.tolist() == [[i], [i]]
+        assert newest.reward[..., 0].tolist() == [[i], [i]]
     assert len(window) == 3
-    assert window.sample(newest=2, others=0).reward[0].tolist() == [4, 3]
-    everything = window.sample(newest=1, others=100).reward[0].tolist()
+    assert window.sample(newest=2, others=0).reward[0, :, 0].tolist() == [4, 3]
+    everything = window.sample(newest=1, others=100).reward[0, :, 0].tolist()
     assert everything[0] == 4
     assert sorted(everything) == [2, 3, 4]
 
 
 def test_older_rollouts_are_drawn_alike():
     # 2 of 4, 2,000 times: each 1,000 times +- 22; six standard errors fail once in 10^8.
-    window = Window(5, steps=1, num_envs=1, observation_size=1, factors=1)
+    window = Window(5, steps=1, num_envs=1, sizes=ONE)
     for i in range(5):
         window.oldest().reward.fill_(i)
-    drawn = torch.cat([window.sample(1, 2).reward[0, 1:] for _ in range(2000)]).long()
+    drawn = torch.cat([window.sample(1, 2).reward[0, 1:, 0] for _ in range(2000)]).long()
     assert (drawn.bincount(minlength=5)[:4] - 1000).abs().max() < 134
     assert (drawn == 4).sum() == 0
 
 
 def test_a_window_comes_back_from_its_state_and_refuses_another_size():
-    window = Window(3, steps=2, num_envs=1, observation_size=1, factors=1)
+    window = Window(3, steps=2, num_envs=1, sizes=ONE)
     for i in range(4):
         window.oldest().reward.fill_(i)
-    again = Window(3, steps=2, num_envs=1, observation_size=1, factors=1)
+    again = Window(3, steps=2, num_envs=1, sizes=ONE)
     again.load_state_dict(window.state_dict())
     assert torch.equal(again.sample(3, 0).reward, window.sample(3, 0).reward)
     again.oldest().reward.fill_(9)
-    assert again.sample(3, 0).reward[0].tolist() == [9, 3, 2]
-    other = Window(3, steps=2, num_envs=4, observation_size=1, factors=1)
+    assert again.sample(3, 0).reward[0, :, 0].tolist() == [9, 3, 2]
+    other = Window(3, steps=2, num_envs=4, sizes=ONE)
     with pytest.raises(
         ValueError, match=r"the rollouts' observation must have shape \(3, 3, 4, 1\), got \(3, 3, 1, 1\)"
     ):
@@ -102,15 +105,15 @@ def test_normalized_observations_are_the_same_wherever_they_lie(offset):
 
 
 def test_the_window_keeps_observations_as_they_came():
-    window = Window(2, steps=1, num_envs=1, observation_size=1, factors=1, dtype=torch.float64)
+    window = Window(2, steps=1, num_envs=1, sizes=ONE, dtype=torch.float64)
     window.oldest().observation[:] = 1e9 + 0.125
-    again = Window(2, steps=1, num_envs=1, observation_size=1, factors=1, dtype=torch.float64)
+    again = Window(2, steps=1, num_envs=1, sizes=ONE, dtype=torch.float64)
     again.load_state_dict(window.state_dict())
     assert again.sample(newest=1, others=0).observation.unique().tolist() == [1e9 + 0.125]
 
 
 def test_an_evaluation_counts_the_first_episode_of_each_environment():
-    returns, lengths, whole = evaluate(counters(), lambda x: torch.zeros(2, 1, dtype=torch.int64), seed=0)
+    returns, lengths, whole = evaluate(counters(), lambda x, mask: torch.zeros(2, 1, dtype=torch.int64), seed=0)
     assert returns.tolist() == [3.0, 3.0]
     assert lengths.tolist() == [3, 3]
     assert whole.all()
@@ -118,7 +121,7 @@ def test_an_evaluation_counts_the_first_episode_of_each_environment():
 
 def test_an_evaluation_says_which_episodes_it_cut_off(monkeypatch):
     monkeypatch.setattr(evaluation, "_MOST_STEPS", 12)
-    fall = lambda x: (torch.arange(4) % 2)[:, None] * (x[:, 2:3] + x[:, 3:4] > 0)  # noqa: E731  # 0, 2 push left only
+    fall = lambda x, mask: (torch.arange(4) % 2)[:, None] * (x[:, 2:3] + x[:, 3:4] > 0)  # noqa: E731  # 0, 2 push left only
     environments = Environments(make("CartPole-v1", 4))
     with pytest.warns(UserWarning, match="2 of 4 episodes had not ended after 12 steps and count with their return so"):
         returns, lengths, whole = evaluate(environments, fall, seed=1)
@@ -127,29 +130,32 @@ def test_an_evaluation_says_which_episodes_it_cut_off(monkeypatch):
     assert (lengths[whole] < 12).all()
     # An episode that ends at the last step is whole.
     monkeypatch.setattr(evaluation, "_MOST_STEPS", 3)
-    assert evaluate(counters(), lambda x: torch.zeros(2, 1, dtype=torch.int64), seed=0).whole.all()
+    assert evaluate(counters(), lambda x, mask: torch.zeros(2, 1, dtype=torch.int64), seed=0).whole.all()
 
 
 def test_an_evaluation_of_cart_poles_repeats_and_depends_on_the_choices():
     environments = Environments(make("CartPole-v1", 20))
-    upright = lambda x: (x[:, 2:3] + x[:, 3:4] > 0).long()  # noqa: E731  # push towards where the pole falls
+    upright = lambda x, mask: (x[:, 2:3] + x[:, 3:4] > 0).long()  # noqa: E731  # push towards where the pole falls
     good, again = (evaluate(environments, upright, seed=1)[0] for _ in range(2))
     assert torch.equal(good, again)
-    bad = evaluate(environments, lambda x: torch.zeros(20, 1, dtype=torch.int64), seed=1)[0]
+    bad = evaluate(environments, lambda x, mask: torch.zeros(20, 1, dtype=torch.int64), seed=1)[0]
     assert bad.max() < 12
     assert good.min() > 100
 
 
 def test_a_film_ends_with_the_episode():
     frames = record(
-        Environments(make("CartPole-v1", 1, render_mode="rgb_array")), lambda x: torch.zeros(1, 1).long(), 0
+        Environments(make("CartPole-v1", 1, render_mode="rgb_array")), lambda x, mask: torch.zeros(1, 1).long(), 0
     )
     assert frames.shape[1:] == (400, 600, 3)
     assert 8 < len(frames) < 14
     assert (frames[0] != frames[-1]).any()
     with pytest.warns(UserWarning, match="the film ends after 5 pictures, before its episode does"):
         cut = record(
-            Environments(make("CartPole-v1", 1, render_mode="rgb_array")), lambda x: torch.zeros(1, 1).long(), 0, most=5
+            Environments(make("CartPole-v1", 1, render_mode="rgb_array")),
+            lambda x, mask: torch.zeros(1, 1).long(),
+            0,
+            most=5,
         )
     assert len(cut) == 5
 

@@ -21,6 +21,7 @@ from taugrad.rl import evaluation
 from taugrad.rl.algorithm import Clock
 from taugrad.rl.environments import make
 from taugrad.rl.evaluation import Evaluation
+from taugrad.rl.masks import allowed
 from taugrad.rl.multilinear import MultilinearActorCritic, minibatches, multilinear
 from taugrad.rl.rollouts import Collection
 from taugrad.training.policies import PolicyTask
@@ -137,7 +138,7 @@ def test_entropy_and_kl_are_those_of_independent_factors():
     x = torch.randn(6, 12)
     h, w = agent.advantage(x)
     old = torch.randn(6, 3, 2)
-    _, uncertainty, divergence = agent.actor_terms(x, h, w, old, tau=1.0)
+    _, uncertainty, divergence = agent.actor_terms(x, allowed((2, 2, 2)), h, w, old, tau=1.0)
     p, q = Independent(Categorical(logits=old), 1), Independent(Categorical(logits=agent.policy.actor(x)), 1)
     torch.testing.assert_close(uncertainty, q.entropy().mean())
     torch.testing.assert_close(divergence, kl_divergence(p, q).mean())
@@ -146,9 +147,9 @@ def test_entropy_and_kl_are_those_of_independent_factors():
 def test_the_actors_gradient_leaves_the_critic_alone():
     model, _ = improving(task(*POLICY))
     agent = model.agent
-    x, old, *_ = agent._targets(model.window)
+    x, mask, old, *_ = agent._targets(model.window)
     h, w = agent.advantage(x)
-    gain, *_ = agent.actor_terms(x, h.detach(), w.detach(), old, tau=1.0)
+    gain, *_ = agent.actor_terms(x, mask, h.detach(), w.detach(), old, tau=1.0)
     gain.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in agent.policy.actor.parameters())
     assert all(p.grad is None for p in agent.advantage.parameters())
@@ -260,8 +261,8 @@ def test_minibatches_take_each_index_once_before_any_twice():
 def test_ppos_first_step_has_the_policy_gradients_gradient():
     model, _ = improving(task(*PPO))
     agent, actor = model.agent, model.agent.policy.actor
-    x, action, old, g, target = agent._targets(model.window)
-    loss, terms = agent.loss(x, action, old, g, target, eps=0.2)
+    x, mask, action, old, g, target = agent._targets(model.window)
+    loss, terms = agent.loss(x, mask, action, old, g, target, eps=0.2)
     normalized = (g - g.mean()) / (g.std() + 1e-8)
     torch.testing.assert_close(terms["train/actor_loss"], -normalized.mean(), rtol=0, atol=1e-6)  # every ratio is 1
     torch.testing.assert_close(terms["train/approx_kl"], torch.tensor(0.0), rtol=0, atol=1e-6)
@@ -273,10 +274,10 @@ def test_ppos_first_step_has_the_policy_gradients_gradient():
 
 def test_ppos_ratio_has_no_gradient_beyond_its_range():
     model, _ = improving(task(*PPO))
-    x, action, old, _, target = model.agent._targets(model.window)
+    x, mask, action, old, _, target = model.agent._targets(model.window)
     for sign, shift in ((1.0, -1.0), (-1.0, 1.0)):  # a ratio of e with a good action, of 1/e with a bad one
         g = torch.full_like(old, sign)[:1]
-        _, terms = model.agent.loss(x[:1], action[:1], old[:1] + shift, g, target[:1], eps=0.2)
+        _, terms = model.agent.loss(x[:1], mask[:1], action[:1], old[:1] + shift, g, target[:1], eps=0.2)
         assert terms["train/actor_loss"].item() == pytest.approx(-sign * (1.2 if sign > 0 else 0.8))
 
 
@@ -306,11 +307,11 @@ def test_the_entropys_coefficient_follows_its_target_which_falls():
     agent = task(*POLICY, *parts).agent
     assert agent.ent_coef(Clock(0, 400)) == pytest.approx(0.1)
     for steps, share, expected in ((0, 0.49, 0.105), (0, 0.51, 0.1), (200, 0.26, 0.1 / 1.05), (200, 0.24, 0.1)):
-        agent._adapt_entropy(torch.tensor(share * uniform), Clock(steps, 400))
+        agent._adapt_entropy(torch.tensor(share * uniform), uniform, Clock(steps, 400))
         assert agent.ent_coef(Clock(steps, 400)) == pytest.approx(expected)
     for entropy, expected in ((0.0, 3.0), (uniform, 1e-4)):
         for _ in range(250):
-            agent._adapt_entropy(torch.tensor(entropy), Clock(200, 400))
+            agent._adapt_entropy(torch.tensor(entropy), uniform, Clock(200, 400))
         assert agent.ent_coef(Clock(200, 400)) == pytest.approx(expected)
 
 
@@ -370,7 +371,6 @@ def test_playing_repeats_and_disturbs_nothing():
             ["env=gymnasium", "env.make.id=Pendulum-v1"],
             "actions must be Discrete, MultiDiscrete, MultiBinary or a",
         ),
-        (["env=gymnasium", "env.make.id=Blackjack-v1"], "observations must be Box or MultiBinary"),
         (["env=gymnasium", "env.make.id=CartPoll-v1"], "env.make.id=CartPoll-v1: "),
         (["collection.num_envs=0"], "num_envs must be at least 1, got 0"),
         (["model.replayed=-1"], "replayed must be at least 0, got -1"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from taugrad.nets import mlp
 from taugrad.ops.gumbel import gumbel_argmax
+from taugrad.rl.masks import allowed
 
 _CLIP = 10.0  # of a normalized observation
 
@@ -23,15 +24,21 @@ class Policy(nn.Module):
         self.norm = RunningNorm(observation_size) if normalize else nn.Identity()
         self.actor = actor
 
-    def act(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample choices (E, F) for observations (E, D); return them and their log-probability (E,)."""
-        logits = self.actor(self.normalized(observation))
+    def act(self, observation: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sample choices (E, F) for observations (E, D); return them and their log-probability (E,).
+
+        A `mask` (E, F, K), bool, is True where a choice is allowed; None allows all.
+        """
+        logits = self.actor(self.normalized(observation), self._here(mask))
         action = gumbel_argmax(logits)
         return action, log_prob_of(logits, action)
 
-    def greedy(self, observation: Tensor) -> Tensor:
-        """Return the most probable choices (E, F) for observations (E, D)."""
-        return self.actor(self.normalized(observation)).argmax(-1)
+    def greedy(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the most probable choices (E, F) for observations (E, D), of those that `mask` (E, F, K) allows."""
+        return self.actor(self.normalized(observation), self._here(mask)).argmax(-1)
+
+    def _here(self, mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else mask.to(self.actor.allowed.device)
 
     def normalized(self, observation: Tensor) -> Tensor:
         """Normalize observations (..., D), and convert them to float32 on the networks' device."""
@@ -86,11 +93,11 @@ class Actor(nn.Module):
         self.shape = F, K = len(factors), max(factors)
         self.net = mlp(observation_size, hidden, F * K, "Tanh")
         orthogonal(self.net, last_gain=0.01)
-        self.allowed = nn.Buffer(torch.arange(K) < torch.tensor(factors)[:, None], persistent=False)
+        self.allowed = nn.Buffer(allowed(factors), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (..., F, K) of observations (..., D)."""
-        return self.net(x).unflatten(-1, self.shape).masked_fill(~self.allowed, -torch.inf)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (..., F, K) of observations (..., D), -inf where `mask` (..., F, K) allows no choice."""
+        return self.net(x).unflatten(-1, self.shape).masked_fill(~(self.allowed if mask is None else mask), -torch.inf)
 
 
 def orthogonal(net: nn.Module, last_gain: float) -> None:

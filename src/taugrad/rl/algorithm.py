@@ -3,7 +3,7 @@
 An algorithm is a frozen dataclass of its hyperparameters. It builds an agent, a module of networks that acts and that
 improves itself on the rollouts that it has made:
 
-    agent = algorithm.build(environments.observation_size, environments.factors)
+    agent = algorithm.build(environments.sizes)
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
     while collector.env_steps < total:
         rollout = window.oldest()
@@ -13,7 +13,6 @@ improves itself on the rollouts that it has made:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch.optim import Optimizer
 
 from taugrad.rl.actor import Policy
 from taugrad.rl.rollouts import Window
+from taugrad.rl.spaces import Sizes
 
 
 class Clock(NamedTuple):
@@ -59,5 +59,5 @@ class Algorithm(ABC):
     changeable: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def build(self, observation_size: int, factors: Sequence[int]) -> Agent:
-        """Build the agent for observations of a size, and for actions of factors with a number of choices each."""
+    def build(self, sizes: Sizes) -> Agent:
+        """Build the agent for observations and actions of these sizes."""

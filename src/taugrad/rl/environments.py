@@ -5,8 +5,13 @@ by default. That step returns the first observation of a new episode, whatever t
 task: `valid` is False for it. The observation before it is the last one of the old episode, and a time-out bootstraps
 from it. An environment must declare this in its metadata; a step raises if the environment contradicts that, or returns
 anything but a finite number for each environment.
+
+An environment may give action masks (`taugrad.rl.masks`). One of N agents, whose observations, actions and masks are
+joined to one of each, names them in `metadata["agents"]`, a tuple of `Part`, and gives `info["rewards"]`, (N,), and
+`info["alive"]`, (N,): an agent that is not alive chooses nothing. An episode ends when no agent is left, or times out.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,14 +23,23 @@ from torch import Tensor
 
 from taugrad.checks import check_count
 from taugrad.errors import ConfigError, DataError, TaugradError
-from taugrad.rl.spaces import factors_of, observation_dtype, observation_size, to_environment
+from taugrad.rl.masks import KEY, allowed, by_method, has_mask, has_method, is_joint, to_mask
+from taugrad.rl.spaces import Sizes, factors_of, flat_observation, flat_space, observation_dtype, to_environment
+
+
+class Seen(NamedTuple):
+    """What E environments show to choose by, N agents in each, 1 if not several."""
+
+    observation: Tensor  # (E, D), float32 or float64: the environment's numbers, exactly
+    mask: Tensor  # (E, F, K), bool: the choices that are allowed
+    alive: Tensor  # (E, N), bool: the agents that choose
 
 
 class Step(NamedTuple):
     """Result of a step of E environments; `valid` is False for a reset."""
 
-    observation: Tensor  # (E, D), float32 or float64: the environment's numbers, exactly
-    reward: Tensor  # (E,)
+    seen: Seen  # after the step
+    reward: Tensor  # (E, N)
     terminated: Tensor  # (E,), bool
     truncated: Tensor  # (E,), bool
     valid: Tensor  # (E,), bool
@@ -78,11 +92,38 @@ class Environments:
         _check_resets(env.metadata)
         self.env = env
         self.num_envs = env.num_envs
-        self.factors = factors_of(env.single_action_space)
-        self.observation_size = observation_size(env.single_observation_space)
-        self.observation_dtype = observation_dtype(env.single_observation_space)
+        factors = factors_of(env.single_action_space)
+        flat = flat_space(env.single_observation_space)
+        self._factors = factors
+        self.sizes = Sizes(flat.shape, factors, tuple(env.metadata.get("agents", ())))
+        self.observation_dtype = observation_dtype(flat)
         self._dtype = np.float32 if self.observation_dtype == torch.float32 else np.float64
         self._resets = np.zeros(self.num_envs, dtype=bool)
+        self._masks, self._joint = self._find_masks(), False
+        if self._masks is not None and is_joint(self._masks(*self._first()), factors):
+            self.sizes, self._joint = self.sizes._replace(factors=(math.prod(factors),)), True
+        self._free = allowed(self.sizes.factors).expand(self.num_envs, -1, -1)
+        self._everyone = torch.ones(self.num_envs, len(self.sizes.parts), dtype=torch.bool)
+
+    def _find_masks(self) -> Callable[[Any, Any], Any] | None:
+        """Return the function from observation and info to the masks that are given; None if there are none."""
+        if has_mask(self.env.single_observation_space):
+            return lambda observation, info: observation[KEY]
+        if has_method(self.env):
+            return lambda observation, info: by_method(self.env)
+        if KEY in self._first()[1]:
+            return lambda observation, info: info.get(KEY)
+        return None
+
+    def _first(self) -> tuple[Any, dict[str, Any]]:
+        """Reset the environments to see what they give."""
+        try:
+            observation, info = self.env.reset(seed=0)
+        except TaugradError:
+            raise
+        except Exception as error:  # foreign code may raise anything
+            raise _raised("reset", error) from error
+        return observation, info if isinstance(info, Mapping) else {}
 
     @property
     def reward_threshold(self) -> float | None:
@@ -90,24 +131,26 @@ class Environments:
         own = getattr(self.env.unwrapped, "reward_threshold", None)
         return own if own is not None else getattr(self.env.spec, "reward_threshold", None)
 
-    def reset(self, seed: int | None = None) -> Tensor:
-        """Begin new episodes in all environments, and return their first observations (E, D); errors as in `step`."""
+    def reset(self, seed: int | None = None) -> Seen:
+        """Begin new episodes in all environments, and return what is seen first; errors as in `step`."""
         self._resets = np.zeros(self.num_envs, dtype=bool)
         try:
-            observation = self.env.reset(seed=seed)[0]
+            observation, info = self.env.reset(seed=seed)
         except TaugradError:
             raise
         except Exception as error:  # foreign code may raise anything
             raise _raised("reset", error) from error
-        return self._observation(observation)
+        return self._seen(observation, info, ended=self._resets)
 
     def step(self, action: Tensor) -> Step:
         """Make one step with choices (E, F).
 
         Raises:
             DataError: the environment raised, or resets in another way than it says, or an observation or reward is
-                NaN, infinite or not one for each environment.
+                NaN, infinite or not one for each environment, or a mask is refused by `masks.to_mask`.
         """
+        if self._joint:
+            action = torch.stack(torch.unravel_index(action[:, 0], self._factors), -1)
         given = to_environment(action, self.env.single_action_space)
         try:
             observation, reward, terminated, truncated, info = self.env.step(given)
@@ -115,16 +158,17 @@ class Environments:
             raise
         except Exception as error:  # foreign code may raise anything
             raise _raised("step", error) from error
-        rewards = self._each("a reward", _finite("a reward", reward))
         named = {"a termination": terminated, "a truncation": truncated}
         ends = [self._each(name, _copy(name, end, bool)) for name, end in named.items()]
+        rewards = self._rewards(reward, info)
         reset, self._resets = self._resets, ends[0] | ends[1]
         if (self._resets & reset).any() or (isinstance(info, Mapping) and _SAME_STEP & info.keys()):
             raise DataError(
                 "the environment does not reset on the next step, as its autoreset_mode says: it "
                 "ended an episode in the step that was to begin one, or returned the final observation beside the next"
             )
-        return Step(self._observation(observation), *map(torch.from_numpy, (rewards, *ends, ~reset)))
+        seen = self._seen(observation, info, ended=self._resets)
+        return Step(seen, *map(torch.from_numpy, (rewards, *ends, ~reset)))
 
     def picture(self) -> np.ndarray:
         """Render the first environment, (height, width, 3), uint8; ConfigError if it cannot be, or lacks a package."""
@@ -143,13 +187,36 @@ class Environments:
         """Close the environments."""
         self.env.close()
 
+    def _seen(self, observation: Any, info: Any, ended: np.ndarray) -> Seen:
+        mask, alive = self._free, self._everyone
+        if self._masks is not None:
+            mask = to_mask(self._masks(observation, info), self.sizes.factors, ended)
+        if self.sizes.agents:
+            alive = torch.from_numpy(self._of_agents("alive", info, bool))
+        return Seen(self._observation(observation), mask, alive)
+
     def _observation(self, observation: Any) -> Tensor:
-        values = _finite("an observation", observation, self._dtype)
-        E, D = self.num_envs, self.observation_size
+        flat = flat_observation(self.env.single_observation_space, observation)
+        values = _finite("an observation", flat, self._dtype)
+        E, D = self.num_envs, self.sizes.observation
         if values.size != E * D or (E > 1 and len(values) != E):
-            shape = (E, *(self.env.single_observation_space.shape or ()))
+            shape = (E, *self.sizes.shape)
             raise DataError(f"the environment must return observations of shape {shape}, got {values.shape}")
         return torch.from_numpy(values).view(E, D)
+
+    def _rewards(self, reward: Any, info: Any) -> np.ndarray:
+        """Return the reward of each agent, (E, N); of one, the environment's own."""
+        if self.sizes.agents:
+            return _finite("a reward", self._of_agents("rewards", info, np.float64))
+        return self._each("a reward", _finite("a reward", reward))[:, None]
+
+    def _of_agents(self, key: str, info: Any, dtype: Any) -> np.ndarray:
+        """Return what `info` has for each agent, (E, N)."""
+        E, N = self.num_envs, len(self.sizes.agents)
+        values = info.get(key) if isinstance(info, Mapping) else None
+        if values is None or np.shape(values) != (E, N):
+            raise DataError(f"the environment of {N} agents must give info[{key!r}] of shape ({N},) in every step")
+        return _copy(key, values, dtype)
 
     def _each(self, name: str, values: np.ndarray) -> np.ndarray:
         """Reshape values, one for each environment, to (E,); a column is accepted."""

@@ -15,6 +15,9 @@ from taugrad.rl.environments import Environments
 _MOST_STEPS = 20_000  # of an episode; an evaluation of an environment without a time limit stops here
 
 
+Choose = Callable[[Tensor, Tensor], Tensor]  # observations (E, D) and masks (E, F, K) to choices (E, F)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Settings of the evaluation of a policy: how often, and on how many episodes; ValueError if a count is below 1."""
@@ -39,20 +42,20 @@ class Episodes(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(environments: Environments, choose: Callable[[Tensor], Tensor], seed: int) -> Episodes:
-    """Play the first episode of each of E environments; `choose` maps observations (E, D) to choices (E, F).
+def evaluate(environments: Environments, choose: Choose, seed: int) -> Episodes:
+    """Play the first episode of each of E environments.
 
     One episode each, so that short episodes do not count more often than long ones. An episode of more than 20,000
     steps counts with its return so far, is marked as not whole, and leads to a warning.
     """
-    observation = environments.reset(seed)
+    seen = environments.reset(seed)
     running = torch.ones(environments.num_envs, dtype=torch.bool)
     returns = torch.zeros(environments.num_envs, dtype=torch.float64)
     lengths = torch.zeros(environments.num_envs, dtype=torch.int64)
     for _ in range(_MOST_STEPS):
-        step = environments.step(choose(observation))
-        observation = step.observation
-        returns += torch.where(running, step.reward, 0.0)
+        step = environments.step(choose(seen.observation, seen.mask))
+        seen = step.seen
+        returns += torch.where(running, step.reward.sum(-1), 0.0)
         lengths += running
         running &= ~(step.terminated | step.truncated)
         if not running.any():
@@ -84,16 +87,16 @@ def interquartile_mean(values: Tensor) -> tuple[float, float, float]:
 
 
 @torch.no_grad()
-def record(environments: Environments, choose: Callable[[Tensor], Tensor], seed: int, most: int = 1000) -> np.ndarray:
+def record(environments: Environments, choose: Choose, seed: int, most: int = 1000) -> np.ndarray:
     """Record pictures (n, height, width, 3) of the first environment's first episode; ConfigError if it draws none.
 
     There are at most `most` of them; a warning says so if the episode is longer.
     """
-    observation = environments.reset(seed)
+    seen = environments.reset(seed)
     frames = [environments.picture()]
     while len(frames) < most:
-        step = environments.step(choose(observation))
-        observation = step.observation
+        step = environments.step(choose(seen.observation, seen.mask))
+        seen = step.seen
         frames.append(environments.picture())
         if step.terminated[0] or step.truncated[0]:
             return np.stack(frames)

@@ -41,6 +41,7 @@ from taugrad.rl.actor import Actor, Policy, log_prob_of
 from taugrad.rl.algorithm import Agent, Algorithm, Clock
 from taugrad.rl.returns import advantages
 from taugrad.rl.rollouts import Window
+from taugrad.rl.spaces import Sizes
 from taugrad.schedules import Constant, Schedule
 
 _CLIP = 4.0  # of an advantage, in units of its scale
@@ -90,22 +91,23 @@ class MultilinearActorCritic(Algorithm):
             check_share("ent_target", self.ent_target)
             check_positive("ent_coef", self.ent_coef)  # 0 adapts to nothing
 
-    def build(self, observation_size: int, factors: Sequence[int]) -> "MultilinearAgent":
+    def build(self, sizes: Sizes) -> "MultilinearAgent":
         """Build the agent; ValueError if enumeration has too much to enumerate."""
-        return MultilinearAgent(self, observation_size, factors)
+        return MultilinearAgent(self, sizes)
 
 
 class MultilinearAgent(Agent):
     """Actor, advantage and value, and the coefficients that are adapted while they learn."""
 
-    def __init__(self, hp: MultilinearActorCritic, observation_size: int, factors: Sequence[int]) -> None:
+    def __init__(self, hp: MultilinearActorCritic, sizes: Sizes) -> None:
         super().__init__()
+        D, factors = sizes.observation, sizes.factors
         if isinstance(hp.estimator, Enumeration):
             check_enumerable(len(factors), max(factors))
-        self.hp, self.factors = hp, tuple(factors)
-        self.policy = Policy(Actor(observation_size, factors, hp.hidden), observation_size, hp.normalize)
-        self.advantage = Advantage(observation_size, factors, hp.hidden, hp.pairwise)
-        self.value = mlp(observation_size, hp.hidden, 1, "ReLU", layer_norm=True)
+        self.hp = hp
+        self.policy = Policy(Actor(D, factors, hp.hidden), D, hp.normalize)
+        self.advantage = Advantage(D, factors, hp.hidden, hp.pairwise)
+        self.value = mlp(D, hp.hidden, 1, "ReLU", layer_norm=True)
         self.scale = nn.Buffer(torch.zeros(()))
         self.beta = nn.Buffer(torch.tensor(_BETA[0]))
         self.ent_factor = nn.Buffer(torch.ones(()))
@@ -113,7 +115,7 @@ class MultilinearAgent(Agent):
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
         """Make optimizer steps on minibatches of the newest rollouts and of older ones."""
         hp = self.hp
-        x, old, a, g, target = self._targets(window)
+        x, mask, old, a, g, target = self._targets(window)
         if len(x) == 0:  # rollouts of nothing but resets
             return {}
         pi = old.softmax(-1)
@@ -127,7 +129,7 @@ class MultilinearAgent(Agent):
             loss = self.critic_loss(h, w, self.value(x[i])[:, 0], pi[i], a[i], g[i], target[i])
             terms["train/critic_loss"] = loss.detach()
             if not rests:
-                gain, uncertainty, divergence = self.actor_terms(x[i], h.detach(), w.detach(), old[i], tau)
+                gain, uncertainty, divergence = self.actor_terms(x[i], mask[i], h.detach(), w.detach(), old[i], tau)
                 terms |= {"train/actor_loss": -gain, "policy/entropy": uncertainty, "train/approx_kl": divergence}
                 rests = bool(divergence > 2 * hp.kl_target)
             if not rests:
@@ -139,7 +141,7 @@ class MultilinearAgent(Agent):
             clip_grad_norm_(self.policy.actor.parameters(), hp.actor_clip)
             optimizer.step()
         self._adapt_beta(terms["train/approx_kl"])
-        self._adapt_entropy(terms["policy/entropy"], clock)
+        self._adapt_entropy(terms["policy/entropy"], mask.sum(-1).log().sum(-1).mean().item(), clock)
         terms |= {"train/ent_coef": torch.tensor(ent_coef), "policy/tau": torch.tensor(tau), "train/beta": self.beta}
         return {name: term.detach() for name, term in terms.items()}
 
@@ -150,9 +152,11 @@ class MultilinearAgent(Agent):
         predicted = multilinear(a, h, w) - multilinear(pi, h, w)
         return 0.5 * ((predicted - g).square().mean() + (value - target).square().mean())
 
-    def actor_terms(self, x: Tensor, h: Tensor, w: Tensor, old: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    def actor_terms(
+        self, x: Tensor, mask: Tensor, h: Tensor, w: Tensor, old: Tensor, tau: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """E_z A(s, z) by the estimator, H(pi_theta) and KL(pi || pi_theta), means over observations x (B, D)."""
-        logits = self.policy.actor(x)
+        logits = self.policy.actor(x, mask)
         gain = self.hp.estimator.expectation(lambda z: multilinear(z, h, w), logits, tau, generator=None).mean()
         return gain, entropy(logits).sum(-1).mean(), kl(old, logits).sum(-1).mean()
 
@@ -162,30 +166,31 @@ class MultilinearAgent(Agent):
 
     @torch.no_grad()
     def _targets(self, window: Window) -> tuple[Tensor, ...]:
-        """Transitions: x (n, D), logits of pi and one-hot actions (n, F, K), clip(g / S, +-4), V_old + rho g."""
+        """Transitions: x (n, D), masks, logits of pi and one-hot actions (n, F, K), clip(g / S, +-4), V_old + rho g."""
         steps = window.sample(self.hp.newest, self.hp.replayed).map(lambda x: x.to(self.scale.device))
         x = self.policy.normalized(steps.observation)
-        old, value = self.policy.actor(x[:-1]), self.value(x)[..., 0]
+        mask = steps.mask[:-1]
+        old, value = self.policy.actor(x[:-1], mask), self.value(x)[..., 0]
         ratio = (log_prob_of(old, steps.action) - steps.log_mu).exp()
         ends = steps.terminated, steps.truncated
-        g = advantages(steps.reward, value, *ends, self.hp.gamma, self.hp.lam, ratio)
+        g = advantages(steps.reward.sum(-1), value, *ends, self.hp.gamma, self.hp.lam, ratio)
         if steps.valid.any():
             spread = g[steps.valid].square().mean().sqrt()
             self.scale.copy_(torch.maximum(spread, _SCALE_MEMORY * self.scale + (1 - _SCALE_MEMORY) * spread))
         target = value[:-1] + ratio.clamp_max(1) * g
         clipped = (g / self.scale.clamp_min(1e-8)).clamp(-_CLIP, _CLIP)
-        return tuple(part[steps.valid] for part in (x[:-1], old, one_hot(steps.action, old), clipped, target))
+        return tuple(part[steps.valid] for part in (x[:-1], mask, old, one_hot(steps.action, old), clipped, target))
 
     def _adapt_beta(self, divergence: Tensor) -> None:
         """Raise `beta` if the policy moved further than `kl_target`, else lower it."""
         factor = _BETA_FACTOR if divergence > self.hp.kl_target else 1 / _BETA_FACTOR
         self.beta.mul_(factor).clamp_(*_BETA[1:])
 
-    def _adapt_entropy(self, uncertainty: Tensor, clock: Clock) -> None:
-        """Raise the coefficient if the policy's entropy is below the target, else lower it."""
+    def _adapt_entropy(self, uncertainty: Tensor, largest: float, clock: Clock) -> None:
+        """Raise the coefficient if the policy's entropy is below the target, a share of the largest, else lower it."""
         if self.hp.ent_target is None:
             return
-        target = self.hp.ent_target * clock.remaining * sum(map(math.log, self.factors))
+        target = self.hp.ent_target * clock.remaining * largest
         factor = _ENT_FACTOR if uncertainty < target else 1 / _ENT_FACTOR
         self.ent_factor.mul_(factor).clamp_(*_ENT)
 

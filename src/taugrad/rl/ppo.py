@@ -23,6 +23,7 @@ from taugrad.rl.actor import Actor, Policy, log_prob_of, orthogonal
 from taugrad.rl.algorithm import Agent, Algorithm, Clock
 from taugrad.rl.returns import advantages
 from taugrad.rl.rollouts import Window
+from taugrad.rl.spaces import Sizes
 
 
 @dataclass(frozen=True)
@@ -53,32 +54,33 @@ class PPO(Algorithm):
         check_share("gamma", self.gamma)
         check_share("lam", self.lam)
 
-    def build(self, observation_size: int, factors: Sequence[int]) -> "PPOAgent":
+    def build(self, sizes: Sizes) -> "PPOAgent":
         """Build the agent."""
-        return PPOAgent(self, observation_size, factors)
+        return PPOAgent(self, sizes)
 
 
 class PPOAgent(Agent):
     """Actor and value."""
 
-    def __init__(self, hp: PPO, observation_size: int, factors: Sequence[int]) -> None:
+    def __init__(self, hp: PPO, sizes: Sizes) -> None:
         super().__init__()
+        D = sizes.observation
         self.hp = hp
-        self.policy = Policy(Actor(observation_size, factors, hp.hidden), observation_size, hp.normalize)
-        self.value = mlp(observation_size, hp.hidden, 1, "Tanh")
+        self.policy = Policy(Actor(D, sizes.factors, hp.hidden), D, hp.normalize)
+        self.value = mlp(D, hp.hidden, 1, "Tanh")
         orthogonal(self.value, last_gain=1.0)
 
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
         """Make `epochs` passes over the newest rollout in minibatches."""
         hp = self.hp
-        x, action, old, g, target = self._targets(window)
+        x, mask, action, old, g, target = self._targets(window)
         if len(x) == 0:  # a rollout of nothing but resets
             return {}
         eps = hp.clip_range * optimizer.param_groups[0]["lr"] / optimizer.defaults["lr"]
         terms: dict[str, Tensor] = {}
         for _ in range(hp.epochs):
             for i in torch.randperm(len(x)).split(hp.batch_size):
-                loss, terms = self.loss(x[i], action[i], old[i], g[i], target[i], eps)
+                loss, terms = self.loss(x[i], mask[i], action[i], old[i], g[i], target[i], eps)
                 require_finite("PPO", loss, clock.steps)
                 optimizer.zero_grad()
                 loss.backward()
@@ -87,10 +89,10 @@ class PPOAgent(Agent):
         return terms | {"train/ent_coef": torch.tensor(hp.ent_coef)}
 
     def loss(
-        self, x: Tensor, action: Tensor, old: Tensor, g: Tensor, target: Tensor, eps: float
+        self, x: Tensor, mask: Tensor, action: Tensor, old: Tensor, g: Tensor, target: Tensor, eps: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of transitions (B, ...), and its terms; `old` is log pi_old(a|s)."""
-        logits = self.policy.actor(x)
+        logits = self.policy.actor(x, mask)
         log_ratio = log_prob_of(logits, action) - old
         rho = log_ratio.exp()
         if len(g) > 1:
@@ -109,11 +111,13 @@ class PPOAgent(Agent):
 
     @torch.no_grad()
     def _targets(self, window: Window) -> tuple[Tensor, ...]:
-        """Transitions: x (n, D), action (n, F), log pi_old (n,), advantage (n,), lambda-return (n,)."""
+        """Transitions: x (n, D), mask (n, F, K), action (n, F), log pi_old (n,), advantage (n,), lambda-return (n,)."""
         rollout = window.sample(newest=1, others=0).map(lambda x: x.to(self.policy.actor.allowed.device))
         x = self.policy.normalized(rollout.observation)
         value = self.value(x)[..., 0]
-        g = advantages(rollout.reward, value, rollout.terminated, rollout.truncated, self.hp.gamma, self.hp.lam)
+        ends = rollout.terminated, rollout.truncated
+        g = advantages(rollout.reward.sum(-1), value, *ends, self.hp.gamma, self.hp.lam)
         # Not log_mu, because the normalization has changed since.
-        old = log_prob_of(self.policy.actor(x[:-1]), rollout.action)
-        return tuple(part[rollout.valid] for part in (x[:-1], rollout.action, old, g, g + value[:-1]))
+        mask = rollout.mask[:-1]
+        old = log_prob_of(self.policy.actor(x[:-1], mask), rollout.action)
+        return tuple(part[rollout.valid] for part in (x[:-1], mask, rollout.action, old, g, g + value[:-1]))

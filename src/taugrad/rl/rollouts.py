@@ -10,18 +10,22 @@ from torch import Tensor
 
 from taugrad.checks import check_count
 from taugrad.rl.environments import Environments
+from taugrad.rl.spaces import Sizes
 
-Act = Callable[[Tensor], tuple[Tensor, Tensor]]  # observations (E, D) to choices (E, F) and their log-probability (E,)
+# Observations (E, D) and masks (E, F, K) to choices (E, F) and their log-probability (E,).
+Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """T steps of E environments; action t was chosen from row t of `observation`, and row T came last."""
+    """T steps of E environments of N agents; action t was chosen from row t of what was seen, and row T came last."""
 
     observation: Tensor  # (T + 1, E, D)
+    mask: Tensor  # (T + 1, E, F, K), bool: the choices that were allowed
+    alive: Tensor  # (T + 1, E, N), bool: the agents that chose
     action: Tensor  # (T, E, F), int64: the choices
     log_mu: Tensor  # (T, E), by the policy that chose
-    reward: Tensor  # (T, E)
+    reward: Tensor  # (T, E, N)
     terminated: Tensor  # (T, E), bool
     truncated: Tensor  # (T, E), bool
     valid: Tensor  # (T, E), bool: False for a reset, which is no transition
@@ -42,16 +46,18 @@ class Window:
         capacity: int,
         steps: int,
         num_envs: int,
-        observation_size: int,
-        factors: int,
+        sizes: Sizes,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (capacity, steps, num_envs)
+        shape, seen = (capacity, steps, num_envs), (capacity, steps + 1, num_envs)
+        F, K, N = len(sizes.factors), max(sizes.factors), len(sizes.parts)
         self._all = Rollout(
-            torch.zeros(capacity, steps + 1, num_envs, observation_size, dtype=dtype),
-            torch.zeros(*shape, factors, dtype=torch.int64),
+            torch.zeros(*seen, sizes.observation, dtype=dtype),
+            torch.zeros(*seen, F, K, dtype=torch.bool),
+            torch.zeros(*seen, N, dtype=torch.bool),
+            torch.zeros(*shape, F, dtype=torch.int64),
             torch.zeros(shape),
-            torch.zeros(shape),
+            torch.zeros(*shape, N),
             *(torch.zeros(shape, dtype=torch.bool) for _ in range(3)),
         )
         self.capacity, self.added = capacity, 0
@@ -80,6 +86,8 @@ class Window:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the contents from a `state_dict`; ValueError if it is of a window of other sizes."""
         for name, here in vars(self._all).items():
+            if name not in state:
+                raise ValueError(f"the checkpoint's rollouts have no {name}: another version of taugrad wrote it")
             if here.shape != state[name].shape:
                 got = tuple(state[name].shape)
                 raise ValueError(f"the rollouts' {name} must have shape {tuple(here.shape)}, got {got}")
@@ -121,7 +129,7 @@ class Collector:
 
     def restart(self, seed: int) -> None:
         """Begin new episodes in all environments and drop those in flight; the counts stay."""
-        self._observation = self.environments.reset(seed)
+        self._seen = self.environments.reset(seed)
         self._return = torch.zeros(self.environments.num_envs, dtype=torch.float64)
         self._length = torch.zeros(self.environments.num_envs, dtype=torch.int64)
 
@@ -129,19 +137,23 @@ class Collector:
     def fill(self, rollout: Rollout, act: Act) -> None:
         """Fill the rollout with steps chosen by `act`; no graph of autograd is kept."""
         for t in range(len(rollout.reward)):
-            rollout.observation[t] = self._observation
-            action, log_mu = act(self._observation)
+            self._show(rollout, t)
+            action, log_mu = act(self._seen.observation, self._seen.mask)
             step = self.environments.step(action)
             rollout.action[t], rollout.log_mu[t], rollout.reward[t] = action, log_mu, step.reward
             rollout.terminated[t], rollout.truncated[t], rollout.valid[t] = step.terminated, step.truncated, step.valid
-            self._observation = step.observation
-        rollout.observation[-1] = self._observation
+            self._seen = step.seen
+        self._show(rollout, -1)
         self._count(rollout)
+
+    def _show(self, rollout: Rollout, t: int) -> None:
+        """Write what is seen before a step to row t."""
+        rollout.observation[t], rollout.mask[t], rollout.alive[t] = self._seen
 
     def _count(self, rollout: Rollout) -> None:
         self.env_steps += int(rollout.valid.sum())
         done = (rollout.terminated | rollout.truncated) & rollout.valid
-        reward = torch.where(rollout.valid, rollout.reward, 0.0)
+        reward = torch.where(rollout.valid, rollout.reward.sum(-1), 0.0)  # of all agents
         for t in range(len(reward)):
             self._return += reward[t]
             self._length += rollout.valid[t]

@@ -1,15 +1,53 @@
-"""Spaces of a policy: box-like observations, and actions of one or several discrete factors."""
+"""Spaces of a policy: observations of numbers, actions of discrete factors, and which agent of several has which part.
+
+An observation that is no Box or MultiBinary is flattened as gymnasium flattens it: a Discrete becomes a one-hot, the
+parts of a Dict (in the order of their keys) and of a Tuple are joined.
+"""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import Space
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces.utils import flatten, flatten_space
+from gymnasium.vector.utils import batch_space, iterate
 from torch import Tensor
 
 from taugrad.errors import ConfigError
+from taugrad.rl.masks import KEY, has_mask
+
+
+class Part(NamedTuple):
+    """What one of several agents sees and chooses: numbers of the observation and factors of the action, in order."""
+
+    name: str
+    observation: int  # numbers
+    factors: tuple[int, ...]  # number of choices of each
+
+
+class Sizes(NamedTuple):
+    """Sizes of observations and actions, from which an algorithm builds its networks.
+
+    >>> sizes = Sizes((10, 10, 4), (6,))
+    >>> sizes.observation, sizes.parts
+    (400, (Part(name='agent', observation=400, factors=(6,)),))
+    """
+
+    shape: tuple[int, ...]  # of an observation, before it is flattened
+    factors: tuple[int, ...]  # number of choices of each factor of an action
+    agents: tuple[Part, ...] = ()  # of several agents
+
+    @property
+    def observation(self) -> int:
+        """Length D of a flattened observation."""
+        return math.prod(self.shape)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The agents; one that has all if there are not several."""
+        return self.agents or (Part("agent", self.observation, self.factors),)
 
 
 def factors_of(space: Space) -> tuple[int, ...]:
@@ -53,18 +91,53 @@ def to_environment(action: Tensor, space: Space) -> Any:
     return choices.astype(space.dtype) + getattr(space, "start", 0)  # some environments require their dtype
 
 
-def observation_size(space: Space) -> int:
-    """Return the length of a flattened observation.
+def observed(space: Space) -> Space:
+    """Return the space of an observation without its action mask; a part that then is alone stands for itself.
+
+    >>> observed(Dict({"observation": Box(0, 1, (6, 7)), "action_mask": MultiBinary(7)}))
+    Box(0.0, 1.0, (6, 7), float32)
+    """
+    if not (isinstance(space, Dict) and has_mask(space)):
+        return space
+    rest = {key: part for key, part in space.spaces.items() if key != KEY}
+    return next(iter(rest.values())) if len(rest) == 1 else Dict(rest)
+
+
+def flat_space(space: Space) -> Box | MultiBinary:
+    """Return the space of what the networks get of observations of `space`, a mask left out.
 
     Raises:
-        ConfigError: the space is not a Box or MultiBinary, or empty.
+        ConfigError: gymnasium cannot flatten the space, or it is empty.
 
-    >>> observation_size(Box(0, 1, (10, 10, 4)))
-    400
+    >>> flat_space(Box(0, 1, (10, 10, 4))).shape, flat_space(Dict({"a": Discrete(3), "b": MultiBinary(2)})).shape
+    ((10, 10, 4), (5,))
     """
-    if isinstance(space, (Box, MultiBinary)) and math.prod(space.shape) > 0:
-        return math.prod(space.shape)
-    raise ConfigError(f"a policy's observations must be Box or MultiBinary, the environment's are {space}")
+    seen = observed(space)
+    as_it_is = isinstance(seen, (Box, MultiBinary)) or not seen.is_np_flattenable or seen == Dict()
+    flat = seen if as_it_is else flatten_space(seen)
+    if isinstance(flat, (Box, MultiBinary)) and math.prod(flat.shape) > 0:
+        return flat
+    raise ConfigError(
+        "a policy's observations must be Box, MultiBinary, Discrete, MultiDiscrete, or a Dict or Tuple of them, "
+        f"the environment's are {space}"
+    )
+
+
+def flat_observation(space: Space, observation: Any) -> Any:
+    """Return observations of E environments, each of `space`, flattened to (E, ...), a mask left out."""
+    if has_mask(space):
+        rest = {key: value for key, value in observation.items() if key != KEY}
+        space, observation = observed(space), rest if len(rest) > 1 else next(iter(rest.values()))
+    if isinstance(space, (Box, MultiBinary)):
+        return observation
+    E = len(_leaf(observation))
+    return np.stack([np.asarray(flatten(space, x)) for x in iterate(batch_space(space, E), observation)])
+
+
+def _leaf(observation: Any) -> Any:
+    while isinstance(observation, (dict, tuple)):
+        observation = next(iter(observation.values())) if isinstance(observation, dict) else observation[0]
+    return observation
 
 
 def observation_dtype(space: Space) -> torch.dtype:

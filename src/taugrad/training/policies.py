@@ -85,13 +85,13 @@ class PolicyTask(Task):
             raise TypeError(f"model must be an Algorithm, such as PPO(), got {model!r}")
         self.make_env, self.collection, self.evaluation = env, collection, evaluation
         environments = build(env, collection.num_envs)
-        self.factors = environments.factors
-        self.input_size, self.input_dtype = (environments.observation_size,), environments.observation_dtype
+        sizes = environments.sizes
+        self.factors = sizes.factors
+        self.input_size, self.input_dtype = (sizes.observation,), environments.observation_dtype
         self.reward_threshold = environments.reward_threshold
         self.collector = Collector(environments, collection.seed)
-        sizes = environments.observation_size, len(self.factors)
-        self.window = Window(collection.window, collection.rollout_steps, collection.num_envs, *sizes, self.input_dtype)
-        self.agent: Agent = model.build(environments.observation_size, self.factors)
+        self.window = Window(collection.window, collection.rollout_steps, collection.num_envs, sizes, self.input_dtype)
+        self.agent: Agent = model.build(sizes)
         self.solved_at: int | None = None  # environment steps
         self.metrics = (
             *(f"{kind}/{name}" for kind in ("eval", "eval_sampled") for name in _EVALUATED),
@@ -172,7 +172,8 @@ class PolicyTask(Task):
 
     def play(self, episodes: int, *, greedy: bool) -> Episodes:
         """Play one episode in each of `episodes` environments, the same ones at every call."""
-        choose = self.greedy if greedy else lambda x: self.agent.policy.act(x)[0]
+        policy = self.agent.policy
+        choose = policy.greedy if greedy else lambda x, mask: policy.act(x, mask)[0]
         with closing(build(self.make_env, episodes)) as environments, torch.random.fork_rng():
             torch.manual_seed(_EVALUATION_SEED)
             return evaluate(environments, choose, _EVALUATION_SEED)
@@ -188,7 +189,7 @@ class PolicyTask(Task):
         except TypeError as error:
             raise ConfigError(f"this environment cannot be drawn: {error}") from error
         with closing(environments):
-            frames = record(environments, self.greedy, _EVALUATION_SEED)
+            frames = record(environments, self.agent.policy.greedy, _EVALUATION_SEED)
             return frames, environments.env.metadata.get("render_fps", 30)
 
     def results(self) -> dict[str, Any]:
