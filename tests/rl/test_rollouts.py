@@ -116,6 +116,7 @@ def test_an_evaluation_counts_the_first_episode_of_each_environment():
     returns, lengths, whole, each = evaluate(counters(), lambda x, mask: torch.zeros(2, 1, dtype=torch.int64), seed=0)
     assert returns.tolist() == [3.0, 3.0]
     assert lengths.tolist() == [3, 3]
+    assert each.tolist() == [[3.0], [3.0]]
     assert whole.all()
 
 

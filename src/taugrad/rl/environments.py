@@ -175,7 +175,7 @@ class Environments:
         try:
             drawn = self.env.render()
         except Exception as error:  # foreign code may raise anything, such as that there is no display
-            raise ConfigError(f"this environment cannot be drawn: {error or type(error).__name__}") from error
+            raise ConfigError(f"this environment cannot be drawn: {str(error) or type(error).__name__}") from error
         if drawn is None or drawn[0] is None:
             raise ConfigError("this environment cannot be drawn: it returns no picture")
         picture = np.asarray(drawn[0])
