@@ -5,7 +5,7 @@ parts of a Dict (in the order of their keys) and of a Tuple are joined.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -107,11 +107,13 @@ def flat_space(space: Space) -> Box | MultiBinary:
     """Return the space of what the networks get of observations of `space`, a mask left out.
 
     Raises:
-        ConfigError: gymnasium cannot flatten the space, or it is empty.
+        ConfigError: gymnasium cannot flatten the space, or it is empty, or has nothing but a mask.
 
     >>> flat_space(Box(0, 1, (10, 10, 4))).shape, flat_space(Dict({"a": Discrete(3), "b": MultiBinary(2)})).shape
     ((10, 10, 4), (5,))
     """
+    if has_mask(space) and len(cast(Dict, space)) == 1:
+        raise ConfigError(f"a policy's observations must hold more than the {KEY}, the environment's are {space}")
     seen = observed(space)
     as_it_is = isinstance(seen, (Box, MultiBinary)) or not seen.is_np_flattenable or seen == Dict()
     flat = seen if as_it_is else flatten_space(seen)
