@@ -31,9 +31,9 @@ ENVS, STEPS, HIDDEN, LR = 8, 128, [128, 128], 1e-3
 
 
 def connect_four():
-    from pettingzoo.classic import connect_four_v3
+    from pettingzoo.classic.connect_four import connect_four
 
-    return AgainstRandom(connect_four_v3.env())
+    return AgainstRandom(connect_four.env())
 
 
 GAMES = {

@@ -109,9 +109,9 @@ class Environments:
 
     def _find_masks(self) -> Callable[[Any, Any], Any] | None:
         """Return the function from observation and info to the masks that are given; None if there are none."""
-        space, method = self.env.single_observation_space, method_of(self.env)
-        if has_mask(space):
-            return lambda observation, info: of_observation(space, observation)
+        if has_mask(self.env.single_observation_space):
+            return lambda observation, info: of_observation(observation)
+        method = method_of(self.env)
         if method is not None:
             return lambda observation, info: method()
         if KEY in self._first()[1]:

@@ -14,12 +14,12 @@ action is then one factor of n_1 n_2 ... n_F choices.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import Space
-from gymnasium.spaces import Dict, Tuple
+from gymnasium.spaces import Dict
 from gymnasium.vector import VectorEnv, VectorWrapper
 from torch import Tensor
 
@@ -70,17 +70,18 @@ def method_of(env: VectorEnv) -> Callable[[], Any] | None:
     return functools.partial(env.call, METHOD) if all(have) else None  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def of_observation(space: Space, observation: Any) -> Any:
-    """Return the masks in observations of E environments, each of the Dict `space`.
+def of_observation(observation: Any) -> Any:
+    """Return the masks in observations of E environments, each a Dict.
 
-    >>> space = Dict({KEY: Tuple([MultiBinary(1), MultiBinary(2)])})
-    >>> of_observation(space, {KEY: (np.array([[1], [0]]), np.array([[0, 1], [1, 1]]))})
+    >>> of_observation({"action_mask": (np.array([[1], [0]]), np.array([[0, 1], [1, 1]]))})
     [(array([1]), array([0, 1])), (array([0]), array([1, 1]))]
     """
-    part, masks = cast(Dict, space)[KEY], observation[KEY]
-    if not isinstance(part, Tuple):
-        return masks
-    return list(zip(*masks, strict=True))  # a batch of tuples is a tuple of batches
+    return _each(observation[KEY])
+
+
+def _each(batch: Any) -> Any:
+    """Turn a tuple of batches, nested however deep, as gymnasium has it, into a batch of tuples."""
+    return list(zip(*map(_each, batch), strict=True)) if isinstance(batch, tuple) else batch
 
 
 def of_info(info: Any) -> Any:
@@ -101,7 +102,7 @@ def is_joint(masks: Any, factors: Sequence[int]) -> bool:
     >>> is_joint(np.ones((4, 2, 3)), (2, 3)), is_joint(np.ones((4, 5)), (2, 3))
     (True, False)
     """
-    one = next((mask for mask in masks if mask is not None), None)
+    one = next((mask for mask in masks if mask is not None), None) if hasattr(masks, "__iter__") else None
     return len(factors) > 1 and isinstance(one, np.ndarray) and one.shape == tuple(factors)
 
 

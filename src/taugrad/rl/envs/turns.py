@@ -76,7 +76,7 @@ class AgainstRandom(gymnasium.Env[Any, Any]):
 
 
 def make(id: str, num_envs: int, **options: Any) -> VectorEnv:  # gymnasium's own name
-    """Make `num_envs` copies of the game whose module is `id`, such as pettingzoo.classic.connect_four_v3.
+    """Make `num_envs` copies of the game whose module is `id`, such as pettingzoo.classic.connect_four.connect_four.
 
     Raises:
         ConfigError: there is no such module, it is no turn-based game, or it lacks a package.
