@@ -37,18 +37,18 @@ class AgainstRandom(gymnasium.Env[Any, Any]):
             raise ConfigError(f"the agents of a game must see the same Dict with {KEY}, got {seen}")
         self.observation_space, self.action_space = seen[0], actions[0]
         self.metadata, self.render_mode = game.metadata, game.render_mode
-        self._agent = self._agents[0]
+        self._agent, self._start = self._agents[0], int(getattr(actions[0], "start", 0))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Begin a new game as one of the agents, drawn at random; gymnasium's interface."""
         super().reset(seed=seed)
-        over = True
-        while over:  # no game that is known ends before everyone's first turn, but one may
+        while True:  # once, but for a game that may end before everyone had a turn
             self._game.reset(seed=seed, options=options)
             self._agent = self._agents[self.np_random.integers(len(self._agents))]
             observation, _, terminated, truncated, info = self._until_its_turn()
-            over, seed = terminated or truncated, None
-        return observation, info
+            if not (terminated or truncated):
+                return observation, info
+            seed = None
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         """Take the agent's turn, and the others' until it has the next one; gymnasium's interface."""
@@ -72,7 +72,7 @@ class AgainstRandom(gymnasium.Env[Any, Any]):
             self._game.step(None if terminated or truncated else self._legal(observation[KEY]))
 
     def _legal(self, mask: np.ndarray) -> Any:
-        return self.action_space.start + self.np_random.choice(np.flatnonzero(mask))
+        return self._start + self.np_random.choice(np.flatnonzero(mask))
 
 
 def make(id: str, num_envs: int, **options: Any) -> VectorEnv:  # gymnasium's own name
