@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces.utils import flatten
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import FrameStackObservation
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
@@ -243,14 +244,14 @@ REFUSED = [
     ([np.ones(5)], "must give an action_mask for each of its 2 copies, got 1"),
     ({"move": np.ones(5)}, "must give an action_mask for each of its 2 copies, got dict"),
     (1.0, "must give an action_mask for each of its 2 copies, got float"),
-    ([np.ones(5), None], "gave no action_mask in this step, but gave one before"),
+    ([np.ones(5), None], "gave no action_mask in a step, but gives them: one is needed in every step"),
     (HALF, "action_mask forbids every choice of factor 1, in environment 1"),
     ([np.array([1, 2, 1, 1, 1], np.int8)] * 2, "action_mask must hold 0 and 1, got 2"),
     ([np.array([1, -1, 1, 1, 1])] * 2, "action_mask must hold 0 and 1, got -1"),
     ([np.array([1, np.nan, 1, 1, 1])] * 2, "action_mask must hold 0 and 1, got nan"),
     ([np.array([0, -np.inf, 0, 0, 0])] * 2, "action_mask must hold 0 and 1, got -inf"),
     ([["yes", "no", "yes", "yes", "yes"]] * 2, "action_mask must hold 0 and 1, got yes"),
-    ("nothing", "gave no action_mask in this step, but gave one before"),
+    ("nothing", "gave no action_mask in a step, but gives them: one is needed in every step"),
     (KeyError("board"), "the environment's action_mask raised KeyError: 'board'"),
 ]
 
@@ -284,7 +285,7 @@ def test_a_mask_that_is_missing_in_a_later_step_is_refused():
         def _info(self):
             return {} if self.at == forgets else super()._info()
 
-    for forgets, sentence in ((2, "gave no action_mask in this step"), (0, r"gives info\['action_mask'\] in a step, but")):
+    for forgets, sentence in ((2, "gave no action_mask in a step"), (0, r"gives info\['action_mask'\] in a step, but")):
         other = Game if forgets else Forgets  # one of two that forgets later is enough
         environments = Environments(SyncVectorEnv([lambda: Forgets("info"), lambda other=other: other("info")]))
         with pytest.raises(DataError, match=sentence):
@@ -301,9 +302,25 @@ def test_spaces_and_environments_that_contradict_each_other_are_refused():
         game = Game("dict")
         game.observation_space = Dict({KEY: MultiBinary(3)})
         Environments(SyncVectorEnv([lambda: game]))
+    with pytest.raises(ConfigError, match="action_mask must stand at the top of a Dict observation, the environment's are"):
+        game = Game("dict")
+        game.observation_space = Dict(all=game.observation_space)
+        Environments(SyncVectorEnv([lambda: game]))
     stacked = SyncVectorEnv([lambda: FrameStackObservation(Game("dict"), 4)])
     with pytest.raises(DataError, match=r"must have shape \(3,\), got \(4, 3\)"):
         Environments(stacked).reset(0)
+
+
+@each("order", [("z", KEY, "a"), (KEY, "a", "z"), ("a", "z", KEY)])
+def test_an_observation_without_its_mask_is_flattened_as_gymnasium_flattens_it(order):
+    parts = {"z": Discrete(3), KEY: MultiBinary(3), "a": Box(0, 9, (2,), np.float64)}
+    rest = Dict([(name, parts[name]) for name in order if name != KEY])
+    game = Game()
+    game.observation_space = Dict([(name, parts[name]) for name in order])
+    seen = {"a": np.array([5.5, 6]), KEY: np.array([1, 0, 1], np.int8), "z": 1}
+    game.reset = lambda **_: (seen, {})
+    x = Environments(SyncVectorEnv([lambda: game])).reset(0).observation[0]
+    assert x.tolist() == flatten(rest, {name: seen[name] for name in order if name != KEY}).tolist()
 
 
 # A forbidden action is as good as none

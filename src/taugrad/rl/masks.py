@@ -8,8 +8,8 @@ An environment may give the choices that are allowed in its present state in thr
 
 A mask is 1 or True for what is allowed. For F factors of n_1, ..., n_F choices it is one array of n_1 + ... + n_F
 numbers in the factors' order, or a tuple of arrays, nested as the `sample` of the action's space takes it: a mask for
-each factor. Or it is an array of shape (n_1, ..., n_F): a mask of joint actions, which independent factors cannot keep to, so that the
-action is then one factor of n_1 n_2 ... n_F choices.
+each factor. Or it is an array of shape (n_1, ..., n_F): a mask of joint actions, which independent factors cannot keep
+to, so that the action is then one factor of n_1 n_2 ... n_F choices.
 """
 
 import functools
@@ -169,4 +169,4 @@ def _row(mask: Any) -> np.ndarray:
 
 
 def _missing() -> DataError:
-    return DataError(f"the environment gave no {KEY} in this step, but gave one before")
+    return DataError(f"the environment gave no {KEY} in a step, but gives them: one is needed in every step")
