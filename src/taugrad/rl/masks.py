@@ -119,7 +119,7 @@ def to_mask(masks: Any, factors: Sequence[int], ended: np.ndarray) -> Tensor:
              [1, 1, 0]]], dtype=torch.int32)
     """
     F, K = len(factors), max(factors)
-    exists = allowed(factors).numpy()
+    exists = _exists(tuple(factors))
     whole = np.zeros((len(ended), F, K), dtype=bool)
     whole[:, exists] = _rows(masks, factors, ended)
     whole[ended] = exists
@@ -128,6 +128,11 @@ def to_mask(masks: Any, factors: Sequence[int], ended: np.ndarray) -> Tensor:
         what = f"every choice of factor {f}" if F > 1 else "every action"
         raise DataError(f"the environment's {KEY} forbids {what}, in environment {e}")
     return torch.from_numpy(whole)
+
+
+@functools.cache
+def _exists(factors: tuple[int, ...]) -> np.ndarray:
+    return allowed(factors).numpy()  # kept, for it takes as long as the rest of a step's mask
 
 
 def _rows(masks: Any, factors: Sequence[int], ended: np.ndarray) -> np.ndarray:
@@ -146,15 +151,15 @@ def _rows(masks: Any, factors: Sequence[int], ended: np.ndarray) -> np.ndarray:
     else:
         free = np.ones(width, dtype=bool)
         rows = [free if over else _row(mask) for mask, over in zip(masks, ended, strict=True)]
-    wrong = next((e for e in range(E) if len(rows[e]) != width), None)
-    if wrong is not None:
+    if any(len(row) != width for row in rows):
+        wrong = next(e for e in range(E) if len(rows[e]) != width)
         shapes = f"({width},)" if len(factors) == 1 else f"({width},), a mask for each of {len(factors)} factors"
         mask = masks[wrong]
         told = f"a {type(mask).__name__} of {len(rows[wrong])}" if isinstance(mask, (tuple, list)) else np.shape(mask)
         raise DataError(f"the environment's {KEY} must have shape {shapes}, got {told}")
-    rows = np.stack(list(rows))
+    rows = np.asarray(rows)
     values = rows[~ended]
-    if rows.dtype != bool and not (known := np.isin(values, (0, 1))).all():
+    if rows.dtype != bool and not (known := (values == 0) | (values == 1)).all():
         raise DataError(f"the environment's {KEY} must hold 0 and 1, got {values[~known][0]}")
     return rows == 1
 

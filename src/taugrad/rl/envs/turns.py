@@ -72,7 +72,8 @@ class AgainstRandom(gymnasium.Env[Any, Any]):
             self._game.step(None if terminated or truncated else self._legal(observation[KEY]))
 
     def _legal(self, mask: np.ndarray) -> Any:
-        return self._start + self.np_random.choice(np.flatnonzero(mask))
+        legal = np.flatnonzero(mask)
+        return self._start + legal[self.np_random.integers(len(legal))]
 
 
 def make(id: str, num_envs: int, **options: Any) -> VectorEnv:  # gymnasium's own name
