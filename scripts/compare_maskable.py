@@ -75,7 +75,7 @@ def ours(algorithm, steps, window, game, total, seed):
         collector.fill(rollout, agent.policy.act)
         agent.policy.count(rollout.observation[:-1][rollout.valid])
         agent.improve(window, optimizer, Clock(collector.env_steps, total))
-    return agent.policy.greedy, lambda x, mask: agent.policy.act(x, mask)[0]
+    return collector.env_steps, (agent.policy.greedy, lambda x, mask: agent.policy.act(x, mask)[0])
 
 
 def maskable(game, total, seed):
@@ -96,7 +96,7 @@ def maskable(game, total, seed):
         action, _ = model.predict(seen, action_masks=masks, deterministic=deterministic)
         return torch.as_tensor(action).view(len(x), -1)
 
-    return partial(choose, True), partial(choose, False)
+    return model.num_timesteps, (partial(choose, True), partial(choose, False))
 
 
 def sizes(game):
@@ -134,8 +134,8 @@ def main(name, total, episodes, *seeds):
     for seed in map(int, seeds):
         for algorithm, train in ALGORITHMS.items():
             start = time.process_time()
-            ways = train(game, int(total), seed)
-            speed = int(total) / (time.process_time() - start)
+            steps, ways = train(game, int(total), seed)
+            speed = steps / (time.process_time() - start)
             told = []
             for way, choose in zip(("greedy", "sampled"), ways, strict=True) if episodes else ():
                 returns = returns_of(game, choose, episodes)
