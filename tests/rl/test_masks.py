@@ -20,6 +20,7 @@ from taugrad.ops.categorical import entropy, kl
 from taugrad.rl.actor import Actor, Policy, log_prob_of
 from taugrad.rl.algorithm import Clock
 from taugrad.rl.environments import Environments
+from taugrad.rl.evaluation import evaluate, record
 from taugrad.rl.masks import KEY, allowed
 from taugrad.rl.multilinear import MultilinearActorCritic, multilinear
 from taugrad.rl.ppo import PPO
@@ -70,6 +71,9 @@ class Game(gymnasium.Env):
         self.at += 1
         self._draw()
         return self._seen(), 1.0, self.at == 5, False, self._info()
+
+    def render(self):
+        return np.zeros((2, 2, 3), np.uint8)
 
     def _seen(self):
         x = np.array([self.at, 1], np.float32)
@@ -186,6 +190,15 @@ def test_a_vector_may_have_the_method_itself_or_within_a_wrapper(make):
     play(make([lambda g=g: g for g in games]), games)
     game = Game(seed=3)
     play(Vector([lambda: game]), [game])
+
+
+def test_an_evaluation_and_a_film_play_by_the_masks():
+    policy = Policy(Actor(2, (2, 3), [4]), 2, False)
+    for choose in (policy.greedy, lambda x, mask: policy.act(x, mask)[0]):
+        environments = Environments(SyncVectorEnv([lambda s=s: Game("info", PAIR, seed=s) for s in range(8)]))
+        episodes = evaluate(environments, choose, 0)  # a game refuses what it forbids
+        assert episodes.lengths.tolist() == [5] * 8
+        assert len(record(environments, choose, 0)) == 6
 
 
 @each("source", [*SOURCES])
