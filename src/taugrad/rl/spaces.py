@@ -5,7 +5,7 @@ parts of a Dict (in the order of their keys) and of a Tuple are joined.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -100,19 +100,23 @@ def observed(space: Space) -> Space:
     if not (isinstance(space, Dict) and has_mask(space)):
         return space
     rest = {key: part for key, part in space.spaces.items() if key != KEY}
-    return next(iter(rest.values())) if len(rest) == 1 else Dict(rest)
+    return next(iter(rest.values())) if len(rest) == 1 else Dict(list(rest.items()))  # of a dict it would sort the keys
 
 
 def flat_space(space: Space) -> Box | MultiBinary:
     """Return the space of what the networks get of observations of `space`, a mask left out.
 
     Raises:
-        ConfigError: gymnasium cannot flatten the space, or it is empty.
+        ConfigError: gymnasium cannot flatten the space, or it is empty, or has a mask alone or deeper in it.
 
     >>> flat_space(Box(0, 1, (10, 10, 4))).shape, flat_space(Dict({"a": Discrete(3), "b": MultiBinary(2)})).shape
     ((10, 10, 4), (5,))
     """
+    if has_mask(space) and len(cast(Dict, space)) == 1:
+        raise ConfigError(f"a policy's observations must hold more than the {KEY}, the environment's are {space}")
     seen = observed(space)
+    if _hides_mask(seen):
+        raise ConfigError(f"the {KEY} must stand at the top of a Dict observation, the environment's are {space}")
     as_it_is = isinstance(seen, (Box, MultiBinary)) or not seen.is_np_flattenable or seen == Dict()
     flat = seen if as_it_is else flatten_space(seen)
     if isinstance(flat, (Box, MultiBinary)) and math.prod(flat.shape) > 0:
@@ -121,6 +125,11 @@ def flat_space(space: Space) -> Box | MultiBinary:
         "a policy's observations must be Box, MultiBinary, Discrete, MultiDiscrete, or a Dict or Tuple of them, "
         f"the environment's are {space}"
     )
+
+
+def _hides_mask(space: Space) -> bool:
+    parts = space.values() if isinstance(space, Dict) else space if isinstance(space, Tuple) else ()
+    return has_mask(space) or any(map(_hides_mask, parts))
 
 
 def flat_observation(space: Space, observation: Any) -> Any:

@@ -88,7 +88,8 @@ class PolicyTask(Task):
         self.make_env, self.collection, self.evaluation = env, collection, evaluation
         environments = build(env, collection.num_envs)
         sizes = environments.sizes
-        self.factors, self.agents = sizes.factors, sizes.agents  # no agents if there are not several
+        self.factors, self.masked = sizes.factors, environments.masked
+        self.agents = sizes.agents  # none if there are not several
         self.input_size, self.input_dtype = (sizes.observation,), environments.observation_dtype
         self.reward_threshold = environments.reward_threshold
         self.collector = Collector(environments, collection.seed)
@@ -111,9 +112,9 @@ class PolicyTask(Task):
         """Return the environment steps done, and their total."""
         return self.collector.env_steps, self.collection.max_env_steps
 
-    def greedy(self, x: Tensor) -> Tensor:
-        """Return the most probable choices (E, F) for observations (E, D)."""
-        return self.agent.policy.greedy(x)
+    def greedy(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the most probable choices (E, F) for observations (E, D), of those that `mask` (E, F, K) allows."""
+        return self.agent.policy.greedy(x, mask)
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Collect a rollout, improve the agent, log."""
