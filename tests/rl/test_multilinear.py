@@ -8,7 +8,7 @@ from taugrad.rl.rollouts import Window
 
 
 def test_the_policy_moves_less_the_less_is_left_of_the_training():
-    # Rewards of noise teach nothing, and Adam's steps are as long as ever, with the same learning rate here at both ends.
+    # Rewards of noise teach nothing, but Adam takes its steps all the same; the learning rate is equal at both ends.
     moved = []
     for steps in (0, 90):
         torch.manual_seed(0)
