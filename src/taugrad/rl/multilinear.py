@@ -8,10 +8,10 @@ step takes the newest rollouts and some of the window, and for all of them, with
     actor:  -E_z A(s, z) - ent_coef H(pi_theta) + beta KL(pi || pi_theta)
 
 over minibatches. E_z A(s, z) and its gradient come from any estimator of the library: through a hard sample, by
-enumeration, or by the score function. S is a running scale of g, at least a fifth of the largest so far. Entropy and KL
-are exact, sums over factors. `beta` is adapted to a KL that falls linearly from `kl_target` to 0; beyond twice that the
-actor pauses until the next rollout. `ent_coef` falls linearly to 0, or is adapted to an entropy target that falls to 0
-(1812.05905 has a fixed target). The expectation of A(s, .) under pi is A(s, pi), which centres the prediction.
+enumeration, or by the score function. S is a running scale of g. Entropy and KL are exact, sums over factors. `beta`
+is adapted to a KL that falls linearly from `kl_target` to 0; beyond twice that the actor pauses until the next rollout.
+`ent_coef` falls linearly to 0, or is adapted to an entropy target that falls to 0 (1812.05905 has a fixed target). The
+expectation of A(s, .) under pi is A(s, pi), which centres the prediction.
 
     A(s, a) = sum_f h_f(s) . a_f + sum_{f < g} a_f^T W_fg(s) a_g,      a one-hot, (..., F, K)
 
@@ -45,7 +45,6 @@ from taugrad.schedules import Constant, Schedule
 
 _CLIP = 4.0  # of an advantage, in units of its scale
 _SCALE_MEMORY = 0.99
-_SCALE_FLOOR = 0.2  # of the largest scale so far: when play is perfect, advantages are noise and no measure of a unit
 _BETA = 1.0, 0.03, 30.0  # of the KL penalty: at first, least, most
 _BETA_FACTOR = 1.5
 _ENT = 1e-3, 30.0  # of the factor that adapts ent_coef: least, most
@@ -108,7 +107,6 @@ class MultilinearAgent(Agent):
         self.advantage = Advantage(observation_size, factors, hp.hidden, hp.pairwise)
         self.value = mlp(observation_size, hp.hidden, 1, "ReLU", layer_norm=True)
         self.scale = nn.Buffer(torch.zeros(()))
-        self.largest_scale = nn.Buffer(torch.zeros(()))
         self.beta = nn.Buffer(torch.tensor(_BETA[0]))
         self.ent_factor = nn.Buffer(torch.ones(()))
 
@@ -172,16 +170,11 @@ class MultilinearAgent(Agent):
         ends = steps.terminated, steps.truncated
         g = advantages(steps.reward, value, *ends, self.hp.gamma, self.hp.lam, ratio)
         if steps.valid.any():
-            self._adapt_scale(g[steps.valid].square().mean().sqrt())
+            spread = g[steps.valid].square().mean().sqrt()
+            self.scale.copy_(torch.maximum(spread, _SCALE_MEMORY * self.scale + (1 - _SCALE_MEMORY) * spread))
         target = value[:-1] + ratio.clamp_max(1) * g
         clipped = (g / self.scale.clamp_min(1e-8)).clamp(-_CLIP, _CLIP)
         return tuple(part[steps.valid] for part in (x[:-1], old, one_hot(steps.action, old), clipped, target))
-
-    def _adapt_scale(self, spread: Tensor) -> None:
-        """Raise S to the advantages' root mean square `spread`, or let it fall slowly towards that, or to its floor."""
-        slow = _SCALE_MEMORY * self.scale + (1 - _SCALE_MEMORY) * spread
-        self.scale.copy_(torch.maximum(torch.maximum(spread, slow), _SCALE_FLOOR * self.largest_scale))
-        self.largest_scale.copy_(torch.maximum(self.largest_scale, self.scale))
 
     def _adapt_beta(self, divergence: Tensor, target: float) -> None:
         """Raise `beta` if the policy moved further than `target`, else lower it."""
