@@ -170,10 +170,10 @@ def test_the_actor_rests_when_it_has_moved_too_far():
 def test_the_penalty_follows_the_divergence():
     agent = task(*POLICY).agent
     for divergence, expected in ((1.0, 1.5), (0.0, 1.0), (0.0, 1 / 1.5)):
-        agent._adapt_beta(torch.tensor(divergence))
+        agent._adapt_beta(torch.tensor(divergence), target=0.5)
         torch.testing.assert_close(agent.beta, torch.tensor(expected))
     for _ in range(50):
-        agent._adapt_beta(torch.tensor(1.0))
+        agent._adapt_beta(torch.tensor(1.0), target=0.5)
     assert agent.beta == 30
 
 
