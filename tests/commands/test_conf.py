@@ -1,5 +1,6 @@
 """Every option of every group composes, fits the signatures that it names, and builds."""
 
+import functools
 import re
 from dataclasses import MISSING, fields
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from taugrad.schedules import Constant, Rectified
 from taugrad.training.images import ImageTask
 from taugrad.training.policies import PolicyTask
 
+composed = functools.cache(composed)  # each option is composed by the test of its group, too; none changes it
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "sweep")
 
 
