@@ -9,14 +9,14 @@ from taugrad.rl.spaces import Part
 
 PARTS = (Part("red", 3, (3,)), Part("green", 2, (4, 2)), Part("blue", 1, (2,)))
 STEPS, LEAVES = 6, 3  # of an episode, and after how many blue leaves
-BEST = STEPS * 1.0 + LEAVES * 0.5
+BEST = STEPS * 1.25 + LEAVES * 0.5
 
 
 class Matching(VectorEnv):
     """A number t of 0, 1, 2 is drawn in each step. Red sees it as a one-hot, green as t and a one, blue sees nothing.
 
-    Red and green get half a point each if red chooses t, green t + 1 of its four (t is forbidden) and t modulo 2; blue
-    gets half a point whenever it chooses 1.
+    Red and green get half a point each if red chooses t and green t + 1 of its four, where t is forbidden; green gets a
+    quarter more if its second choice is t modulo 2; blue gets half a point whenever it chooses 1.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "agents": PARTS, "render_modes": []}  # noqa: RUF012
@@ -37,8 +37,8 @@ class Matching(VectorEnv):
     def step(self, actions):
         t, (red, green, parity, blue) = self.t, np.asarray(actions).T
         assert (self.ended | (green != t)).all()  # the mask forbids it
-        both = (red == t) & (green == t + 1) & (parity == t % 2)
-        rewards = np.stack([both, both, (blue == 1) & (self.made < LEAVES)], 1) / 2
+        both = (red == t) & (green == t + 1)
+        rewards = np.stack([both, both + (parity == t % 2) / 2, (blue == 1) & (self.made < LEAVES)], 1) / 2
         rewards[self.ended] = 0
         self.made = np.where(self.ended, 0, self.made + 1)
         self.ended = self.made == STEPS

@@ -229,7 +229,8 @@ class MADDPGAgent(Agent):
     def _follow(self) -> None:
         """Move the target networks towards the networks."""
         for target, source in ((self.target_actor, self.policy.actor), (self.target_critic, self.critic)):
-            torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), self.hp.polyak)
+            for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
+                slow.lerp_(fast, self.hp.polyak)
 
 
 def _mean(values: Tensor, alive: Tensor) -> Tensor:

@@ -50,12 +50,15 @@ class Transitions(NamedTuple):
 
 
 def next_alive(alive: Tensor, later: Tensor, truncated: Tensor) -> Tensor:
-    """Return which agents go on after a step, (..., N), of those before and after it; a time-out ends no agent.
+    """Return for which agents something follows a step, (..., N), by who is alive before it and after it.
+
+    After a time-out, `truncated` (...), an environment may show who is left, or nobody: then it ended no agent.
 
     >>> next_alive(torch.tensor([True, True]), torch.tensor([True, False]), torch.tensor(False))
     tensor([ True, False])
     """
-    return torch.where(truncated[..., None], alive, later)
+    nobody = truncated[..., None] & ~later.any(-1, keepdim=True)
+    return alive & torch.where(nobody, alive, later)
 
 
 class Window:
@@ -110,10 +113,10 @@ class Window:
         c, t, e = torch.unravel_index(i, every.valid.shape)
         now, then = (c, t, e), (c, t + 1, e)
         alive, terminated = every.alive[now], every.terminated[now][:, None]
-        later = next_alive(alive, every.alive[then], every.truncated[now] & ~every.terminated[now])
+        later = next_alive(alive, every.alive[then], every.truncated[now])
         seen = every.observation[now], every.mask[now], alive
         after = every.observation[then], every.mask[then], later
-        return Transitions(*seen, every.action[now], every.reward[now], *after, terminated | (alive & ~later))
+        return Transitions(*seen, every.action[now], every.reward[now], *after, terminated | ~later)
 
     def state_dict(self) -> dict[str, Any]:
         """Contents for a checkpoint."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taugrad.nets import mlp
-from taugrad.rl.actor import orthogonal
+from taugrad.rl.actor import FactoredActor, orthogonal
 from taugrad.rl.masks import allowed
 from taugrad.rl.spaces import Part
 
@@ -66,7 +66,7 @@ class Layout(nn.Module):
 
     def sums(self, y: Tensor) -> Tensor:
         """Add what each agent's factors have, (..., F), up to (..., N)."""
-        return y.new_zeros(*y.shape[:-1], self.agents).index_add_(-1, self.owner, y)
+        return functional.pad(y, (0, 1))[..., self.factors].sum(-1)
 
     def living(self, a: Tensor, alive: Tensor) -> Tensor:
         """Set the actions (..., F, K) of agents that are not alive, (..., N), to zero."""
@@ -77,7 +77,7 @@ class Layout(nn.Module):
         return torch.where(self.own[..., None], z[..., self.slot, :], a.unsqueeze(-3))
 
 
-class Actors(nn.Module):
+class Actors(FactoredActor):
     """Actors of N agents, each on its own part of the observation; the joint logits (..., F, K) are padded with -inf.
 
     With `shared` one network serves all, which also gets the agent's index as a one-hot.
@@ -91,7 +91,7 @@ class Actors(nn.Module):
         factors = [n for part in parts for n in part.factors]
         self.K = max(factors)
         self.layout = Layout(parts)
-        inputs, outputs = ([f(part) for part in parts] for f in (_seen, lambda part: len(part.factors) * self.K))
+        inputs, outputs = [part.observation for part in parts], [len(part.factors) * self.K for part in parts]
         if shared:
             check_equal(parts)
         self.net = networks(inputs, hidden, outputs, "Tanh", shared=shared, last_gain=0.01)
@@ -101,10 +101,6 @@ class Actors(nn.Module):
         """Logits (..., F, K) of observations (..., D), -inf where `mask` (..., F, K) allows no choice."""
         rows = self.net(self.layout.observations(x)).unflatten(-1, (self.layout.rows, self.K))
         return self.layout.join(rows).masked_fill(~(self.allowed if mask is None else mask), -torch.inf)
-
-
-def _seen(part: Part) -> int:
-    return part.observation
 
 
 def check_equal(parts: Sequence[Part]) -> None:
