@@ -1,10 +1,15 @@
 """A game of three agents of different sizes, with masks, one of whom leaves early; the best return is known."""
 
 import numpy as np
+import torch
 from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from taugrad.rl.algorithm import Clock
+from taugrad.rl.environments import build
+from taugrad.rl.evaluation import evaluate
+from taugrad.rl.rollouts import Collector, Window
 from taugrad.rl.spaces import Part
 
 PARTS = (Part("red", 3, (3,)), Part("green", 2, (4, 2)), Part("blue", 1, (2,)))
@@ -53,3 +58,31 @@ class Matching(VectorEnv):
         mask = np.ones((E, 3 + 4 + 2 + 2), dtype=bool)
         mask[np.arange(E), 3 + t] = False
         return observation.astype(np.float32), {"rewards": rewards, "alive": alive, "action_mask": mask}
+
+
+def filled(algorithm, rollouts=3, num_envs=4, rollout=8, capacity=20, make=Matching):
+    """An agent of the game, a window that it has filled, its collector and its optimizer."""
+    environments = build(make, num_envs)
+    agent = algorithm.build(environments.sizes)
+    window = Window(capacity, rollout, num_envs, environments.sizes, environments.observation_dtype)
+    collector = Collector(environments, seed=0)
+    for _ in range(rollouts):
+        collect(agent, window, collector)
+    return agent, window, collector, torch.optim.Adam(agent.parameters(), lr=3e-3)
+
+
+def collect(agent, window, collector):
+    rollout = window.oldest()
+    collector.fill(rollout, agent.policy.act)
+    agent.policy.count(rollout.observation[:-1][rollout.valid])
+
+
+def best_return(algorithm, lr, steps, **options):
+    """The greedy policy's mean return of the game after so many steps of training."""
+    agent, window, collector, optimizer = filled(algorithm, rollouts=0, num_envs=8, **options)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    while collector.env_steps < steps:
+        collect(agent, window, collector)
+        agent.improve(window, optimizer, Clock(collector.env_steps, steps))
+    return evaluate(build(Matching, 20), agent.policy.greedy, seed=7).returns.mean().item()
