@@ -125,13 +125,29 @@ def flat_space(space: Space) -> Box | MultiBinary:
 
 def flat_observation(space: Space, observation: Any) -> Any:
     """Return observations of E environments, each of `space`, flattened to (E, ...), a mask left out."""
-    if has_mask(space):
-        rest = {key: value for key, value in observation.items() if key != KEY}
-        space, observation = observed(space), rest if len(rest) > 1 else next(iter(rest.values()))
+    space, observation = _without_mask(space, observation)
     if isinstance(space, (Box, MultiBinary)):
         return observation
     E = len(_leaf(observation))
     return np.stack([np.asarray(flatten(space, x)) for x in iterate(batch_space(space, E), observation)])
+
+
+def flat_one(space: Space, observation: Any) -> Any:
+    """Return one observation of `space`, flattened if it is no array, a mask left out.
+
+    >>> space = Dict({"hand": Discrete(3), "action_mask": MultiBinary(2)})
+    >>> flat_one(space, {"hand": 1, "action_mask": [1, 0]})
+    array([0, 1, 0])
+    """
+    space, observation = _without_mask(space, observation)
+    return observation if isinstance(space, (Box, MultiBinary)) else np.asarray(flatten(space, observation))
+
+
+def _without_mask(space: Space, observation: Any) -> tuple[Space, Any]:
+    if not has_mask(space):
+        return space, observation
+    rest = {key: value for key, value in observation.items() if key != KEY}
+    return observed(space), rest if len(rest) > 1 else next(iter(rest.values()))
 
 
 def _leaf(observation: Any) -> Any:
