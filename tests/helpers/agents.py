@@ -21,7 +21,7 @@ class Matching(VectorEnv):
     """A number t of 0, 1, 2 is drawn in each step. Red sees it as a one-hot, green as t and a one, blue sees nothing.
 
     Red and green get half a point each if red chooses t and green t + 1 of its four, where t is forbidden; green gets a
-    quarter more if its second choice is t modulo 2; blue gets half a point whenever it chooses 1.
+    quarter more if its second choice says whether t is 2; blue gets half a point whenever it chooses 1.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "agents": PARTS, "render_modes": []}  # noqa: RUF012
@@ -40,10 +40,10 @@ class Matching(VectorEnv):
         return self._show(np.zeros((self.num_envs, 3)))
 
     def step(self, actions):
-        t, (red, green, parity, blue) = self.t, np.asarray(actions).T
+        t, (red, green, late, blue) = self.t, np.asarray(actions).T
         assert (self.ended | (green != t)).all()  # the mask forbids it
         both = (red == t) & (green == t + 1)
-        rewards = np.stack([both, both + (parity == t % 2) / 2, (blue == 1) & (self.made < LEAVES)], 1) / 2
+        rewards = np.stack([both, both + (late == (t == 2)) / 2, (blue == 1) & (self.made < LEAVES)], 1) / 2
         rewards[self.ended] = 0
         self.made = np.where(self.ended, 0, self.made + 1)
         self.ended = self.made == STEPS

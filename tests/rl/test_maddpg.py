@@ -163,7 +163,7 @@ def test_the_multilinear_gradient_is_that_of_the_enumerated_expectation():
     agent.policy.normalized = lambda x: x.double()
     batch = window.draw(5)._replace(alive=torch.ones(5, 3, dtype=torch.bool))
     actors = list(agent.policy.actor.parameters())
-    loss, _, _ = agent.losses(batch, 1.0)
+    loss, _, _ = agent.losses(batch, 1.0, 0.0)
     got = torch.autograd.grad(loss, actors)
     x = batch.observation.double()
     pi = agent.policy.actor(x, batch.mask).softmax(-1)
@@ -181,10 +181,10 @@ def test_the_multilinear_gradient_is_that_of_the_enumerated_expectation():
 
 
 def test_the_concat_gradient_uses_the_replayed_choices_of_others():
-    agent, window, *_ = filled(SMALL(Enumeration(), critic="concat", logit_coef=0.1, ent_coef=0.2))
+    agent, window, *_ = filled(SMALL(Enumeration(), critic="concat", logit_coef=0.1))
     batch = window.draw(5)._replace(alive=torch.ones(5, 3, dtype=torch.bool))
     torch.manual_seed(1)
-    loss, critic_loss, _ = agent.losses(batch, 1.0)
+    loss, critic_loss, _ = agent.losses(batch, 1.0, 0.2)
     torch.manual_seed(1)
     targets = agent.targets(batch)
     x, q = batch.observation, agent.critic.at(batch.observation)
@@ -214,16 +214,16 @@ def test_an_agent_that_is_not_alive_contributes_nothing(critic):
     reward, action = batch.reward.clone(), batch.action.clone()
     reward[:, 2], action[:, 3] = 1e3, 1 - action[:, 3]
     torch.manual_seed(1)
-    before = agent.losses(batch, 1.0)
+    before = agent.losses(batch, 1.0, 0.0)
     torch.manual_seed(1)
-    after = agent.losses(batch._replace(reward=reward, action=action), 1.0)
+    after = agent.losses(batch._replace(reward=reward, action=action), 1.0, 0.0)
     assert torch.equal(before[0], after[0])
     assert torch.equal(before[1], after[1])
     weight = list(agent.policy.actor.parameters())[0]  # (N, ...)
     gradient = torch.autograd.grad(before[0], weight)[0]
     assert (gradient[2] == 0).all()
     assert gradient[:2].abs().amax((1, 2)).min() > 0
-    assert sum(term.isfinite().all() for term in agent.losses(batch._replace(alive=batch.alive & False), 1.0)[:2]) == 2
+    assert sum(term.isfinite().all() for term in agent.losses(batch._replace(alive=batch.alive & False), 1.0, 0.0)[:2]) == 2
 
 
 # Improving
@@ -245,12 +245,12 @@ def test_the_target_networks_follow_and_no_optimizer_moves_them():
 
 @each("estimator", EVERY)
 def test_every_estimator_moves_the_actors_and_the_actors_loss_moves_no_critic(estimator):
-    agent, window, collector, optimizer = filled(SMALL(estimator, updates=1, normalize_rewards=False))
+    agent, window, collector, optimizer = filled(SMALL(estimator, updates=1, normalize_rewards=False, ent_coef=0.0))
     critics = list(agent.critic.parameters())
     torch.manual_seed(1)
     window.sample(1, 0)  # as the count of rewards does
     batch = window.draw(16)
-    _, critic_loss, _ = agent.losses(batch, 1.0)
+    _, critic_loss, _ = agent.losses(batch, 1.0, 0.0)
     expected = torch.autograd.grad(critic_loss, critics)
     norm = torch.stack([g.norm() for g in expected]).norm()
     before = [p.detach().clone() for p in agent.policy.actor.parameters()]
@@ -263,9 +263,9 @@ def test_every_estimator_moves_the_actors_and_the_actors_loss_moves_no_critic(es
 
 
 def test_nothing_is_learned_before_its_time_or_from_resets_alone():
-    agent, window, collector, optimizer = filled(SMALL(learning_starts=50))
+    agent, window, collector, optimizer = filled(SMALL(learning_starts=50, ent_coef=0.4))
     assert agent.improve(window, optimizer, Clock(49, 1000)) == {}
-    assert agent.improve(window, optimizer, Clock(50, 1000))
+    torch.testing.assert_close(agent.improve(window, optimizer, Clock(50, 1000))["train/ent_coef"], torch.tensor(0.38))
     window.sample(1, 0)
     empty = Window(2, 8, 4, collector.environments.sizes)
     empty.oldest()

@@ -20,7 +20,7 @@ factor each the gradient is that of E_{a ~ pi} Q_i(x, a), where the replay's a_-
 interactions of pairs alone. For one factor an agent it is linear in z_i, so that every straight-through gradient is
 exact in expectation (2304.08612).
 
-S is the root mean square of all rewards so far, or 1. An agent that is not alive has action zero and no loss. The first
+S is the root mean square of all rewards so far, or 1; `ent_coef` falls linearly to 0. An agent that is not alive has action zero and no loss. The first
 `learning_starts` steps only fill the replay; the actors' first logits are near zero, so that they act nearly uniformly.
 
 Relatives: 2302.11793 compares straight-through estimators in MADDPG, for the concat critic. 2506.16608 trains a critic
@@ -69,7 +69,7 @@ class MADDPG(Algorithm):
     gamma: float = 0.95  # discount
     polyak: float = 0.01  # share of the networks that goes into the target networks at each update
     logit_coef: float = 1e-3  # coefficient of the mean square of the logits
-    ent_coef: float = 0.0  # coefficient of the entropy
+    ent_coef: float = 0.05  # coefficient of the entropy at the start; it falls to 0
     actor_clip: float = 0.5  # largest norm of the actors' gradient
     critic_clip: float = 2.0  # largest norm of the critics' gradient
     normalize: bool = False  # observations by their running mean and variance
@@ -168,11 +168,11 @@ class MADDPGAgent(Agent):
         batch = Transitions(*(part.to(device) for part in window.draw(hp.updates * hp.batch_size)))
         if len(batch.action) == 0:  # rollouts of nothing but resets
             return {}
-        tau = hp.tau(clock.steps)
+        tau, ent_coef = hp.tau(clock.steps), hp.ent_coef * clock.remaining
         actors, critics = list(self.policy.actor.parameters()), list(self.critic.parameters())
         terms: dict[str, Tensor] = {}
         for i in torch.arange(len(batch.action), device=device).split(hp.batch_size):
-            actor_loss, critic_loss, terms = self.losses(Transitions(*(part[i] for part in batch)), tau)
+            actor_loss, critic_loss, terms = self.losses(Transitions(*(part[i] for part in batch)), tau, ent_coef)
             require_finite("actor and critic", actor_loss + critic_loss, clock.steps, tau)
             optimizer.zero_grad()
             actor_loss.backward(inputs=actors)  # and not to the critics
@@ -181,9 +181,11 @@ class MADDPGAgent(Agent):
             clip_grad_norm_(critics, hp.critic_clip)
             optimizer.step()
             self._follow()
-        return terms | {"policy/tau": torch.tensor(tau)}
+        return terms | {"policy/tau": torch.tensor(tau), "train/ent_coef": torch.tensor(ent_coef)}
 
-    def losses(self, batch: Transitions, tau: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def losses(
+        self, batch: Transitions, tau: float, ent_coef: float
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compute the losses of actors and critics, means over living agents, and terms to log."""
         hp, layout, alive = self.hp, self.layout, batch.alive
         x = self.policy.normalized(batch.observation)
@@ -197,7 +199,7 @@ class MADDPGAgent(Agent):
         )
         uncertainty = layout.sums(entropy(logits))
         squares = logits.masked_fill(~batch.mask, 0.0).square().sum(-1) / batch.mask.sum(-1)
-        penalty = hp.logit_coef * layout.sums(squares) - hp.ent_coef * uncertainty
+        penalty = hp.logit_coef * layout.sums(squares) - ent_coef * uncertainty
         gain = _mean(gain, alive)
         terms = {
             "train/actor_loss": -gain,

@@ -197,6 +197,8 @@ class _Linears(nn.Module):
                 self.weight[i, :o, :n], self.bias[i, :o] = layer.weight, layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 1:  # to the bit what one network computes, where a batched product rounds otherwise
+            return functional.linear(x[0], self.weight[0], self.bias[0])[None]
         return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
 
 
