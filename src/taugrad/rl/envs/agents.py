@@ -30,6 +30,7 @@ from gymnasium.wrappers import TimeLimit
 from taugrad.checks import check_count
 from taugrad.errors import ConfigError, DataError
 from taugrad.extras import extra
+from taugrad.rl.envs.processes import Processes
 from taugrad.rl.masks import KEY, has_mask
 from taugrad.rl.spaces import Part, factors_of, flat_one, flat_space
 
@@ -76,6 +77,7 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
         self._agents, self._known = agents, frozenset(names)
         self._masked = any(has_mask(agent.sees) for agent in agents)
         self._alive = np.zeros(len(names), dtype=bool)
+        self._size = numbers
         self.action_space = MultiDiscrete([n for part in parts for n in part.factors])
         self.observation_space = _joined(flat)
         self.metadata = {**getattr(self.env, "metadata", {}), "agents": tuple(parts)}
@@ -125,7 +127,7 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def _shown(self, seen: Mapping[Any, Any], info: Mapping[Any, Any], rewards: np.ndarray) -> tuple[np.ndarray, dict]:
         """Join what the living agents see."""
-        observation = np.zeros(self.observation_space.shape, self.observation_space.dtype)
+        observation = np.zeros(self._size, self.observation_space.dtype)
         given = {}
         for agent, alive in zip(self._agents, self._alive, strict=True):
             if not alive:
@@ -183,7 +185,7 @@ class _Tuples:
         return self._each(observation), self._masks(info)
 
     def step(self, given: Mapping[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
-        whole = tuple((self._first | given).values())  # an agent that has ended does something too
+        whole = tuple({**self._first, **given}.values())  # an agent that has ended does something too
         observation, reward, terminated, truncated, info = self.env.step(whole)
         N = len(whole)
         rewards = np.asarray(reward, dtype=float)
@@ -194,7 +196,8 @@ class _Tuples:
         ends = [np.broadcast_to(np.asarray(end, dtype=bool), N) for end in (terminated, truncated)]  # of all, or of each
         over = ends[0] | ends[1]
         self.agents = [name for name in self.agents if not over[self.possible_agents.index(name)]]
-        return self._each(observation), *map(self._each, (rewards, *ends)), self._masks(info)
+        each = self._each
+        return each(observation), each(rewards), each(ends[0]), each(ends[1]), self._masks(info)
 
     def render(self) -> Any:
         return self.env.render()
@@ -246,28 +249,40 @@ def _choose(choices: np.ndarray, space: Space) -> Any:
     return choices.reshape(space.shape).astype(space.dtype) + getattr(space, "start", 0)
 
 
-def make(id: str, num_envs: int, time_limit: int | None = None, **kwargs: Any) -> VectorEnv:  # gymnasium's own name
+def make(
+    id: str,  # gymnasium's own name
+    num_envs: int,
+    time_limit: int | None = None,
+    processes: int = 1,
+    **kwargs: Any,
+) -> VectorEnv:
     """Make `num_envs` copies of an environment registered in gymnasium whose spaces are tuples over agents.
 
     Its `id` is package:name, such as lbforaging:Foraging-8x8-2p-3f-v3. An episode ends after `time_limit` steps, for an
-    environment without a limit of its own.
+    environment without a limit of its own. So many `processes` step the copies, this one included.
 
     Raises:
         ConfigError: there is no such environment, or it lacks a package, or its agents are not supported.
     """
-    _import(id.partition(":")[0] if ":" in id else "")
+    _import(id.partition(":")[0])
     one = partial(gymnasium.make, id, disable_env_checker=True, **kwargs)  # the checker expects one reward, not N
     try:
-        return _vector(one, num_envs, time_limit)
+        return _vector(one, num_envs, time_limit, processes)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise ConfigError(f"env.make.id={id}: {error}") from error
 
 
-def make_parallel(id: str, num_envs: int, time_limit: int | None = None, **kwargs: Any) -> VectorEnv:
+def make_parallel(
+    id: str,
+    num_envs: int,
+    time_limit: int | None = None,
+    processes: int = 1,
+    **kwargs: Any,
+) -> VectorEnv:
     """Make `num_envs` copies of the environment that `parallel_env(**kwargs)` of the module `id` returns.
 
     Such modules are mpe2.simple_spread_v3, those of PettingZoo, and your own. An episode ends after `time_limit` steps,
-    for an environment without a limit of its own.
+    for an environment without a limit of its own. So many `processes` step the copies, this one included.
 
     Raises:
         ConfigError: there is no such module, or it lacks a package or `parallel_env`, or its agents are not supported.
@@ -277,12 +292,16 @@ def make_parallel(id: str, num_envs: int, time_limit: int | None = None, **kwarg
         module = importlib.import_module(id)
     except ImportError as error:
         raise ConfigError(f"env.make.id={id}: {error}") from error
-    if not callable(one := getattr(module, "parallel_env", None)):
+    if not callable(getattr(module, "parallel_env", None)):
         raise ConfigError(
             f"env.make.id={id} has no parallel_env: agents that take turns must be made to act at the same time, "
             "such as by pettingzoo.utils.conversions.aec_to_parallel in a module of your own"
         )
-    return _vector(partial(one, **kwargs), num_envs, time_limit)
+    return _vector(partial(_parallel, id, kwargs), num_envs, time_limit, processes)
+
+
+def _parallel(id: str, kwargs: Mapping[str, Any]) -> Any:
+    return importlib.import_module(id).parallel_env(**kwargs)
 
 
 def _import(package: str) -> None:
@@ -291,11 +310,17 @@ def _import(package: str) -> None:
         extra(package, _EXTRAS[package])
 
 
-def _vector(one: Callable[[], Any], num_envs: int, time_limit: int | None) -> VectorEnv:
+def _vector(one: Callable[[], Any], num_envs: int, time_limit: int | None, processes: int) -> VectorEnv:
     check_count("num_envs", num_envs)
+    check_count("processes", processes)
     if time_limit is not None:
         check_count("time_limit", time_limit)
-    return SyncVectorEnv([partial(_one, one, time_limit)] * num_envs)
+    several = partial(_several, one, time_limit)
+    return several(num_envs) if processes == 1 else Processes(several, num_envs, processes)
+
+
+def _several(one: Callable[[], Any], time_limit: int | None, n: int) -> VectorEnv:
+    return SyncVectorEnv([partial(_one, one, time_limit)] * n)
 
 
 def _one(one: Callable[[], Any], time_limit: int | None) -> gymnasium.Env[np.ndarray, np.ndarray]:
