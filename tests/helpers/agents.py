@@ -79,7 +79,7 @@ def collect(agent, window, collector):
 
 def best_return(algorithm, lr, steps, **options):
     """The greedy policy's mean return of the game after so many steps of training."""
-    agent, window, collector, optimizer = filled(algorithm, rollouts=0, num_envs=8, **options)
+    agent, window, collector, optimizer = filled(algorithm, rollouts=0, num_envs=16, **options)
     for group in optimizer.param_groups:
         group["lr"] = lr
     while collector.env_steps < steps:

@@ -287,12 +287,11 @@ def test_an_agent_comes_back_from_its_state_and_goes_on_to_the_same_numbers():
     assert torch.equal(go_on(agent, window, optimizer), go_on(other, copied, again))
 
 
-@each("critic, estimator", [("multilinear", STGumbelSoftmax()), ("concat", RLOO(samples=4))])
-def test_a_short_training_finds_the_best_return(critic, estimator):
-    tau = Linear(1.0, 0.5, steps=3000)
-    options = {"learning_starts": 500, "gamma": 0.5, "updates": 16, "batch_size": 128, "ent_coef": 0.1}
-    algorithm = MADDPG(estimator, tau, critic=critic, **options)
-    assert best_return(algorithm, lr=3e-3, steps=3000, capacity=50, rollout=32) == BEST
+@each("critic, estimator, updates", [("multilinear", STGumbelSoftmax(), 10), ("concat", RLOO(samples=4), 16)])
+def test_a_short_training_finds_the_best_return(critic, estimator, updates):
+    options = {"learning_starts": 500, "gamma": 0.5, "updates": updates, "batch_size": 128, "ent_coef": 0.1}
+    algorithm = MADDPG(estimator, Linear(1.0, 0.5, steps=2500), critic=critic, hidden=(32,), **options)
+    assert best_return(algorithm, lr=5e-3, steps=2500, capacity=50, rollout=16) == BEST  # so did 4 of 4 seeds of each
 
 
 def test_one_agent_is_several_of_one():
