@@ -87,10 +87,9 @@ def test_a_value_sees_everything_or_what_its_agent_sees(central):
     assert agent.policy.act(x, allowed(SIZES.factors).expand(4, -1, -1))[0].shape == (4, 4)
 
 
-@each("central", [True, False])
-def test_a_short_training_finds_the_best_return(central):
-    algorithm = MAPPO(central=central, gamma=0.5, lam=0.9, epochs=4, batch_size=64, ent_coef=0.03)
-    assert best_return(algorithm, lr=5e-3, steps=2000, capacity=1, rollout=8) == BEST  # so did 4 of 4 seeds of each
+def test_a_short_training_finds_the_best_return():
+    algorithm = MAPPO(gamma=0.5, lam=0.9, epochs=4, batch_size=64, ent_coef=0.03)
+    assert best_return(algorithm, lr=5e-3, steps=2000, capacity=1, rollout=8) == BEST  # so did 4 of 4 seeds, and 4 with central=False
 
 
 def test_a_rollout_of_resets_teaches_nothing():

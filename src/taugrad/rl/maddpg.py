@@ -64,12 +64,12 @@ class MADDPG(Algorithm):
     shared: bool = False  # one actor and one critic for all agents, told which agent it is
     hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actors and critics
     learning_starts: int = 2_000  # environment steps before the first update
-    updates: int = 16  # optimizer steps after a rollout
-    batch_size: int = 256  # transitions of each
+    updates: int = 32  # optimizer steps after a rollout
+    batch_size: int = 128  # transitions of each
     gamma: float = 0.95  # discount
-    polyak: float = 0.01  # share of the networks that goes into the target networks at each update
+    polyak: float = 0.02  # share of the networks that goes into the target networks at each update
     logit_coef: float = 1e-3  # coefficient of the mean square of the logits
-    ent_coef: float = 0.05  # coefficient of the entropy at the start; it falls to 0
+    ent_coef: float = 0.02  # coefficient of the entropy at the start; it falls to 0
     actor_clip: float = 0.5  # largest norm of the actors' gradient
     critic_clip: float = 2.0  # largest norm of the critics' gradient
     normalize: bool = False  # observations by their running mean and variance
