@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.agents import BEST, PARTS, best_return, collect, filled
+from helpers.matching import BEST, PARTS, best_return, collect, filled
 from helpers.cases import each
 from helpers.environments import counters
 from helpers.estimators import EVERY

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.agents import BEST, PARTS, best_return, filled
+from helpers.matching import BEST, PARTS, best_return, filled
 from helpers.cases import each
 
 from taugrad.rl.algorithm import Clock

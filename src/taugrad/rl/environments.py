@@ -174,8 +174,8 @@ class Environments:
         """Render the first environment, (height, width, 3), uint8; ConfigError if it cannot be, or lacks a package."""
         try:
             drawn = self.env.render()
-        except (gymnasium.error.Error, NotImplementedError) as error:
-            raise ConfigError(f"this environment cannot be drawn: {error}") from error
+        except Exception as error:  # foreign code may raise anything, such as that there is no display
+            raise ConfigError(f"this environment cannot be drawn: {str(error) or type(error).__name__}") from error
         if drawn is None or drawn[0] is None:
             raise ConfigError("this environment cannot be drawn: it returns no picture")
         picture = np.asarray(drawn[0])

@@ -16,6 +16,7 @@ counts as alive, and terminated otherwise. An agent that ends before its episode
 """
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -91,7 +92,11 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Make one step of the living agents; gymnasium's interface."""
-        given = {a.name: _choose(action[a.factors], a.chooses) for a, alive in zip(self._agents, self._alive, strict=True) if alive}
+        given = {
+            a.name: _choose(action[a.factors], a.chooses)
+            for a, alive in zip(self._agents, self._alive, strict=True)
+            if alive
+        }
         seen, reward, terminated, truncated, info = self.env.step(given)
         rewards, late = np.zeros(len(self._agents)), np.zeros(len(self._agents), dtype=bool)
         left = self._listed()
@@ -177,7 +182,9 @@ class _Tuples:
         self.possible_agents = self.agents = [f"agent_{i}" for i in range(len(sees))]
         self._sees, self._chooses = (dict(zip(self.agents, spaces, strict=True)) for spaces in (sees, chooses))
         self.observation_space, self.action_space = self._sees.__getitem__, self._chooses.__getitem__
-        self._first = {name: _choose(np.zeros(len(factors_of(space)), int), space) for name, space in self._chooses.items()}
+        self._first = {
+            name: _choose(np.zeros(len(factors_of(space)), int), space) for name, space in self._chooses.items()
+        }
 
     def reset(self, *, seed: int | None, options: dict[str, Any] | None) -> tuple[dict, dict]:
         observation, info = self.env.reset(seed=seed, options=options)
@@ -193,7 +200,9 @@ class _Tuples:
             rewards = np.full(N, rewards / N)
         if rewards.shape != (N,):
             raise DataError(f"the environment must return a reward for each of its {N} agents, got {reward}")
-        ends = [np.broadcast_to(np.asarray(end, dtype=bool), N) for end in (terminated, truncated)]  # of all, or of each
+        ends = [
+            np.broadcast_to(np.asarray(end, dtype=bool), N) for end in (terminated, truncated)
+        ]  # of all, or of each
         over = ends[0] | ends[1]
         self.agents = [name for name in self.agents if not over[self.possible_agents.index(name)]]
         each = self._each
@@ -265,6 +274,7 @@ def make(
         ConfigError: there is no such environment, or it lacks a package, or its agents are not supported.
     """
     _import(id.partition(":")[0])
+    _draw_without_screen(kwargs)
     one = partial(gymnasium.make, id, disable_env_checker=True, **kwargs)  # the checker expects one reward, not N
     try:
         return _vector(one, num_envs, time_limit, processes)
@@ -288,6 +298,7 @@ def make_parallel(
         ConfigError: there is no such module, or it lacks a package or `parallel_env`, or its agents are not supported.
     """
     _import(id.partition(".")[0])
+    _draw_without_screen(kwargs)
     try:
         module = importlib.import_module(id)
     except ImportError as error:
@@ -308,6 +319,11 @@ def _import(package: str) -> None:
     """Import a package that an extra installs, so that the error can name the extra."""
     if package in _EXTRAS:
         extra(package, _EXTRAS[package])
+
+
+def _draw_without_screen(kwargs: Mapping[str, Any]) -> None:
+    if kwargs.get("render_mode") == "rgb_array":
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame would want a display for pictures in memory too
 
 
 def _vector(one: Callable[[], Any], num_envs: int, time_limit: int | None, processes: int) -> VectorEnv:

@@ -10,6 +10,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -76,8 +77,14 @@ class Processes(VectorEnv):
         for worker, given in zip(self._others, arguments[1:], strict=True):
             worker.call(method, *given)
         positional, keywords = arguments[0]
-        own = getattr(self._own, method)(*positional, **keywords)
-        return list(zip(own, *(worker.result() for worker in self._others), strict=True))
+        try:
+            own = getattr(self._own, method)(*positional, **keywords)
+        finally:  # else the next call would get the answers to this one
+            answers = [worker.answer() for worker in self._others]
+        for _, error, where in answers:
+            if error is not None:
+                raise error from RuntimeError(where)
+        return list(zip(own, *(result for result, _, _ in answers), strict=True))
 
 
 class _Worker:
@@ -99,14 +106,12 @@ class _Worker:
         except OSError as error:
             raise self._ended() from error
 
-    def result(self) -> tuple:
+    def answer(self) -> tuple[Any, Exception | None, str]:
+        """Return what the call returned, or its error and where that was raised."""
         try:
-            result, error, where = self.connection.recv()
+            return self.connection.recv()
         except (EOFError, OSError) as ended:
             raise self._ended() from ended
-        if error is not None:
-            raise error from RuntimeError(where)
-        return result
 
     def close(self) -> None:
         self.connection.close()
@@ -123,27 +128,23 @@ def _work(connection: Connection, make: bytes) -> None:
     """Do what comes through the connection until it closes."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is for the process that trains, which still evaluates
-    env, error = None, None
+    env: Any = None
+    failure = None
     try:
         env = pickle.loads(make)()  # noqa: S301  # our own
-    except Exception as failed:  # foreign code may raise anything
-        error = failed
-    while True:
-        try:
+    except Exception as error:  # foreign code may raise anything
+        failure = None, _sendable(error), traceback.format_exc()
+    with suppress(EOFError, OSError):  # the other end has closed
+        while True:
             method, positional, keywords = connection.recv()
-        except (EOFError, OSError):
-            return
-        result, where = None, ""
-        try:
-            if error is not None:
-                raise error
-            result = getattr(env, method)(*positional, **keywords)
-        except Exception as failed:  # foreign code may raise anything
-            result, error, where = None, _sendable(failed), traceback.format_exc()
-        try:
-            connection.send((result, error, where))
-        except OSError:
-            return
+            connection.send(failure or _answer(env, method, positional, keywords))
+
+
+def _answer(env: VectorEnv, method: str, positional: tuple, keywords: dict) -> tuple[Any, Exception | None, str]:
+    try:
+        return getattr(env, method)(*positional, **keywords), None, ""
+    except Exception as error:  # foreign code may raise anything
+        return None, _sendable(error), traceback.format_exc()
 
 
 def _sendable(error: Exception) -> Exception:
