@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, Sequence, Tuple
-from helpers.agents import CHOOSES, FACTORS, SEES, Trio
 from helpers.cases import each
 from helpers.policies import POLICY, task, trainer
+from helpers.trio import CHOOSES, FACTORS, SEES, Trio
 
 from taugrad.errors import ConfigError, DataError
 from taugrad.rl.environments import build
@@ -27,7 +27,7 @@ NAMES = tuple(SEES)
 PLACES = {"scout": slice(0, 2), "pilot": slice(2, 6), "guard": slice(6, 9)}
 SLICES = {"scout": slice(0, 1), "pilot": slice(1, 3), "guard": slice(3, 6)}
 MASKS = {"scout": slice(0, 3), "pilot": slice(3, 8), "guard": slice(8, 14)}
-TRIO = ["model=policy", "env=pettingzoo", "env.make.id=helpers.agents", *POLICY[1:]]
+TRIO = ["model=policy", "env=pettingzoo", "env.make.id=helpers.trio", *POLICY[1:]]
 
 
 def raw_action(choices, name):
@@ -58,7 +58,8 @@ def check_seen(observation, info, seen, told, alive):
         if not here or name == "scout":
             assert mask.all()
         else:
-            np.testing.assert_array_equal(mask, (seen if name == "pilot" else told)[name]["action_mask"])
+            own = (seen if name == "pilot" else told)[name]["action_mask"]
+            np.testing.assert_array_equal(mask, np.concatenate([own[0], *own[1]]) if isinstance(own, tuple) else own)
 
 
 def test_every_transition_is_the_raw_environments():
@@ -109,7 +110,7 @@ def changed(env, **attributes):
 
 def test_tensors_have_the_agents_rewards_lives_and_masks():
     ends = [(2, "terminated"), (4, "truncated"), (4, "terminated")]
-    environments = build(partial(make_parallel, "helpers.agents"), 2, ends=ends)
+    environments = build(partial(make_parallel, "helpers.trio"), 2, ends=ends)
     assert [part.name for part in environments.sizes.agents] == list(NAMES)
     seen = environments.reset(0)
     assert seen.mask.shape == (2, 6, 3)
@@ -133,7 +134,7 @@ def test_tensors_have_the_agents_rewards_lives_and_masks():
 
 def test_a_time_limit_leaves_the_agents_alive():
     ends = [(9, "terminated")] * 3
-    environments = build(partial(make_parallel, "helpers.agents"), 1, time_limit=2, ends=ends)
+    environments = build(partial(make_parallel, "helpers.trio"), 1, time_limit=2, ends=ends)
     environments.reset(0)
     steps = [environments.step(torch.zeros(1, 6, dtype=torch.int64)) for _ in range(2)]
     assert steps[1].truncated.all()
@@ -202,8 +203,11 @@ WRONG = {
     "returned no reward of agent pilot": lambda: spoiled(lambda seen, reward, info: reward.pop("pilot")),
     "returned no observation of agent scout": lambda: spoiled(lambda seen, reward, info: seen.pop("scout")),
     "agent guard must see 3 numbers, got 4": lambda: spoiled(lambda seen, *_: seen.update(guard=np.zeros(4))),
-    r"agent guard's action_mask must have 6 numbers, got 2": lambda: spoiled(
+    r"agent guard's action_mask must have shape \(6,\), got \(2,\)": lambda: spoiled(
         lambda seen, reward, info: info["guard"].update(action_mask=[1, 1])
+    ),
+    r"agent guard's action_mask must have shape \(6,\), got \(2, 3\)": lambda: spoiled(
+        lambda seen, reward, info: info["guard"].update(action_mask=np.ones((2, 3)))
     ),
     "must return a reward for each of its 2 agents, got": lambda: Joint(Pair(reward=(1.0, 2.0, 3.0))),
 }
@@ -254,7 +258,7 @@ def test_agents_that_cannot_be_made_are_refused_in_a_sentence(sentence, function
 @each("name, value", [("time_limit", 0), ("processes", 0), ("num_envs", 0)])
 def test_counts_are_positive(name, value):
     with pytest.raises(ValueError, match=rf"{name} must be .*, got 0"):
-        make_parallel("helpers.agents", **{"num_envs": 1} | {name: value})
+        make_parallel("helpers.trio", **{"num_envs": 1} | {name: value})
 
 
 # The task
@@ -337,7 +341,7 @@ def _flat(seen, raw):
 @pytest.mark.system
 def test_two_processes_give_what_one_gives_and_their_errors():
     ends = {"ends": [(2, "terminated"), (4, "truncated"), (3, "terminated")]}
-    one, two = (build(partial(make_parallel, "helpers.agents", processes=n, **ends), 5) for n in (1, 2))
+    one, two = (build(partial(make_parallel, "helpers.trio", processes=n, **ends), 5) for n in (1, 2))
     action = torch.zeros(5, 6, dtype=torch.int64)
     for env in (one, two):
         env.first = env.reset(7)
@@ -349,8 +353,8 @@ def test_two_processes_give_what_one_gives_and_their_errors():
     worker = two.env._others[0].process
     two.close()
     assert worker.exitcode == 0
-    failing = build(partial(make_parallel, "helpers.agents", processes=2, fails_at=3, **ends), 2)
-    failing.env._own = build(partial(make_parallel, "helpers.agents", **ends), 1).env  # that does not fail
+    failing = build(partial(make_parallel, "helpers.trio", processes=2, fails_at=3, **ends), 2)
+    failing.env._own = build(partial(make_parallel, "helpers.trio", **ends), 1).env  # that does not fail
     failing.reset(0)
     for _ in range(2):
         failing.step(action[:2])
@@ -371,7 +375,7 @@ import sys
 import numpy as np
 from taugrad.rl.envs.agents import make_parallel
 if __name__ == "__main__":
-    env = make_parallel("helpers.agents", 2, processes=2)
+    env = make_parallel("helpers.trio", 2, processes=2)
     env.reset(seed=0)
     print(env._others[0].process.pid, flush=True)
     while True:

@@ -158,10 +158,9 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
             if agent.name not in given:
                 continue
             mask, place = given[agent.name], whole[agent.choices]
-            parts = mask if isinstance(mask, (tuple, list)) else (mask,)
-            row = np.concatenate([np.ravel(np.asarray(part)) for part in parts])
-            if row.size != place.size:
-                raise DataError(f"agent {agent.name}'s {KEY} must have {place.size} numbers, got {row.size}")
+            row = _row(mask)
+            if row.shape != place.shape:  # (2, 2), of joint choices of two factors, has 2 + 2 numbers too
+                raise DataError(f"agent {agent.name}'s {KEY} must have shape {place.shape}, got {row.shape}")
             place[:] = row
         return whole
 
@@ -235,6 +234,11 @@ def _check_parallel(env: Any) -> None:
         raise ConfigError(f"an environment of several agents must have {missing[0]}, {type(env).__name__} has not")
     if not env.possible_agents:
         raise ConfigError("an environment of several agents must name them in possible_agents, which is empty")
+
+
+def _row(mask: Any) -> np.ndarray:
+    """Join an agent's mask if it is one for each factor."""
+    return np.concatenate([_row(part) for part in mask]) if isinstance(mask, tuple) else np.asarray(mask)
 
 
 def _joined(flat: list[Any]) -> Box:
