@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.matching import BEST, PARTS, best_return, collect, filled
 from helpers.cases import each
 from helpers.environments import counters
 from helpers.estimators import EVERY
+from helpers.matching import BEST, PARTS, best_return, collect, filled
 from helpers.samples import FALSE_FAILURE, frequencies_p_value
 
-from taugrad import Enumeration, Linear, RLOO, STGumbelSoftmax
+from taugrad import RLOO, Enumeration, Linear, STGumbelSoftmax
 from taugrad.errors import NonFiniteLossError
 from taugrad.nets import mlp
 from taugrad.rl.algorithm import Clock
@@ -219,11 +219,14 @@ def test_an_agent_that_is_not_alive_contributes_nothing(critic):
     after = agent.losses(batch._replace(reward=reward, action=action), 1.0, 0.0)
     assert torch.equal(before[0], after[0])
     assert torch.equal(before[1], after[1])
-    weight = list(agent.policy.actor.parameters())[0]  # (N, ...)
+    weight = next(agent.policy.actor.parameters())  # (N, ...)
     gradient = torch.autograd.grad(before[0], weight)[0]
     assert (gradient[2] == 0).all()
     assert gradient[:2].abs().amax((1, 2)).min() > 0
-    assert sum(term.isfinite().all() for term in agent.losses(batch._replace(alive=batch.alive & False), 1.0, 0.0)[:2]) == 2
+    assert (
+        sum(term.isfinite().all() for term in agent.losses(batch._replace(alive=batch.alive & False), 1.0, 0.0)[:2])
+        == 2
+    )
 
 
 # Improving
@@ -278,7 +281,7 @@ def test_an_agent_comes_back_from_its_state_and_goes_on_to_the_same_numbers():
         agent.improve(window, optimizer, Clock(500, 1000))
         return torch.cat([p.detach().flatten() for p in agent.parameters()])
 
-    agent, window, collector, optimizer = filled(SMALL(normalize=True))
+    agent, window, _, optimizer = filled(SMALL(normalize=True))
     agent.improve(window, optimizer, Clock(400, 1000))
     other, copied, _, again = filled(SMALL(normalize=True), rollouts=1)
     other.load_state_dict(agent.state_dict())
@@ -317,7 +320,10 @@ def test_a_loss_that_is_not_finite_is_named():
         ({"updates": 0}, "updates must be at least 1, got 0"),
         ({"hidden": (0,)}, r"hidden\[0\] must be at least 1, got 0"),
         ({"learning_starts": -1}, "learning_starts must be at least 0, got -1"),
-        ({"shared": True}, r"shared=true needs agents of equal sizes: red has 3 numbers and factors \(3,\), green 2 and"),
+        (
+            {"shared": True},
+            r"shared=true needs agents of equal sizes: red has 3 numbers and factors \(3,\), green 2 and",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence):

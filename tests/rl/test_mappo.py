@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.matching import BEST, PARTS, best_return, filled
 from helpers.cases import each
+from helpers.matching import BEST, PARTS, best_return, filled
 
 from taugrad.rl.algorithm import Clock
 from taugrad.rl.envs.bandit import FactoredBandit
@@ -28,7 +28,9 @@ def test_for_one_agent_it_is_ppo_to_the_bit(central, shared):
         agent, window, collector, optimizer = filled(algorithm, make=partial(FactoredBandit, factors=5, choices=3))
         for _ in range(2):
             terms = agent.improve(window, optimizer, Clock(collector.env_steps, 1000))
-        weights.append(torch.cat([p.detach().flatten() for p in agent.parameters()] + [*map(torch.atleast_1d, terms.values())]))
+        weights.append(
+            torch.cat([p.detach().flatten() for p in agent.parameters()] + [*map(torch.atleast_1d, terms.values())])
+        )
     assert torch.equal(*weights)
 
 
@@ -89,7 +91,9 @@ def test_a_value_sees_everything_or_what_its_agent_sees(central):
 
 def test_a_short_training_finds_the_best_return():
     algorithm = MAPPO(gamma=0.5, lam=0.9, epochs=4, batch_size=64, ent_coef=0.03)
-    assert best_return(algorithm, lr=5e-3, steps=2000, capacity=1, rollout=8) == BEST  # so did 4 of 4 seeds, and 4 with central=False
+    assert (
+        best_return(algorithm, lr=5e-3, steps=2000, capacity=1, rollout=8) == BEST
+    )  # so did 4 of 4 seeds, and 4 with central=False
 
 
 def test_a_rollout_of_resets_teaches_nothing():
@@ -101,7 +105,10 @@ def test_a_rollout_of_resets_teaches_nothing():
 @each(
     "options, sentence",
     [
-        ({"shared": True}, r"shared=true needs agents of equal sizes: red has 3 numbers and factors \(3,\), green 2 and"),
+        (
+            {"shared": True},
+            r"shared=true needs agents of equal sizes: red has 3 numbers and factors \(3,\), green 2 and",
+        ),
         ({"gamma": 2.0}, r"gamma must be in \[0, 1\], got 2.0"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"clip_range": 0.0}, "clip_range must be a positive finite number"),

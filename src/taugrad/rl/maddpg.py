@@ -20,8 +20,9 @@ factor each the gradient is that of E_{a ~ pi} Q_i(x, a), where the replay's a_-
 interactions of pairs alone. For one factor an agent it is linear in z_i, so that every straight-through gradient is
 exact in expectation (2304.08612).
 
-S is the root mean square of all rewards so far, or 1; `ent_coef` falls linearly to 0. An agent that is not alive has action zero and no loss. The first
-`learning_starts` steps only fill the replay; the actors' first logits are near zero, so that they act nearly uniformly.
+S is the root mean square of all rewards so far, or 1; `ent_coef` falls linearly to 0. An agent that is not alive has
+action zero and no loss. The first `learning_starts` steps only fill the replay; the actors' first logits are near zero,
+so that they act nearly uniformly.
 
 Relatives: 2302.11793 compares straight-through estimators in MADDPG, for the concat critic. 2506.16608 trains a critic
 on the parameters of the action's distribution; the multilinear critic at the probabilities is one, whose form makes it
@@ -183,9 +184,7 @@ class MADDPGAgent(Agent):
             self._follow()
         return terms | {"policy/tau": torch.tensor(tau), "train/ent_coef": torch.tensor(ent_coef)}
 
-    def losses(
-        self, batch: Transitions, tau: float, ent_coef: float
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Transitions, tau: float, ent_coef: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compute the losses of actors and critics, means over living agents, and terms to log."""
         hp, layout, alive = self.hp, self.layout, batch.alive
         x = self.policy.normalized(batch.observation)

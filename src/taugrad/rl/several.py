@@ -129,15 +129,13 @@ def networks(
     shared: bool = False,
     last_gain: float | None = None,
 ) -> nn.Module:
-    """Build a network for each of N agents, from (..., N, inputs) to (..., N, outputs), or one for all that is `shared`.
+    """Build a network for each of N agents, or one for all if `shared`, from (..., N, inputs) to (..., N, outputs).
 
     With a `last_gain` the matrices start orthogonal.
     """
     N = len(inputs)
     one_hot = N if shared and N > 1 else 0
-    nets = [
-        mlp(inputs[i] + one_hot, hidden, outputs[i], activation, layer_norm) for i in range(1 if shared else N)
-    ]
+    nets = [mlp(inputs[i] + one_hot, hidden, outputs[i], activation, layer_norm) for i in range(1 if shared else N)]
     for net in nets if last_gain is not None else []:
         orthogonal(net, cast(float, last_gain))
     return Indexed(nets[0], N) if one_hot else MLPs(nets)
