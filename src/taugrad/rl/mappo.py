@@ -1,4 +1,4 @@
-r"""PPO for several agents, the baseline: MAPPO, whose values see everything, and IPPO, whose values see their agent's part.
+r"""PPO for several agents, the baseline: MAPPO, whose values see everything, and IPPO, whose values see their own part.
 
 Each agent has its own ratio, advantage and value (2103.01955; IPPO: 2011.09533),
 
