@@ -4,6 +4,7 @@ logits(s)      (..., F, K): factor f of the action is Cat(softmax(logits_f)), in
 log pi(a|s) = sum_f log softmax(logits_f)[a_f]
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ _CLIP = 10.0  # of a normalized observation
 class Policy(nn.Module):
     """Actor on observations (..., D), which it gets normalized by their running mean and variance if `normalize`."""
 
-    def __init__(self, actor: "Actor", observation_size: int, normalize: bool) -> None:
+    def __init__(self, actor: "FactoredActor", observation_size: int, normalize: bool) -> None:
         super().__init__()
         self.norm = RunningNorm(observation_size) if normalize else nn.Identity()
         self.actor = actor
@@ -85,7 +86,17 @@ class RunningNorm(nn.Module):
         return ((x - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-_CLIP, _CLIP).float()
 
 
-class Actor(nn.Module):
+class FactoredActor(nn.Module, ABC):
+    """Interface of an actor; `allowed` (F, K), bool, is the mask of the choices that there are."""
+
+    allowed: Tensor
+
+    @abstractmethod
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (..., F, K) of observations (..., D), -inf where `mask` (..., F, K) allows no choice."""
+
+
+class Actor(FactoredActor):
     """Network of the logits (..., F, K) of `factors` with at most K choices each; a factor with fewer has -inf."""
 
     def __init__(self, observation_size: int, factors: Sequence[int], hidden: Sequence[int]) -> None:
