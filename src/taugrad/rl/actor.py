@@ -5,13 +5,15 @@ log pi(a|s) = sum_f log softmax(logits_f)[a_f]
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from taugrad.nets import mlp
+from taugrad.nets import PictureEncoder, mlp
 from taugrad.ops.gumbel import gumbel_argmax
 from taugrad.rl.masks import allowed
+from taugrad.rl.spaces import Sizes
 
 _CLIP = 10.0  # of a normalized observation
 
@@ -85,27 +87,75 @@ class RunningNorm(nn.Module):
         return ((x - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-_CLIP, _CLIP).float()
 
 
+class Trunk(NamedTuple):
+    """What stands in front of a network's layers: a module, its number of outputs, the hidden layers that remain."""
+
+    front: nn.Module
+    outputs: int
+    hidden: Sequence[int]
+
+
+def check_trunk(kind: str, hidden: Sequence[int]) -> None:
+    """Raise unless a network with these hidden layers can have a trunk of this kind.
+
+    >>> check_trunk("cnn", [64])
+    Traceback (most recent call last):
+    ValueError: trunk must be mlp or conv, got cnn
+    """
+    if kind not in ("mlp", "conv"):
+        raise ValueError(f"trunk must be mlp or conv, got {kind}")
+    if kind == "conv" and not hidden:
+        raise ValueError("hidden must have a layer for trunk=conv, which ends with it, got none")
+
+
+def trunk(kind: str, sizes: Sizes, hidden: Sequence[int]) -> Trunk:
+    """Build a new trunk: nothing for "mlp", a `PictureEncoder` with the first of the `hidden` layers for "conv".
+
+    Raises:
+        ValueError: the observations are no pictures, for "conv".
+
+    >>> trunk("mlp", Sizes((10, 10, 4), (6,)), [128])
+    Trunk(front=Identity(), outputs=400, hidden=[128])
+    >>> trunk("conv", Sizes((10, 10, 4), (6,)), [128])[1:]
+    (128, [])
+    """
+    if kind == "mlp":
+        return Trunk(nn.Identity(), sizes.observation, hidden)
+    try:
+        return Trunk(PictureEncoder(sizes.shape, hidden[0]), hidden[0], hidden[1:])
+    except ValueError as error:
+        raise ValueError(f"trunk=conv cannot be used with these observations: {error}") from error
+
+
 class Actor(nn.Module):
     """Network of the logits (..., F, K) of `factors` with at most K choices each; a factor with fewer has -inf."""
 
-    def __init__(self, observation_size: int, factors: Sequence[int], hidden: Sequence[int]) -> None:
+    def __init__(
+        self, observation_size: int, factors: Sequence[int], hidden: Sequence[int], front: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.shape = F, K = len(factors), max(factors)
+        self.front = front or nn.Identity()  # from observations to `observation_size` features
         self.net = mlp(observation_size, hidden, F * K, "Tanh")
-        orthogonal(self.net, last_gain=0.01)
+        orthogonal(nn.Sequential(self.front, self.net), last_gain=0.01)
         self.allowed = nn.Buffer(allowed(factors), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (..., F, K) of observations (..., D), -inf where `mask` (..., F, K) allows no choice."""
-        return self.net(x).unflatten(-1, self.shape).masked_fill(~(self.allowed if mask is None else mask), -torch.inf)
+        return (
+            self.net(self.front(x))
+            .unflatten(-1, self.shape)
+            .masked_fill(~(self.allowed if mask is None else mask), -torch.inf)
+        )
 
 
 def orthogonal(net: nn.Module, last_gain: float) -> None:
-    """Set linear layers to orthogonal matrices of gain sqrt 2, the last one of gain `last_gain`, and biases to zero."""
-    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    """Set linear and convolutional layers to orthogonal matrices of gain sqrt 2, the last one of gain `last_gain`, and biases to zero."""
+    layers = [layer for layer in net.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     for layer in layers:
         nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else 2**0.5)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def log_prob_of(logits: Tensor, action: Tensor) -> Tensor:
