@@ -84,10 +84,11 @@ def test_larger_pictures_are_halved_until_their_smaller_side_is_small(shape, fil
 
 def test_an_actor_of_planes_ends_like_every_actor():
     sizes = Sizes((10, 10, 4), (3, 2))
-    front, features, hidden = trunk("conv", sizes, [32, 16])
+    front, features, hidden, _ = trunk("conv", sizes, [32, 16])
     actor = Actor(features, sizes.factors, hidden, front)
     logits = actor(torch.randn(2, 5, 400))
-    assert logits.shape == (2, 5, 2, 3) and logits[..., 1, 2].isneginf().all()
+    assert logits.shape == (2, 5, 2, 3)
+    assert logits[..., 1, 2].isneginf().all()
     assert logits[..., :2].abs().max() < 0.2  # nearly uniform at first
     conv = front.convolutions[0].weight.flatten(1)
     torch.testing.assert_close(conv @ conv.T, 2 * torch.eye(16))  # orthogonal, of gain sqrt 2
@@ -137,4 +138,5 @@ def test_stacked_frames_of_planes_are_one_picture():
     sizes = build(make, 2).sizes
     assert sizes.shape == (2, 10, 10, 4)
     front = trunk("conv", sizes, [8]).front
-    assert front.convolutions[0].in_channels == 8 and front(torch.zeros(3, 800)).shape == (3, 8)
+    assert front.convolutions[0].in_channels == 8
+    assert front(torch.zeros(3, 800)).shape == (3, 8)

@@ -19,11 +19,15 @@ _CLIP = 10.0  # of a normalized observation
 
 
 class Policy(nn.Module):
-    """Actor on observations (..., D), which it gets normalized by their running mean and variance if `normalize`."""
+    """Actor on observations (..., D), which it gets normalized by their running mean and variance if `normalize`.
 
-    def __init__(self, actor: "Actor", observation_size: int, normalize: bool) -> None:
+    If not, they are divided by `unit`.
+    """
+
+    def __init__(self, actor: "Actor", observation_size: int, normalize: bool, unit: float = 1.0) -> None:
         super().__init__()
         self.norm = RunningNorm(observation_size) if normalize else nn.Identity()
+        self.unit = 1.0 if normalize else unit
         self.actor = actor
 
     def act(self, observation: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -44,7 +48,8 @@ class Policy(nn.Module):
 
     def normalized(self, observation: Tensor) -> Tensor:
         """Normalize observations (..., D), and convert them to float32 on the networks' device."""
-        return self.norm(observation.to(self.actor.allowed.device)).float()
+        x = self.norm(observation.to(self.actor.allowed.device)).float()
+        return x if self.unit == 1 else x / self.unit
 
     def count(self, observation: Tensor) -> None:
         """Update the normalization by observations (n, D)."""
@@ -88,11 +93,12 @@ class RunningNorm(nn.Module):
 
 
 class Trunk(NamedTuple):
-    """What stands in front of a network's layers: a module, its number of outputs, the hidden layers that remain."""
+    """What stands before a network's layers: a module, its number of outputs, and the hidden layers that remain."""
 
     front: nn.Module
     outputs: int
     hidden: Sequence[int]
+    unit: float  # what observations are divided by if they are not normalized
 
 
 def check_trunk(kind: str, hidden: Sequence[int]) -> None:
@@ -115,14 +121,14 @@ def trunk(kind: str, sizes: Sizes, hidden: Sequence[int]) -> Trunk:
         ValueError: the observations are no pictures, for "conv".
 
     >>> trunk("mlp", Sizes((10, 10, 4), (6,)), [128])
-    Trunk(front=Identity(), outputs=400, hidden=[128])
+    Trunk(front=Identity(), outputs=400, hidden=[128], unit=1.0)
     >>> trunk("conv", Sizes((10, 10, 4), (6,)), [128])[1:]
-    (128, [])
+    (128, [], 1.0)
     """
     if kind == "mlp":
-        return Trunk(nn.Identity(), sizes.observation, hidden)
+        return Trunk(nn.Identity(), sizes.observation, hidden, 1.0)
     try:
-        return Trunk(PictureEncoder(sizes.shape, hidden[0]), hidden[0], hidden[1:])
+        return Trunk(PictureEncoder(sizes.shape, hidden[0]), hidden[0], hidden[1:], sizes.unit)
     except ValueError as error:
         raise ValueError(f"trunk=conv cannot be used with these observations: {error}") from error
 
@@ -150,7 +156,10 @@ class Actor(nn.Module):
 
 
 def orthogonal(net: nn.Module, last_gain: float) -> None:
-    """Set linear and convolutional layers to orthogonal matrices of gain sqrt 2, the last one of gain `last_gain`, and biases to zero."""
+    """Set layers, linear and convolutional, to orthogonal matrices of gain sqrt 2, biases to zero.
+
+    The last layer's gain is `last_gain`.
+    """
     layers = [layer for layer in net.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     for layer in layers:
         nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else 2**0.5)

@@ -107,8 +107,8 @@ class MultilinearAgent(Agent):
         if isinstance(hp.estimator, Enumeration):
             check_enumerable(len(factors), max(factors))
         self.hp = hp
-        front, features, hidden = trunk(hp.trunk, sizes, hp.hidden)
-        self.policy = Policy(Actor(features, factors, hidden, front), sizes.observation, hp.normalize)
+        front, features, hidden, unit = trunk(hp.trunk, sizes, hp.hidden)
+        self.policy = Policy(Actor(features, factors, hidden, front), sizes.observation, hp.normalize, unit)
         self.front = trunk(hp.trunk, sizes, hp.hidden).front  # of advantage and value
         self.advantage = Advantage(features, factors, hidden, hp.pairwise)
         self.value = mlp(features, hidden, 1, "ReLU", layer_norm=True)

@@ -67,8 +67,8 @@ class PPOAgent(Agent):
     def __init__(self, hp: PPO, sizes: Sizes) -> None:
         super().__init__()
         self.hp = hp
-        front, features, hidden = trunk(hp.trunk, sizes, hp.hidden)
-        self.policy = Policy(Actor(features, sizes.factors, hidden, front), sizes.observation, hp.normalize)
+        front, features, hidden, unit = trunk(hp.trunk, sizes, hp.hidden)
+        self.policy = Policy(Actor(features, sizes.factors, hidden, front), sizes.observation, hp.normalize, unit)
         self.front = trunk(hp.trunk, sizes, hp.hidden).front  # of the value
         self.value = mlp(features, hidden, 1, "Tanh")
         orthogonal(nn.Sequential(self.front, self.value), last_gain=1.0)
