@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import FrameStackObservation
 from helpers.cases import each
@@ -16,7 +18,7 @@ from taugrad.rl.environments import build
 from taugrad.rl.envs.minatar import MinAtar
 from taugrad.rl.multilinear import MultilinearActorCritic
 from taugrad.rl.ppo import PPO
-from taugrad.rl.spaces import Sizes
+from taugrad.rl.spaces import Sizes, unit_of
 
 LAST, FIRST, ONE = "channels last", "channels first", "one channel"
 CONV = ["env=minatar", *SMALL, *EVALUATED, "model.trunk=conv"]
@@ -140,3 +142,23 @@ def test_stacked_frames_of_planes_are_one_picture():
     front = trunk("conv", sizes, [8]).front
     assert front.convolutions[0].in_channels == 8
     assert front(torch.zeros(3, 800)).shape == (3, 8)
+
+
+def test_gymnasiums_wrappers_stack_frames_from_a_config():
+    stack = "{_target_: gymnasium.wrappers.FrameStackObservation, _partial_: true, stack_size: 4}"
+    one = task("model=ppo", "env=acrobot", *SMALL, f"+env.make.wrappers=[{stack}]", "model.trunk=conv")
+    assert one.input_size == (24,)
+    assert one.agent.front.shape == (4, 6)
+
+
+@each("normalize, expected", [(False, 0.2), (True, 0.0)])
+def test_pictures_of_integers_are_divided_by_their_largest_number_or_normalized(normalize, expected):
+    flat = Box(0, 255, (8, 8, 3), np.uint8)
+    sizes = Sizes(flat.shape, (2,), unit=unit_of(flat))
+    for kind in (MultilinearActorCritic, PPO):
+        policy = kind(trunk="conv", normalize=normalize).build(sizes).policy
+        x = torch.full((4, 192), 51.0)
+        policy.count(x)
+        torch.testing.assert_close(policy.normalized(x), torch.full((4, 192), expected))
+        vector = kind(normalize=False).build(sizes).policy  # numbers of a vector may mean anything
+        assert torch.equal(vector.normalized(x), x)
