@@ -141,8 +141,9 @@ def unit_of(space: Space) -> float:
     >>> unit_of(Box(0, 255, (84, 84), np.uint8)), unit_of(Box(0, 255, (84, 84))), unit_of(Box(0, 255, (9,), np.uint8))
     (255.0, 1.0, 1.0)
     """
-    integers = isinstance(space, Box) and len(space.shape) > 1 and np.issubdtype(space.dtype, np.integer)
-    return max(1.0, float(space.high.max())) if integers else 1.0
+    if isinstance(space, Box) and len(space.shape) > 1 and np.issubdtype(space.dtype, np.integer):
+        return max(1.0, float(space.high.max()))
+    return 1.0
 
 
 def _leaf(observation: Any) -> Any:
