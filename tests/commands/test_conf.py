@@ -25,6 +25,7 @@ OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.ya
 
 NEEDED = {
     "env=gymnasium": ["env.make.id=CartPole-v1"],
+    "env=pettingzoo": ["env.make.id=mpe2.simple_spread_v3"],
     "task=policy": ["env=cartpole", "model=ppo"],
     "data=image_folder": ["data.source.root=pictures"],
     "model=token_prior": ["model.tokenizer.run=a_run"],
@@ -108,8 +109,10 @@ def test_a_data_set_chosen_on_the_command_line_wins_over_the_models():
     assert composed("model=cat_vae", "data=mnist")["data"]["source"]["_target_"] == "taugrad.data.mnist.mnist"
 
 
-@pytest.mark.parametrize("option", [option for option in options("env") if option != "env=gymnasium"])
+@pytest.mark.parametrize("option", [option for option in options("env") if option not in NEEDED])
 def test_every_environment_builds_under_both_policies(option):
+    if option in ("env=simple_spread", "env=speaker_listener"):
+        pytest.importorskip("mpe2")
     for model in ("policy", "ppo"):
         config = composed(f"model={model}", option)
         policy = instantiate(config["task"])

@@ -1,17 +1,29 @@
 """Exported models, by the command; held against the run's own weights by hand."""
 
+from functools import partial
+
+import gymnasium
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from gymnasium.spaces import Box, MultiDiscrete
+from gymnasium.vector import SyncVectorEnv
 from helpers.circuits import Gates, pictures
 from helpers.commands import SHORT, SMALL, run, run_process
 from helpers.images import cat_vae
 from helpers.images import task as task_of
+from omegaconf import OmegaConf
 
+from taugrad import Constant
 from taugrad.circuits import blif, c_source, simplify, verilog
+from taugrad.commands import export as export_module
 from taugrad.commands.export import write_circuit
 from taugrad.errors import ConfigError, TaugradError
+from taugrad.rl.evaluation import Evaluation
+from taugrad.rl.ppo import PPO
+from taugrad.rl.rollouts import Collection
+from taugrad.training.policies import PolicyTask
 from taugrad.training.runs import load_run
 
 POLICY = ["model=policy", "env=k_cartpoles", "model.hidden=[16]", "env.max_env_steps=600", "evaluation.test_episodes=2"]
@@ -87,3 +99,37 @@ def test_another_model_or_a_decoder_is_no_circuit(tmp_path):
     result = run("export.py", f"run={tmp_path}", "out=a.c", "part=decoder", cwd=tmp_path)
     assert "error: part must be encoder for a.c, a circuit, got decoder" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's writer of ONNX
+def test_a_policy_whose_environment_gives_masks_is_exported_with_a_second_input(tmp_path, monkeypatch, capsys):
+    task = masked_policy()
+    monkeypatch.setattr(export_module, "load_run", lambda *_: (task, None, None))
+    for file in ("a.onnx", "a.pt2"):
+        export_module.export(OmegaConf.create({"run": str(tmp_path), "out": str(tmp_path / file)}))
+        told = " ".join(capsys.readouterr().out.split())
+        taken = "(batch, 2) and mask (batch, 2, 3), bool, to (batch, 2), int64"
+        assert f"{file}: {taken}; the same as the model on 100 inputs" in told
+    x, mask = torch.randn(50, 2), torch.rand(50, 2, 3) < 0.4
+    mask[..., 1] |= ~mask[..., :2].any(-1)
+    mask[:, 0, 2] = False  # the first factor has two choices
+    expected = task.greedy(x, mask)
+    assert mask.gather(-1, expected[..., None]).all()
+    assert not torch.equal(expected, task.greedy(x))
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    assert np.array_equal(session.run(None, {"x": x.numpy(), "mask": mask.numpy()})[0], expected)
+    assert torch.equal(torch.export.load(tmp_path / "a.pt2").module()(x, mask), expected)
+
+
+def masked_policy():
+    class Free(gymnasium.Env):
+        observation_space, action_space = Box(0, 1, (2,)), MultiDiscrete([2, 3])
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2, np.float32), {"action_mask": np.ones(5)}
+
+    env = lambda num_envs: SyncVectorEnv([Free] * num_envs)  # noqa: E731
+    adam = partial(torch.optim.Adam, lr=1e-3)
+    task = PolicyTask(env, PPO([8]), Collection(100, num_envs=2), Evaluation(), adam, Constant(1.0))
+    task.agent.policy.actor.net[-1].weight.data *= 1e3  # so that choices differ
+    return task

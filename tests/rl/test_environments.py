@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from taugrad.errors import ConfigError, DataError
 from taugrad.rl.environments import Environments, build, make
-from taugrad.rl.envs import joint, minatar
+from taugrad.rl.envs import agents, minatar
 from taugrad.rl.envs.bandit import FactoredBandit
 from taugrad.rl.envs.cartpoles import KCartPoles
 from taugrad.rl.rollouts import Collector, Window
@@ -26,7 +26,7 @@ ALL = {
     "k_cartpoles": lambda n: KCartPoles(n, poles=3),
     "bandit": lambda n: FactoredBandit(n, decisions=7),
     "minatar": lambda n: minatar.make("breakout", n),
-    "foraging": lambda n: joint.make("lbforaging:Foraging-8x8-2p-3f-v3", n, time_limit=50),
+    "foraging": lambda n: agents.make("lbforaging:Foraging-8x8-2p-3f-v3", n, time_limit=50),
 }
 
 
@@ -50,10 +50,10 @@ def test_an_environment_gives_tensors_of_its_sizes_and_repeats_under_a_seed(name
             assert step.seen.observation.shape == x.shape
             assert step.seen.observation.isfinite().all()
             assert step.reward.dtype == torch.float32
-            assert step.reward.shape == (4, 1)
+            assert step.reward.shape == (4, len(environments.sizes.parts))
             assert {part.shape for part in step[2:]} == {(4,)}
             assert {part.dtype for part in step[2:]} == {torch.bool}
-        seen.append([torch.cat([step.seen.observation.flatten(), step.reward[:, 0]]) for step in steps])
+        seen.append([torch.cat([step.seen.observation.flatten(), step.reward.flatten()]) for step in steps])
     assert torch.equal(torch.stack(seen[0]), torch.stack(seen[1]))
 
 
@@ -302,7 +302,7 @@ def test_every_choice_reaches_the_environment_as_the_action_it_stands_for(space)
 def test_every_agents_choice_reaches_it_as_the_action_it_stands_for(spaces):
     seen = Tuple([Box(0, 1, (2,), np.float64)] * len(spaces))
     echoes = [Echo(Tuple(spaces), seen) for _ in range(2)]
-    environments = Environments(SyncVectorEnv([lambda e=e: joint.Joint(e) for e in echoes]))
+    environments = Environments(SyncVectorEnv([lambda e=e: agents.Joint(e) for e in echoes]))
     assert environments.observation_dtype == torch.float64  # as their own
     for echo, chosen in zip(echoes, choose_all(environments, echoes), strict=True):
         assert [from_zero(action, Tuple(spaces)) for action in echo.got] == chosen
@@ -366,11 +366,11 @@ def test_environments_that_do_not_exist_are_refused_in_a_sentence():
     with pytest.raises(ConfigError, match=r"env.make.id=no_such_package:Env-v0: "):
         make("no_such_package:Env-v0", 1)
     with pytest.raises(ConfigError, match=r"env.make.id=no_such_package:Env-v0: "):
-        joint.make("no_such_package:Env-v0", 1)
+        agents.make("no_such_package:Env-v0", 1)
     with pytest.raises(ConfigError, match=r"game must be one of asterix, .*, got chess"):
         minatar.make("chess", 1)
-    with pytest.raises(ConfigError, match="agents must see a flat Box and choose from a Discrete each"):
-        joint.make("CartPole-v1", 1)
+    with pytest.raises(ConfigError, match="must have a Tuple of spaces, one for each, got"):
+        agents.make("CartPole-v1", 1)
 
 
 # The environments of this package
@@ -439,7 +439,7 @@ def test_minatars_choices_are_those_of_the_game_and_its_episodes_time_out():
 
 
 def test_agents_act_as_one():
-    environments = Environments(joint.make("lbforaging:Foraging-8x8-2p-3f-v3", 2, time_limit=50))
+    environments = Environments(agents.make("lbforaging:Foraging-8x8-2p-3f-v3", 2, time_limit=50))
     assert environments.sizes.factors == (6, 6)
     assert environments.sizes.observation == 30
     environments.reset(0)

@@ -113,9 +113,10 @@ def test_the_window_keeps_observations_as_they_came():
 
 
 def test_an_evaluation_counts_the_first_episode_of_each_environment():
-    returns, lengths, whole = evaluate(counters(), lambda x, mask: torch.zeros(2, 1, dtype=torch.int64), seed=0)
+    returns, lengths, whole, each = evaluate(counters(), lambda x, mask: torch.zeros(2, 1, dtype=torch.int64), seed=0)
     assert returns.tolist() == [3.0, 3.0]
     assert lengths.tolist() == [3, 3]
+    assert each.tolist() == [[3.0], [3.0]]
     assert whole.all()
 
 
@@ -124,7 +125,7 @@ def test_an_evaluation_says_which_episodes_it_cut_off(monkeypatch):
     fall = lambda x, mask: (torch.arange(4) % 2)[:, None] * (x[:, 2:3] + x[:, 3:4] > 0)  # noqa: E731  # 0, 2 push left only
     environments = Environments(make("CartPole-v1", 4))
     with pytest.warns(UserWarning, match="2 of 4 episodes had not ended after 12 steps and count with their return so"):
-        returns, lengths, whole = evaluate(environments, fall, seed=1)
+        returns, lengths, whole, _ = evaluate(environments, fall, seed=1)
     assert whole.tolist() == [True, False, True, False]
     assert (returns[~whole] == 12).all()
     assert (lengths[whole] < 12).all()

@@ -189,6 +189,10 @@ def test_what_is_trusted_by_name_may_be_called_and_an_environment_s_module_too()
         require_trusted(environment)
     require_trusted(environment, trust=["antigravity"])
     require_trusted(environment | {"id": "CartPole-v1"})
+    parallel = {"_target_": "taugrad.rl.envs.agents.make_parallel", "id": "antigravity.env"}
+    with pytest.raises(CheckpointError, match=r"environment antigravity.env is not trusted: trust=\[antigravity\]"):
+        require_trusted(parallel)
+    require_trusted(parallel | {"id": "mpe2.simple_spread_v3"})
 
 
 def test_all_that_our_configs_put_into_a_checkpoint_is_trusted():
@@ -197,7 +201,7 @@ def test_all_that_our_configs_put_into_a_checkpoint_is_trusted():
     files = [file for group in groups for file in (conf / group).glob("*.yaml")]
     targets = {t for file in files for t in re.findall(r"_target_: ([\w.]+)", file.read_text())}
     assert len(targets) > 20
-    for target in targets - {"taugrad.rl.envs.minatar.make", "taugrad.rl.envs.joint.make"}:
+    for target in targets - {f"taugrad.rl.envs.{n}" for n in ("minatar.make", "agents.make", "agents.make_parallel")}:
         require_trusted({"_target_": target})
     assert all(any(target.startswith(f"{package}.") for package in TRUSTED) for target in targets)
 

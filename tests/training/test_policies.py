@@ -24,7 +24,7 @@ from taugrad.rl.evaluation import Evaluation
 from taugrad.rl.masks import allowed
 from taugrad.rl.multilinear import MultilinearActorCritic, minibatches, multilinear
 from taugrad.rl.rollouts import Collection
-from taugrad.training.policies import PolicyTask
+from taugrad.training.policies import PolicyTask, _usage
 
 
 class Walk(gymnasium.Env):
@@ -238,17 +238,14 @@ def test_an_episode_that_the_evaluation_cut_off_is_not_called_whole(monkeypatch,
 
 
 def test_the_shares_of_many_choices_are_one_number():
-    model = task(*POLICY)
-    model.factors = (1000, 1000)
     chosen = torch.arange(1000)[:, None] * torch.tensor([1, 0])  # every choice of one factor, one of the other
-    (perplexity,) = model._usage(chosen).values()
+    (perplexity,) = _usage(chosen, (1000, 1000), single=False).values()
     assert perplexity.item() == pytest.approx((1000 + 1) / 2, rel=1e-5)
-    model.factors = (32, 32)
-    few = model._usage(chosen[:32])
+    few = _usage(chosen[:32], (32, 32), single=True)
     assert len(few) == 64 + 1
     assert few["policy/action_0_31"] == 1 / 32
     assert (few["policy/action_1_0"], few["policy/action_1_31"]) == (1, 0)
-    assert model._usage(chosen[:0]) == {}
+    assert _usage(chosen[:0], (32, 32), single=True) == {}
 
 
 def test_minibatches_take_each_index_once_before_any_twice():

@@ -1,12 +1,14 @@
 """The command `taugrad export`: a trained model as an ONNX file, a program of `torch.export`, or a circuit.
 
-The exported function is the task's `greedy`: every sample is replaced by the most probable choice. The other `part` of
-a model that has one, its decoder, goes from those choices back to pictures. A network of logic gates can be written as
-the circuit that it is: in C, BLIF or Verilog.
+The exported function is the task's `greedy`: every sample is replaced by the most probable choice. A policy in an
+environment with action masks takes a mask as its second input. The other `part` of a model that has one, its decoder,
+goes from those choices back to pictures. A network of logic gates can be written as the circuit that it is: in C, BLIF
+or Verilog.
 """
 
 import io
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +38,9 @@ from taugrad.errors import ConfigError, TaugradError
 from taugrad.extras import extra
 from taugrad.files import require_file, user_path, writing
 from taugrad.models.base import Decoded, Gated
+from taugrad.rl.masks import allowed
 from taugrad.training.images import ImageTask
+from taugrad.training.policies import PolicyTask
 from taugrad.training.runs import load_run
 from taugrad.training.task import Task
 
@@ -66,6 +70,18 @@ class Greedy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The most probable choices for inputs (batch, ...)."""
         return self.task.greedy(x)
+
+
+class Masked(nn.Module):
+    """Module whose `forward` is the `greedy` of a policy in an environment with action masks."""
+
+    def __init__(self, task: PolicyTask) -> None:
+        super().__init__()
+        self.task = task.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The most probable choices for observations (batch, D), of those that the mask (batch, F, K), bool, allows."""
+        return self.task.greedy(x, mask)
 
 
 class Picture(nn.Module):
@@ -100,24 +116,30 @@ def export(config: DictConfig) -> None:
     if out.suffix in _CIRCUITS:
         Console().print(write_circuit(task, data, out), soft_wrap=True)
         return
-    module, x = Greedy(task), _inputs(task, data)
+    module, inputs = Greedy(task), {"x": _inputs(task, data)}
     outputs = "choices"
+    if isinstance(task, PolicyTask) and task.masked:
+        module, inputs["mask"] = Masked(task), _masks(task.factors)
     if arguments.part == "decoder":
-        module, x, outputs = Picture(task), module(x), "pictures"
-    program = torch.export.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        module, inputs, outputs = Picture(task), {"x": module(*inputs.values())}, "pictures"
+    dim = {0: torch.export.Dim("batch")}
+    few = tuple(x[:2] for x in inputs.values())
+    program = torch.export.export(module, few, dynamic_shapes=(dim,) * len(inputs))
     with writing(out):
         if out.suffix == ".onnx":
-            torch.onnx.export(program, (), out, input_names=["x"], output_names=[outputs], verbose=False)
+            torch.onnx.export(program, (), out, input_names=[*inputs], output_names=[outputs], verbose=False)
         else:
             buffer = io.BytesIO()  # torch's own writer hides why a file cannot be written
             torch.export.save(program, buffer)
             out.write_bytes(buffer.getvalue())
-    expected, found = module(x).numpy(), _run(out, x)
+    expected, found = module(*inputs.values()).numpy(), _run(out, inputs)
     if not np.allclose(found, expected, atol=1e-5):
         raise TaugradError(f"{out} differs from the model on {np.mean(found != expected):.1%} of {_CHECKED} inputs")
-    taken, given = (", ".join(["batch", *map(str, sizes)]) for sizes in (x.shape[1:], expected.shape[1:]))
-    same = f"the same as the model on {len(x)} inputs"
-    Console().print(f"{out}: ({taken}) to ({given}), {expected.dtype}; {same}", soft_wrap=True)
+    *taken, given = (f"({', '.join(['batch', *map(str, x.shape[1:])])})" for x in (*inputs.values(), expected))
+    if len(taken) > 1:
+        taken[1] = f"mask {taken[1]}, bool,"
+    same = f"the same as the model on {len(expected)} inputs"
+    Console().print(f"{out}: {' and '.join(taken)} to {given}, {expected.dtype}; {same}", soft_wrap=True)
 
 
 def write_circuit(task: Task, data: LightningDataModule | None, out: Path) -> str:
@@ -174,8 +196,15 @@ def _inputs(task: Task, data: LightningDataModule | None) -> Tensor:
     return first_images(data.test_dataloader(), _CHECKED)[0]
 
 
-def _run(path: Path, x: Tensor) -> np.ndarray:
+def _masks(factors: Sequence[int]) -> Tensor:
+    """Random masks (n, F, K) that allow at least one choice of each factor."""
+    random = torch.Generator().manual_seed(0)
+    score = torch.rand(_CHECKED, len(factors), max(factors), generator=random).masked_fill(~allowed(factors), -1.0)
+    return (score > 0.5) | (score == score.amax(-1, keepdim=True))
+
+
+def _run(path: Path, inputs: Mapping[str, Tensor]) -> np.ndarray:
     if path.suffix == ".pt2":
-        return torch.export.load(path).module()(x).numpy()
+        return torch.export.load(path).module()(*inputs.values()).numpy()
     session = extra("onnxruntime", "onnx").InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x.numpy()})[0]
+    return session.run(None, {name: x.numpy() for name, x in inputs.items()})[0]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from taugrad.checks import check_count
 from taugrad.errors import ConfigError, DataError, TaugradError
-from taugrad.rl.masks import KEY, allowed, by_method, has_mask, has_method, is_joint, to_mask
+from taugrad.rl.masks import KEY, allowed, has_mask, is_joint, method_of, of_info, of_observation, to_mask
 from taugrad.rl.spaces import (
     Sizes,
     factors_of,
@@ -108,7 +108,9 @@ class Environments:
         self._dtype = np.float32 if self.observation_dtype == torch.float32 else np.float64
         self._resets = np.zeros(self.num_envs, dtype=bool)
         self._masks, self._joint = self._find_masks(), False
-        if self._masks is not None and is_joint(self._masks(*self._first()), factors):
+        if self._masks is not None and is_joint(self._given(*self._first()), factors):
+            if self.sizes.agents:
+                raise ConfigError("several agents must have a mask for each factor, got one of joint actions")
             self.sizes, self._joint = self.sizes._replace(factors=(math.prod(factors),)), True
         self._free = allowed(self.sizes.factors).expand(self.num_envs, -1, -1)
         self._everyone = torch.ones(self.num_envs, len(self.sizes.parts), dtype=torch.bool)
@@ -116,11 +118,12 @@ class Environments:
     def _find_masks(self) -> Callable[[Any, Any], Any] | None:
         """Return the function from observation and info to the masks that are given; None if there are none."""
         if has_mask(self.env.single_observation_space):
-            return lambda observation, info: observation[KEY]
-        if has_method(self.env):
-            return lambda observation, info: by_method(self.env)
+            return lambda observation, info: of_observation(observation)
+        method = method_of(self.env)
+        if method is not None:
+            return lambda observation, info: method()
         if KEY in self._first()[1]:
-            return lambda observation, info: info.get(KEY)
+            return lambda observation, info: of_info(info)
         return None
 
     def _first(self) -> tuple[Any, dict[str, Any]]:
@@ -132,6 +135,11 @@ class Environments:
         except Exception as error:  # foreign code may raise anything
             raise _raised("reset", error) from error
         return observation, info if isinstance(info, Mapping) else {}
+
+    @property
+    def masked(self) -> bool:
+        """Whether the environments give action masks."""
+        return self._masks is not None
 
     @property
     def reward_threshold(self) -> float | None:
@@ -182,8 +190,8 @@ class Environments:
         """Render the first environment, (height, width, 3), uint8; ConfigError if it cannot be, or lacks a package."""
         try:
             drawn = self.env.render()
-        except (gymnasium.error.Error, NotImplementedError) as error:
-            raise ConfigError(f"this environment cannot be drawn: {error}") from error
+        except Exception as error:  # foreign code may raise anything, such as that there is no display
+            raise ConfigError(f"this environment cannot be drawn: {str(error) or type(error).__name__}") from error
         if drawn is None or drawn[0] is None:
             raise ConfigError("this environment cannot be drawn: it returns no picture")
         picture = np.asarray(drawn[0])
@@ -198,10 +206,20 @@ class Environments:
     def _seen(self, observation: Any, info: Any, ended: np.ndarray) -> Seen:
         mask, alive = self._free, self._everyone
         if self._masks is not None:
-            mask = to_mask(self._masks(observation, info), self.sizes.factors, ended)
+            mask = to_mask(self._given(observation, info), self.sizes.factors, ended)
+        elif isinstance(info, Mapping) and KEY in info:
+            raise DataError(f"the environment gives info[{KEY!r}] in a step, but gave none when it was reset")
         if self.sizes.agents:
             alive = torch.from_numpy(self._of_agents("alive", info, bool))
         return Seen(self._observation(observation), mask, alive)
+
+    def _given(self, observation: Any, info: Any) -> Any:
+        """Return the masks as the environments give them."""
+        assert self._masks is not None
+        try:
+            return self._masks(observation, info)
+        except Exception as error:  # foreign code may raise anything
+            raise _raised(KEY, error) from error
 
     def _observation(self, observation: Any) -> Tensor:
         flat = flat_observation(self.env.single_observation_space, observation)

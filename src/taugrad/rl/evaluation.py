@@ -36,9 +36,10 @@ class Evaluation:
 class Episodes(NamedTuple):
     """Results of an episode of each of E environments."""
 
-    returns: Tensor  # (E,), float64
+    returns: Tensor  # (E,), float64, of all agents
     lengths: Tensor  # (E,), int64
     whole: Tensor  # (E,), bool: False for an episode that had not ended when its evaluation stopped
+    each: Tensor  # (E, N), float64: the return of each agent
 
 
 @torch.no_grad()
@@ -52,10 +53,12 @@ def evaluate(environments: Environments, choose: Choose, seed: int) -> Episodes:
     running = torch.ones(environments.num_envs, dtype=torch.bool)
     returns = torch.zeros(environments.num_envs, dtype=torch.float64)
     lengths = torch.zeros(environments.num_envs, dtype=torch.int64)
+    each = torch.zeros(environments.num_envs, len(environments.sizes.parts), dtype=torch.float64)
     for _ in range(_MOST_STEPS):
         step = environments.step(choose(seen.observation, seen.mask))
         seen = step.seen
         returns += torch.where(running, step.reward.sum(-1), 0.0)
+        each += torch.where(running[:, None], step.reward, 0.0)
         lengths += running
         running &= ~(step.terminated | step.truncated)
         if not running.any():
@@ -66,7 +69,7 @@ def evaluate(environments: Environments, choose: Choose, seed: int) -> Episodes:
             "their return so far: give the environment a time limit, such as +env.make.max_episode_steps=1000",
             stacklevel=3,
         )
-    return Episodes(returns, lengths, ~running)
+    return Episodes(returns, lengths, ~running, each)
 
 
 def interquartile_mean(values: Tensor) -> tuple[float, float, float]:

@@ -7,22 +7,23 @@ An environment may give the choices that are allowed in its present state in thr
     info["action_mask"]            of reset and of every step
 
 A mask is 1 or True for what is allowed. For F factors of n_1, ..., n_F choices it is one array of n_1 + ... + n_F
-numbers in the factors' order, or a tuple of F arrays as `MultiDiscrete.sample` takes it: a mask for each factor. Or it
-is an array of shape (n_1, ..., n_F): a mask of joint actions, which independent factors cannot keep to, so that the
-action is then one factor of n_1 n_2 ... n_F choices.
+numbers in the factors' order, or a tuple of arrays, nested as the `sample` of the action's space takes it: a mask for
+each factor. Or it is an array of shape (n_1, ..., n_F): a mask of joint actions, which independent factors cannot keep
+to, so that the action is then one factor of n_1 n_2 ... n_F choices.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import Space
 from gymnasium.spaces import Dict
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
 from torch import Tensor
 
-from taugrad.errors import DataError
+from taugrad.errors import ConfigError, DataError
 
 KEY = "action_mask"
 METHOD = "action_masks"
@@ -48,19 +49,51 @@ def has_mask(space: Space) -> bool:
     return isinstance(space, Dict) and KEY in space.spaces
 
 
-def has_method(env: VectorEnv) -> bool:
-    """Return whether `env`, or each environment in it, has the method `action_masks`."""
-    if callable(getattr(env, METHOD, None)):
-        return True
+def method_of(env: VectorEnv) -> Callable[[], Any] | None:
+    """Return the function that gives the masks of E environments by a method of theirs; None if they have none.
+
+    Raises:
+        ConfigError: some environments have the method and some do not.
+    """
+    while True:
+        own = getattr(env, METHOD, None)
+        if own is not None:
+            return own if callable(own) else functools.partial(getattr, env, METHOD)
+        if not isinstance(env, VectorWrapper):
+            break
+        env = env.env  # a wrapper of vectors, unlike one of environments, passes no method on
     if not hasattr(env, "call"):  # of gymnasium's own vectors of separate environments
-        return False
-    return all(env.call("has_wrapper_attr", METHOD))  # pyright: ignore[reportAttributeAccessIssue]
+        return None
+    have = env.call("has_wrapper_attr", METHOD)  # pyright: ignore[reportAttributeAccessIssue]
+    if any(have) and not all(have):
+        raise ConfigError(f"all environments must have the method {METHOD}, or none: {sum(have)} of {len(have)} do")
+    return functools.partial(env.call, METHOD) if all(have) else None  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def by_method(env: VectorEnv) -> Any:
-    """Return the masks of E environments that have the method."""
-    own = getattr(env, METHOD, None)
-    return own() if callable(own) else env.call(METHOD)  # pyright: ignore[reportAttributeAccessIssue]
+def of_observation(observation: Any) -> Any:
+    """Return the masks in observations of E environments, each a Dict.
+
+    >>> of_observation({"action_mask": (np.array([[1], [0]]), np.array([[0, 1], [1, 1]]))})
+    [(array([1]), array([0, 1])), (array([0]), array([1, 1]))]
+    """
+    return _each(observation[KEY])
+
+
+def _each(batch: Any) -> Any:
+    """Turn a tuple of batches, nested however deep, as gymnasium has it, into a batch of tuples."""
+    return list(zip(*map(_each, batch), strict=True)) if isinstance(batch, tuple) else batch
+
+
+def of_info(info: Any) -> Any:
+    """Return the masks in the info of E environments, None for one that gave none.
+
+    >>> of_info({"action_mask": np.array([[1, 1], [0, 0]]), "_action_mask": np.array([True, False])})
+    [array([1, 1]), None]
+    """
+    masks, given = (info.get(key) if isinstance(info, Mapping) else None for key in (KEY, f"_{KEY}"))
+    if masks is None or given is None or np.all(given):
+        return masks
+    return [mask if there else None for mask, there in zip(masks, given, strict=True)]
 
 
 def is_joint(masks: Any, factors: Sequence[int]) -> bool:
@@ -69,7 +102,7 @@ def is_joint(masks: Any, factors: Sequence[int]) -> bool:
     >>> is_joint(np.ones((4, 2, 3)), (2, 3)), is_joint(np.ones((4, 5)), (2, 3))
     (True, False)
     """
-    one = next((mask for mask in masks if mask is not None), None)
+    one = next((mask for mask in masks if mask is not None), None) if hasattr(masks, "__iter__") else None
     return len(factors) > 1 and isinstance(one, np.ndarray) and one.shape == tuple(factors)
 
 
@@ -86,7 +119,7 @@ def to_mask(masks: Any, factors: Sequence[int], ended: np.ndarray) -> Tensor:
              [1, 1, 0]]], dtype=torch.int32)
     """
     F, K = len(factors), max(factors)
-    exists = allowed(factors).numpy()
+    exists = _exists(tuple(factors))
     whole = np.zeros((len(ended), F, K), dtype=bool)
     whole[:, exists] = _rows(masks, factors, ended)
     whole[ended] = exists
@@ -97,37 +130,48 @@ def to_mask(masks: Any, factors: Sequence[int], ended: np.ndarray) -> Tensor:
     return torch.from_numpy(whole)
 
 
+@functools.cache
+def _exists(factors: tuple[int, ...]) -> np.ndarray:
+    return allowed(factors).numpy()  # kept, for it takes as long as the rest of a step's mask
+
+
 def _rows(masks: Any, factors: Sequence[int], ended: np.ndarray) -> np.ndarray:
     """Join masks of E environments, each of any accepted shape, to (E, n_1 + ... + n_F), bool."""
     E, width = len(ended), sum(factors)
+    if masks is None:
+        raise _missing()
+    if isinstance(masks, Mapping) or not hasattr(masks, "__len__"):
+        raise DataError(f"the environment must give an {KEY} for each of its {E} copies, got {type(masks).__name__}")
+    if E == 1 and len(masks) and np.isscalar(masks[0]):  # a single environment may return bare numbers
+        masks = [masks]
+    if len(masks) != E:
+        raise DataError(f"the environment must give an {KEY} for each of its {E} copies, got {len(masks)}")
     if isinstance(masks, np.ndarray) and masks.dtype != object:
-        rows = masks.reshape(len(masks), -1) if len(masks) else masks
-    elif masks is None or len(masks) != E:
-        raise DataError(f"the environment must give an {KEY} for each of its {E}, got {_told(masks)}")
+        rows = masks.reshape(E, -1)
     else:
         free = np.ones(width, dtype=bool)
-        each = [free if mask is None and over else _row(mask) for mask, over in zip(masks, ended, strict=True)]
-        rows = np.stack(each) if len({len(row) for row in each}) == 1 else each[0][None]
-    if rows.shape != (E, width):
+        rows = [free if over else _row(mask) for mask, over in zip(masks, ended, strict=True)]
+    if any(len(row) != width for row in rows):
+        wrong = next(e for e in range(E) if len(rows[e]) != width)
         shapes = f"({width},)" if len(factors) == 1 else f"({width},), a mask for each of {len(factors)} factors"
-        raise DataError(f"the environment's {KEY} must have shape {shapes}, got {_told(masks)}")
-    if rows.dtype != bool and not np.isin(rows[~ended], (0, 1)).all():
-        raise DataError(f"the environment's {KEY} must hold 0 and 1, got {rows[~np.isin(rows, (0, 1))][0]}")
-    return rows.astype(bool)
+        mask = masks[wrong]
+        told = f"a {type(mask).__name__} of {len(rows[wrong])}" if isinstance(mask, (tuple, list)) else np.shape(mask)
+        raise DataError(f"the environment's {KEY} must have shape {shapes}, got {told}")
+    rows = np.asarray(rows)
+    values = rows[~ended]
+    if rows.dtype != bool and not (known := (values == 0) | (values == 1)).all():
+        raise DataError(f"the environment's {KEY} must hold 0 and 1, got {values[~known][0]}")
+    return rows == 1
 
 
 def _row(mask: Any) -> np.ndarray:
+    """Join the masks of an environment's factors, however deep they are nested."""
     if mask is None:
-        raise DataError(f"the environment gave no {KEY} in this step, but gave one before")
-    parts = mask if isinstance(mask, (tuple, list)) else (mask,)
-    return np.concatenate([np.ravel(np.asarray(part)) for part in parts])
+        raise _missing()
+    if isinstance(mask, (tuple, list)) and any(hasattr(part, "__len__") for part in mask):
+        return np.concatenate([_row(part) for part in mask])
+    return np.ravel(np.asarray(mask))
 
 
-def _told(masks: Any) -> str:
-    """Describe masks of E environments for an error: the shape of the first."""
-    if masks is None:
-        return "none"
-    one = masks[0] if len(masks) else masks
-    if isinstance(one, (tuple, list)):
-        return f"a tuple of {', '.join(str(np.shape(part)) for part in one)}"
-    return str(np.shape(one))
+def _missing() -> DataError:
+    return DataError(f"the environment gave no {KEY} in a step, but gives them: one is needed in every step")

@@ -119,6 +119,7 @@ class Collector:
         self.environments = environments
         self.env_steps = 0
         self.returns: deque[float] = deque(maxlen=100)  # of the last episodes that ended
+        self.each: deque[list[float]] = deque(maxlen=100)  # the returns of each agent
         self.lengths: deque[int] = deque(maxlen=100)
         self.restart(seed)
 
@@ -131,6 +132,7 @@ class Collector:
         """Begin new episodes in all environments and drop those in flight; the counts stay."""
         self._seen = self.environments.reset(seed)
         self._return = torch.zeros(self.environments.num_envs, dtype=torch.float64)
+        self._each = torch.zeros(self.environments.num_envs, len(self.environments.sizes.parts), dtype=torch.float64)
         self._length = torch.zeros(self.environments.num_envs, dtype=torch.int64)
 
     @torch.no_grad()
@@ -153,12 +155,15 @@ class Collector:
     def _count(self, rollout: Rollout) -> None:
         self.env_steps += int(rollout.valid.sum())
         done = (rollout.terminated | rollout.truncated) & rollout.valid
-        reward = torch.where(rollout.valid, rollout.reward.sum(-1), 0.0)  # of all agents
+        each = torch.where(rollout.valid[..., None], rollout.reward, 0.0)
+        reward = each.sum(-1)
         for t in range(len(reward)):
             self._return += reward[t]
+            self._each += each[t]
             self._length += rollout.valid[t]
             if done[t].any():
                 for e in done[t].nonzero()[:, 0].tolist():
                     self.returns.append(self._return[e].item())
+                    self.each.append(self._each[e].tolist())
                     self.lengths.append(int(self._length[e]))
-                    self._return[e], self._length[e] = 0.0, 0
+                    self._return[e], self._each[e], self._length[e] = 0.0, 0.0, 0

@@ -5,7 +5,7 @@ parts of a Dict (in the order of their keys) and of a Tuple are joined.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -101,19 +101,23 @@ def observed(space: Space) -> Space:
     if not (isinstance(space, Dict) and has_mask(space)):
         return space
     rest = {key: part for key, part in space.spaces.items() if key != KEY}
-    return next(iter(rest.values())) if len(rest) == 1 else Dict(rest)
+    return next(iter(rest.values())) if len(rest) == 1 else Dict(list(rest.items()))  # of a dict it would sort the keys
 
 
 def flat_space(space: Space) -> Box | MultiBinary:
     """Return the space of what the networks get of observations of `space`, a mask left out.
 
     Raises:
-        ConfigError: gymnasium cannot flatten the space, or it is empty.
+        ConfigError: gymnasium cannot flatten the space, or it is empty, or has a mask alone or deeper in it.
 
     >>> flat_space(Box(0, 1, (10, 10, 4))).shape, flat_space(Dict({"a": Discrete(3), "b": MultiBinary(2)})).shape
     ((10, 10, 4), (5,))
     """
+    if has_mask(space) and len(cast(Dict, space)) == 1:
+        raise ConfigError(f"a policy's observations must hold more than the {KEY}, the environment's are {space}")
     seen = observed(space)
+    if _hides_mask(seen):
+        raise ConfigError(f"the {KEY} must stand at the top of a Dict observation, the environment's are {space}")
     as_it_is = isinstance(seen, (Box, MultiBinary)) or not seen.is_np_flattenable or seen == Dict()
     flat = seen if as_it_is else flatten_space(seen)
     if isinstance(flat, (Box, MultiBinary)) and math.prod(flat.shape) > 0:
@@ -124,11 +128,14 @@ def flat_space(space: Space) -> Box | MultiBinary:
     )
 
 
+def _hides_mask(space: Space) -> bool:
+    parts = space.values() if isinstance(space, Dict) else space if isinstance(space, Tuple) else ()
+    return has_mask(space) or any(map(_hides_mask, parts))
+
+
 def flat_observation(space: Space, observation: Any) -> Any:
     """Return observations of E environments, each of `space`, flattened to (E, ...), a mask left out."""
-    if has_mask(space):
-        rest = {key: value for key, value in observation.items() if key != KEY}
-        space, observation = observed(space), rest if len(rest) > 1 else next(iter(rest.values()))
+    space, observation = _without_mask(space, observation)
     if isinstance(space, (Box, MultiBinary)):
         return observation
     E = len(_leaf(observation))
@@ -144,6 +151,24 @@ def unit_of(space: Space) -> float:
     if isinstance(space, Box) and len(space.shape) > 1 and np.issubdtype(space.dtype, np.integer):
         return max(1.0, float(space.high.max()))
     return 1.0
+
+
+def flat_one(space: Space, observation: Any) -> Any:
+    """Return one observation of `space`, flattened if it is no array, a mask left out.
+
+    >>> space = Dict({"hand": Discrete(3), "action_mask": MultiBinary(2)})
+    >>> flat_one(space, {"hand": 1, "action_mask": [1, 0]})
+    array([0, 1, 0])
+    """
+    space, observation = _without_mask(space, observation)
+    return observation if isinstance(space, (Box, MultiBinary)) else np.asarray(flatten(space, observation))
+
+
+def _without_mask(space: Space, observation: Any) -> tuple[Space, Any]:
+    if not has_mask(space):
+        return space, observation
+    rest = {key: value for key, value in observation.items() if key != KEY}
+    return observed(space), rest if len(rest) > 1 else next(iter(rest.values()))
 
 
 def _leaf(observation: Any) -> Any:

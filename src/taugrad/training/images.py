@@ -30,6 +30,16 @@ _EVALUATION_SEED = 0
 _WHOLE = Constant(1.0)
 _ACTIVE = 0.01  # the share of the data that a code must stand for to count as used
 
+_CHARTS = {
+    "loss": ("train/loss", "val/loss"),
+    "terms": ("train/reconstruction", "train/kl", "train/labelled_elbo", "train/elbo", "train/classification"),
+    "temperature": ("tau",),
+    "weight of the KL": ("kl_weight",),
+    "gradient": ("train/grad_norm",),
+    "gradient against the exact one": ("probe/cosine", "probe/snr"),
+    "codes": ("val/code_perplexity", "val/active_codes", "val/codes_in_use"),
+}
+
 
 class ImageTask(Task):
     """Trains a model of images through an estimator, at a temperature that a schedule gives.
@@ -58,15 +68,6 @@ class ImageTask(Task):
 
     evaluated: ClassVar[str] = "best"
     speed: ClassVar[str] = "train/steps_per_second"
-    charts: ClassVar[dict[str, tuple[str, ...]]] = {
-        "loss": ("train/loss", "val/loss"),
-        "terms": ("train/reconstruction", "train/kl", "train/labelled_elbo", "train/elbo", "train/classification"),
-        "temperature": ("tau",),
-        "weight of the KL": ("kl_weight",),
-        "gradient": ("train/grad_norm",),
-        "gradient against the exact one": ("probe/cosine", "probe/snr"),
-        "codes": ("val/code_perplexity", "val/active_codes", "val/codes_in_use"),
-    }
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class ImageTask(Task):
         kl_weight: Schedule = _WHOLE,
     ) -> None:
         super().__init__(optimizer, lr_factor)
+        self.charts = _CHARTS
         if not isinstance(model, nn.Module) or not isinstance(model, ImageModel):
             raise TypeError(f"model must be an nn.Module with loss_terms, got {type(model).__name__}")
         if not isinstance(estimator, Estimator):

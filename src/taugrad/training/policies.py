@@ -9,7 +9,7 @@ in flight are not part of it: a resumed run begins new ones.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, ClassVar, cast
 
@@ -25,11 +25,21 @@ from taugrad.rl.algorithm import Agent, Algorithm, Clock
 from taugrad.rl.environments import build
 from taugrad.rl.evaluation import Episodes, Evaluation, evaluate, interquartile_mean, record
 from taugrad.rl.rollouts import Collection, Collector, Rollout, Window
+from taugrad.rl.spaces import Part
 from taugrad.schedules import Schedule
 from taugrad.training.task import MakeOptimizer, Task, is_kept, scale_lr
 
 _EVALUATION_SEED = 1_000_000
 _MOST_SHARES = 64  # of choices that are logged one by one
+_CHARTS = {
+    "return": ("rollout/ep_rew_mean", "eval/mean_reward", "eval_sampled/mean_reward"),
+    "loss": ("train/actor_loss", "train/critic_loss"),
+    "temperature": ("policy/tau",),
+    "entropy": ("policy/entropy",),
+    "step of the policy": ("train/approx_kl", "train/beta"),
+    "speed": ("time/fps",),
+}
+_OF_AGENTS = ("rollout/ep_rew_mean", "eval/mean_reward", "eval_sampled/mean_reward")
 _EVALUATED = ("mean_reward", "std_reward", "ep_len")  # of episodes by the greedy policy, and by sampling
 
 
@@ -62,14 +72,6 @@ class PolicyTask(Task):
 
     evaluated: ClassVar[str] = "last"  # a collapse must show
     speed: ClassVar[str] = "time/fps"
-    charts: ClassVar[dict[str, tuple[str, ...]]] = {
-        "return": ("rollout/ep_rew_mean", "eval/mean_reward", "eval_sampled/mean_reward"),
-        "loss": ("train/actor_loss", "train/critic_loss"),
-        "temperature": ("policy/tau",),
-        "entropy": ("policy/entropy",),
-        "step of the policy": ("train/approx_kl", "train/beta"),
-        "speed": ("time/fps",),
-    }
 
     def __init__(
         self,
@@ -86,7 +88,8 @@ class PolicyTask(Task):
         self.make_env, self.collection, self.evaluation = env, collection, evaluation
         environments = build(env, collection.num_envs)
         sizes = environments.sizes
-        self.factors = sizes.factors
+        self.factors, self.masked = sizes.factors, environments.masked
+        self.agents = sizes.agents  # none if there are not several
         self.input_size, self.input_dtype = (sizes.observation,), environments.observation_dtype
         self.reward_threshold = environments.reward_threshold
         self.collector = Collector(environments, collection.seed)
@@ -96,7 +99,9 @@ class PolicyTask(Task):
         self.metrics = (
             *(f"{kind}/{name}" for kind in ("eval", "eval_sampled") for name in _EVALUATED),
             *("rollout/ep_rew_mean", "rollout/ep_len_mean"),
+            *(f"{name}/{part.name}" for name in _OF_AGENTS for part in self.agents),
         )
+        self.charts = _CHARTS | _charts_of(self.agents)
         parts = {"model": model, "collection": collection, "evaluation": evaluation}
         self.changeable = (
             *("lr_factor", "optimizer.lr"),
@@ -107,9 +112,9 @@ class PolicyTask(Task):
         """Return the environment steps done, and their total."""
         return self.collector.env_steps, self.collection.max_env_steps
 
-    def greedy(self, x: Tensor) -> Tensor:
-        """Return the most probable choices (E, F) for observations (E, D)."""
-        return self.agent.policy.greedy(x)
+    def greedy(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the most probable choices (E, F) for observations (E, D), of those that `mask` (E, F, K) allows."""
+        return self.agent.policy.greedy(x, mask)
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Collect a rollout, improve the agent, log."""
@@ -202,6 +207,7 @@ class PolicyTask(Task):
             "window": self.window.state_dict(),
             "env_steps": self.collector.env_steps,
             "returns": list(self.collector.returns),
+            "each": list(self.collector.each),
             "lengths": list(self.collector.lengths),
             "solved_at": self.solved_at,
         }
@@ -212,21 +218,28 @@ class PolicyTask(Task):
         self.window.load_state_dict(state["window"])
         self.collector.env_steps, self.solved_at = state["env_steps"], state["solved_at"]
         self.collector.returns.extend(state["returns"])
+        self.collector.each.extend(state["each"])
         self.collector.lengths.extend(state["lengths"])
 
     def _evaluate(self, episodes: int) -> Tensor:
         """Log whole episodes played by sampling and greedily; return the returns of the greedy ones."""
         returns = torch.empty(0)
         for kind, greedy in (("eval_sampled", False), ("eval", True)):
-            returns, lengths, whole = self.play(episodes, greedy=greedy)
+            returns, lengths, whole, each = self.play(episodes, greedy=greedy)
             terms = {
                 f"{kind}/mean_reward": returns.mean().item(),
                 f"{kind}/std_reward": returns.std(correction=0).item(),
                 f"{kind}/ep_len": lengths.double().mean().item(),
                 f"{kind}/unfinished": (~whole).double().mean().item(),
             }
+            terms |= self._of_each(f"{kind}/mean_reward", each)
             self.log_evaluation(terms, batch_size=1)
         return returns
+
+    def _of_each(self, name: str, returns: Tensor) -> dict[str, float]:
+        """Return the mean of returns (n, N) of each of several agents by its tag."""
+        means = returns.mean(0).tolist()
+        return {f"{name}/{part.name}": mean for part, mean in zip(self.agents, means, strict=False)}
 
     def _note_solution(self) -> None:
         returns, mean = self.collector.returns, self.collector.mean_return
@@ -240,15 +253,42 @@ class PolicyTask(Task):
         if collector.mean_return is not None:
             self.log("rollout/ep_len_mean", sum(collector.lengths) / len(collector.lengths), logger=False)
             self.log("rollout/ep_rew_mean", collector.mean_return, prog_bar=True, logger=False)
-        self.log_dict({**terms, **self._usage(rollout.action[rollout.valid])}, logger=False)
+            self.log_dict(self._of_each("rollout/ep_rew_mean", torch.tensor(list(collector.each))), logger=False)
+        self.log_dict({**terms, **self._usage(rollout)}, logger=False)
 
-    def _usage(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the usage of the choices (n, F); single shares only where there are few, as each scalar takes time."""
-        n, F = chosen.shape
-        if n == 0:
-            return {}
-        share = torch.zeros(F, max(self.factors)).scatter_add_(1, chosen.T, torch.ones(F, n)) / n  # (F, K)
-        usage = {"policy/action_perplexity": torch.special.entr(share).sum(-1).exp().mean()}
-        if sum(self.factors) <= _MOST_SHARES:
-            usage |= {f"policy/action_{f}_{k}": share[f, k] for f, n in enumerate(self.factors) for k in range(n)}
+    def _usage(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Return the usage of the choices, of several agents that of each where it was alive."""
+        chosen, alive = rollout.action[rollout.valid], rollout.alive[:-1][rollout.valid]
+        single = sum(self.factors) <= _MOST_SHARES
+        if not self.agents:
+            return _usage(chosen, self.factors, single)
+        usage, own = {}, chosen.split([len(part.factors) for part in self.agents], 1)
+        for part, x, lives in zip(self.agents, own, alive.unbind(1), strict=True):
+            usage |= {f"{tag}/{part.name}": x for tag, x in _usage(x[lives], part.factors, single).items()}
         return usage
+
+
+def _charts_of(agents: Sequence[Part]) -> dict[str, tuple[str, ...]]:
+    """Return the charts of the returns and choices of several agents."""
+    charts = {
+        f"{title} of each agent": tuple(f"{tag}/{part.name}" for part in agents)
+        for title, tag in (("return", "rollout/ep_rew_mean"), ("evaluation", "eval/mean_reward"))
+        if agents
+    }
+    if sum(sum(part.factors) for part in agents) <= _MOST_SHARES:
+        for part in agents:
+            choices = ((f, k) for f, n in enumerate(part.factors) for k in range(n))
+            charts[f"choices of {part.name}"] = tuple(f"policy/action_{f}_{k}/{part.name}" for f, k in choices)
+    return charts
+
+
+def _usage(chosen: Tensor, factors: tuple[int, ...], single: bool) -> dict[str, Tensor]:
+    """Return the usage of choices (n, F); `single` shares only where there are few, as each scalar takes time."""
+    n, F = chosen.shape
+    if n == 0:
+        return {}
+    share = torch.zeros(F, max(factors)).scatter_add_(1, chosen.T, torch.ones(F, n)) / n  # (F, K)
+    usage = {"policy/action_perplexity": torch.special.entr(share).sum(-1).exp().mean()}
+    if single:
+        usage |= {f"policy/action_{f}_{k}": share[f, k] for f, n in enumerate(factors) for k in range(n)}
+    return usage

@@ -22,8 +22,8 @@ class Task(LightningModule, ABC):
 
     evaluated: ClassVar[str]  # checkpoint that a finished run reports on, `best` or `last`
     speed: ClassVar[str]  # tag of the training speed
-    charts: ClassVar[dict[str, tuple[str, ...]]]  # tags side by side in TensorBoard
 
+    charts: dict[str, tuple[str, ...]]  # tags side by side in TensorBoard
     metrics: tuple[str, ...]  # what a run reports, and may be an objective
     changeable: tuple[str, ...]  # arguments of the task that may change on resume, by their dotted keys
     input_size: tuple[int, ...]  # of one input of `greedy`
