@@ -6,23 +6,29 @@ log pi(a|s) = sum_f log softmax(logits_f)[a_f]
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from taugrad.nets import mlp
+from taugrad.nets import PictureEncoder, mlp
 from taugrad.ops.gumbel import gumbel_argmax
 from taugrad.rl.masks import allowed
+from taugrad.rl.spaces import Sizes
 
 _CLIP = 10.0  # of a normalized observation
 
 
 class Policy(nn.Module):
-    """Actor on observations (..., D), which it gets normalized by their running mean and variance if `normalize`."""
+    """Actor on observations (..., D), which it gets normalized by their running mean and variance if `normalize`.
 
-    def __init__(self, actor: "FactoredActor", observation_size: int, normalize: bool) -> None:
+    If not, they are divided by `unit`.
+    """
+
+    def __init__(self, actor: "FactoredActor", observation_size: int, normalize: bool, unit: float = 1.0) -> None:
         super().__init__()
         self.norm = RunningNorm(observation_size) if normalize else nn.Identity()
+        self.unit = 1.0 if normalize else unit
         self.actor = actor
 
     def act(self, observation: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -43,7 +49,8 @@ class Policy(nn.Module):
 
     def normalized(self, observation: Tensor) -> Tensor:
         """Normalize observations (..., D), and convert them to float32 on the networks' device."""
-        return self.norm(observation.to(self.actor.allowed.device)).float()
+        x = self.norm(observation.to(self.actor.allowed.device)).float()
+        return x if self.unit == 1 else x / self.unit
 
     def count(self, observation: Tensor) -> None:
         """Update the normalization by observations (n, D)."""
@@ -96,27 +103,79 @@ class FactoredActor(nn.Module, ABC):
         """Logits (..., F, K) of observations (..., D), -inf where `mask` (..., F, K) allows no choice."""
 
 
+class Trunk(NamedTuple):
+    """What stands before a network's layers: a module, its number of outputs, and the hidden layers that remain."""
+
+    front: nn.Module
+    outputs: int
+    hidden: Sequence[int]
+    unit: float  # what observations are divided by if they are not normalized
+
+
+def check_trunk(kind: str, hidden: Sequence[int]) -> None:
+    """Raise unless a network with these hidden layers can have a trunk of this kind.
+
+    >>> check_trunk("cnn", [64])
+    Traceback (most recent call last):
+    ValueError: trunk must be mlp or conv, got cnn
+    """
+    if kind not in ("mlp", "conv"):
+        raise ValueError(f"trunk must be mlp or conv, got {kind}")
+    if kind == "conv" and not hidden:
+        raise ValueError("hidden must have a layer for trunk=conv, which ends with it, got none")
+
+
+def trunk(kind: str, sizes: Sizes, hidden: Sequence[int]) -> Trunk:
+    """Build a new trunk: nothing for "mlp", a `PictureEncoder` with the first of the `hidden` layers for "conv".
+
+    Raises:
+        ValueError: the observations are no pictures, for "conv".
+
+    >>> trunk("mlp", Sizes((10, 10, 4), (6,)), [128])
+    Trunk(front=Identity(), outputs=400, hidden=[128], unit=1.0)
+    >>> trunk("conv", Sizes((10, 10, 4), (6,)), [128])[1:]
+    (128, [], 1.0)
+    """
+    if kind == "mlp":
+        return Trunk(nn.Identity(), sizes.observation, hidden, 1.0)
+    try:
+        return Trunk(PictureEncoder(sizes.shape, hidden[0]), hidden[0], hidden[1:], sizes.unit)
+    except ValueError as error:
+        raise ValueError(f"trunk=conv cannot be used with these observations: {error}") from error
+
+
 class Actor(FactoredActor):
     """Network of the logits (..., F, K) of `factors` with at most K choices each; a factor with fewer has -inf."""
 
-    def __init__(self, observation_size: int, factors: Sequence[int], hidden: Sequence[int]) -> None:
+    def __init__(
+        self, observation_size: int, factors: Sequence[int], hidden: Sequence[int], front: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.shape = F, K = len(factors), max(factors)
+        self.front = front or nn.Identity()  # from observations to `observation_size` features
         self.net = mlp(observation_size, hidden, F * K, "Tanh")
-        orthogonal(self.net, last_gain=0.01)
+        orthogonal(nn.Sequential(self.front, self.net), last_gain=0.01)
         self.allowed = nn.Buffer(allowed(factors), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (..., F, K) of observations (..., D), -inf where `mask` (..., F, K) allows no choice."""
-        return self.net(x).unflatten(-1, self.shape).masked_fill(~(self.allowed if mask is None else mask), -torch.inf)
+        return (
+            self.net(self.front(x))
+            .unflatten(-1, self.shape)
+            .masked_fill(~(self.allowed if mask is None else mask), -torch.inf)
+        )
 
 
 def orthogonal(net: nn.Module, last_gain: float) -> None:
-    """Set linear layers to orthogonal matrices of gain sqrt 2, the last one of gain `last_gain`, and biases to zero."""
-    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    """Set layers, linear and convolutional, to orthogonal matrices of gain sqrt 2, biases to zero.
+
+    The last layer's gain is `last_gain`.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     for layer in layers:
         nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else 2**0.5)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def log_prob_of(logits: Tensor, action: Tensor) -> Tensor:

@@ -24,7 +24,15 @@ from torch import Tensor
 from taugrad.checks import check_count
 from taugrad.errors import ConfigError, DataError, TaugradError
 from taugrad.rl.masks import KEY, allowed, has_mask, is_joint, method_of, of_info, of_observation, to_mask
-from taugrad.rl.spaces import Sizes, factors_of, flat_observation, flat_space, observation_dtype, to_environment
+from taugrad.rl.spaces import (
+    Sizes,
+    factors_of,
+    flat_observation,
+    flat_space,
+    observation_dtype,
+    to_environment,
+    unit_of,
+)
 
 
 class Seen(NamedTuple):
@@ -95,7 +103,7 @@ class Environments:
         factors = factors_of(env.single_action_space)
         flat = flat_space(env.single_observation_space)
         self._factors = factors
-        self.sizes = Sizes(flat.shape, factors, tuple(env.metadata.get("agents", ())))
+        self.sizes = Sizes(flat.shape, factors, tuple(env.metadata.get("agents", ())), unit_of(flat))
         self.observation_dtype = observation_dtype(flat)
         self._dtype = np.float32 if self.observation_dtype == torch.float32 else np.float64
         self._resets = np.zeros(self.num_envs, dtype=bool)

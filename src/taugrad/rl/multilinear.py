@@ -37,7 +37,7 @@ from taugrad.estimators import Enumeration, Estimator, STGumbelSoftmax, check_en
 from taugrad.nets import mlp
 from taugrad.ops.categorical import entropy, kl
 from taugrad.ops.onehot import one_hot
-from taugrad.rl.actor import Actor, Policy, log_prob_of
+from taugrad.rl.actor import Actor, Policy, check_trunk, log_prob_of, trunk
 from taugrad.rl.algorithm import Agent, Algorithm, Clock
 from taugrad.rl.returns import advantages
 from taugrad.rl.rollouts import Window
@@ -58,6 +58,7 @@ class MultilinearActorCritic(Algorithm):
 
     estimator: Estimator = field(default_factory=STGumbelSoftmax)  # of the actor's gradient
     tau: Schedule = field(default_factory=lambda: Constant(1.0))  # temperature, over environment steps
+    trunk: str = "mlp"  # or "conv", for pictures
     hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actor, advantage and value
     pairwise: bool = False  # whether the critic has terms for pairs of factors
     newest: int = 6  # rollouts that every training step uses
@@ -80,6 +81,7 @@ class MultilinearActorCritic(Algorithm):
 
     def __post_init__(self) -> None:
         check_counts("hidden", self.hidden)
+        check_trunk(self.trunk, self.hidden)
         for name in ("newest", "minibatches", "batch_size"):
             check_count(name, getattr(self, name))
         check_count("replayed", self.replayed, smallest=0)
@@ -101,13 +103,15 @@ class MultilinearAgent(Agent):
 
     def __init__(self, hp: MultilinearActorCritic, sizes: Sizes) -> None:
         super().__init__()
-        D, factors = sizes.observation, sizes.factors
+        factors = sizes.factors
         if isinstance(hp.estimator, Enumeration):
             check_enumerable(len(factors), max(factors))
         self.hp = hp
-        self.policy = Policy(Actor(D, factors, hp.hidden), D, hp.normalize)
-        self.advantage = Advantage(D, factors, hp.hidden, hp.pairwise)
-        self.value = mlp(D, hp.hidden, 1, "ReLU", layer_norm=True)
+        front, features, hidden, unit = trunk(hp.trunk, sizes, hp.hidden)
+        self.policy = Policy(Actor(features, factors, hidden, front), sizes.observation, hp.normalize, unit)
+        self.front = trunk(hp.trunk, sizes, hp.hidden).front  # of advantage and value
+        self.advantage = Advantage(features, factors, hidden, hp.pairwise)
+        self.value = mlp(features, hidden, 1, "ReLU", layer_norm=True)
         self.scale = nn.Buffer(torch.zeros(()))
         self.beta = nn.Buffer(torch.tensor(_BETA[0]))
         self.ent_factor = nn.Buffer(torch.ones(()))
@@ -120,13 +124,14 @@ class MultilinearAgent(Agent):
             return {}
         pi = old.softmax(-1)
         tau, ent_coef, kl_target = hp.tau(clock.steps), self.ent_coef(clock), hp.kl_target * clock.remaining
-        critics = [*self.advantage.parameters(), *self.value.parameters()]
+        critics = [*self.front.parameters(), *self.advantage.parameters(), *self.value.parameters()]
         terms: dict[str, Tensor] = {}
         gain = uncertainty = divergence = torch.zeros(())
         rests = False
         for i in minibatches(len(x), hp.minibatches, hp.batch_size):
-            h, w = self.advantage(x[i])
-            loss = self.critic_loss(h, w, self.value(x[i])[:, 0], pi[i], a[i], g[i], target[i])
+            features = self.front(x[i])
+            h, w = self.advantage(features)
+            loss = self.critic_loss(h, w, self.value(features)[:, 0], pi[i], a[i], g[i], target[i])
             terms["train/critic_loss"] = loss.detach()
             if not rests:
                 gain, uncertainty, divergence = self.actor_terms(x[i], mask[i], h.detach(), w.detach(), old[i], tau)
@@ -170,7 +175,7 @@ class MultilinearAgent(Agent):
         steps = window.sample(self.hp.newest, self.hp.replayed).map(lambda x: x.to(self.scale.device))
         x = self.policy.normalized(steps.observation)
         mask = steps.mask[:-1]
-        old, value = self.policy.actor(x[:-1], mask), self.value(x)[..., 0]
+        old, value = self.policy.actor(x[:-1], mask), self.value(self.front(x))[..., 0]
         ratio = (log_prob_of(old, steps.action) - steps.log_mu).exp()
         ends = steps.terminated, steps.truncated
         g = advantages(steps.reward.sum(-1), value, *ends, self.hp.gamma, self.hp.lam, ratio)

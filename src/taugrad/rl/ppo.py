@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from taugrad.checks import check_count, check_counts, check_positive, check_share, require_finite
 from taugrad.nets import mlp
 from taugrad.ops.categorical import entropy
-from taugrad.rl.actor import Actor, Policy, log_prob_of, orthogonal
+from taugrad.rl.actor import Actor, Policy, check_trunk, log_prob_of, orthogonal, trunk
 from taugrad.rl.algorithm import Agent, Algorithm, Clock
 from taugrad.rl.returns import advantages
 from taugrad.rl.rollouts import Window
@@ -30,6 +30,7 @@ from taugrad.rl.spaces import Sizes
 class PPO(Algorithm):
     """Hyperparameters of PPO with a clipped objective; ValueError if a number is out of range."""
 
+    trunk: str = "mlp"  # or "conv", for pictures
     hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actor and value
     epochs: int = 20  # passes over a rollout
     batch_size: int = 256  # transitions of an optimizer step
@@ -47,6 +48,7 @@ class PPO(Algorithm):
 
     def __post_init__(self) -> None:
         check_counts("hidden", self.hidden)
+        check_trunk(self.trunk, self.hidden)
         check_count("epochs", self.epochs)
         check_count("batch_size", self.batch_size)
         check_positive("clip_range", self.clip_range)
@@ -64,11 +66,12 @@ class PPOAgent(Agent):
 
     def __init__(self, hp: PPO, sizes: Sizes) -> None:
         super().__init__()
-        D = sizes.observation
         self.hp = hp
-        self.policy = Policy(Actor(D, sizes.factors, hp.hidden), D, hp.normalize)
-        self.value = mlp(D, hp.hidden, 1, "Tanh")
-        orthogonal(self.value, last_gain=1.0)
+        front, features, hidden, unit = trunk(hp.trunk, sizes, hp.hidden)
+        self.policy = Policy(Actor(features, sizes.factors, hidden, front), sizes.observation, hp.normalize, unit)
+        self.front = trunk(hp.trunk, sizes, hp.hidden).front  # of the value
+        self.value = mlp(features, hidden, 1, "Tanh")
+        orthogonal(nn.Sequential(self.front, self.value), last_gain=1.0)
 
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
         """Make `epochs` passes over the newest rollout in minibatches."""
@@ -93,7 +96,7 @@ class PPOAgent(Agent):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of transitions (B, ...), and its terms; `old` is log pi_old(a|s)."""
         logits = self.policy.actor(x, mask)
-        log_prob, value, uncertainty = log_prob_of(logits, action), self.value(x)[:, 0], entropy(logits).sum(-1)
+        log_prob, value, uncertainty = log_prob_of(logits, action), self.value(self.front(x))[:, 0], entropy(logits).sum(-1)
         return clipped_loss(log_prob, old, g, value, target, uncertainty, eps, self.hp.vf_coef, self.hp.ent_coef)
 
     @torch.no_grad()
@@ -101,7 +104,7 @@ class PPOAgent(Agent):
         """Transitions: x (n, D), mask (n, F, K), action (n, F), log pi_old (n,), advantage (n,), lambda-return (n,)."""
         rollout = window.sample(newest=1, others=0).map(lambda x: x.to(self.policy.actor.allowed.device))
         x = self.policy.normalized(rollout.observation)
-        value = self.value(x)[..., 0]
+        value = self.value(self.front(x))[..., 0]
         ends = rollout.terminated, rollout.truncated
         g = advantages(rollout.reward.sum(-1), value, *ends, self.hp.gamma, self.hp.lam)
         # Not log_mu, because the normalization has changed since.

@@ -38,6 +38,7 @@ class Sizes(NamedTuple):
     shape: tuple[int, ...]  # of an observation, before it is flattened
     factors: tuple[int, ...]  # number of choices of each factor of an action
     agents: tuple[Part, ...] = ()  # of several agents
+    unit: float = 1.0  # the largest number, for pictures of integers
 
     @property
     def observation(self) -> int:
@@ -139,6 +140,17 @@ def flat_observation(space: Space, observation: Any) -> Any:
         return observation
     E = len(_leaf(observation))
     return np.stack([np.asarray(flatten(space, x)) for x in iterate(batch_space(space, E), observation)])
+
+
+def unit_of(space: Space) -> float:
+    """Return the largest number of pictures of integers, such as 255, and 1 for other spaces.
+
+    >>> unit_of(Box(0, 255, (84, 84), np.uint8)), unit_of(Box(0, 255, (84, 84))), unit_of(Box(0, 255, (9,), np.uint8))
+    (255.0, 1.0, 1.0)
+    """
+    if isinstance(space, Box) and len(space.shape) > 1 and np.issubdtype(space.dtype, np.integer):
+        return max(1.0, float(space.high.max()))
+    return 1.0
 
 
 def flat_one(space: Space, observation: Any) -> Any:
