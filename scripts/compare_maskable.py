@@ -2,8 +2,8 @@
 
     python scripts/compare_maskable.py connect_four 60_000 1_000 0 1 2
 
-trains every algorithm for 60,000 steps with each of three seeds, one after the other, and plays 1,000 episodes by each; 0
-episodes measure the speed alone. It needs `pip install sb3-contrib pettingzoo pygame`. Speeds are by the CPU's time.
+trains every algorithm for 60,000 steps with each of three seeds, one after the other, and plays 1,000 episodes by each;
+0 episodes measure the speed alone. It needs `pip install sb3-contrib pettingzoo pygame`. Speeds are by the CPU's time.
 PPO and MaskablePPO have the same networks, rollouts, minibatches and learning rate.
 """
 
@@ -15,9 +15,12 @@ import gymnasium
 import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import SyncVectorEnv
-from sb3_contrib import MaskablePPO
-from sb3_contrib.common.envs import InvalidActionEnvDiscrete, InvalidActionEnvMultiDiscrete
-from stable_baselines3.common.vec_env import DummyVecEnv
+from sb3_contrib import MaskablePPO  # pyright: ignore[reportMissingImports]
+from sb3_contrib.common.envs import (  # pyright: ignore[reportMissingImports]
+    InvalidActionEnvDiscrete,
+    InvalidActionEnvMultiDiscrete,
+)
+from stable_baselines3.common.vec_env import DummyVecEnv  # pyright: ignore[reportMissingImports]
 
 from taugrad import Constant, STGumbelSoftmax
 from taugrad.rl.algorithm import Clock
@@ -31,6 +34,7 @@ ENVS, STEPS, HIDDEN, LR = 8, 128, [128, 128], 1e-3
 
 
 def connect_four():
+    """Connect Four against a random player."""
     from pettingzoo.classic.connect_four import connect_four
 
     return AgainstRandom(connect_four.env())
@@ -51,18 +55,22 @@ class ByMethod(gymnasium.Wrapper):
         self.observation_space = Box(0, 1, env.observation_space["observation"].shape)
 
     def reset(self, **options):
+        """Begin a new episode; gymnasium's interface."""
         self.seen, info = self.env.reset(**options)
         return self.seen["observation"], info
 
     def step(self, action):
+        """Make one step; gymnasium's interface."""
         self.seen, *rest = self.env.step(action)
         return self.seen["observation"], *rest
 
     def action_masks(self):
+        """Return the mask of the present state."""
         return self.seen["action_mask"].astype(bool)
 
 
 def ours(algorithm, steps, window, game, total, seed):
+    """Train an algorithm; return its environment steps, and how it chooses greedily and by sampling."""
     torch.manual_seed(seed)
     environments = Environments(SyncVectorEnv([game] * ENVS))
     agent = algorithm.build(environments.sizes)
@@ -79,6 +87,7 @@ def ours(algorithm, steps, window, game, total, seed):
 
 
 def maskable(game, total, seed):
+    """Train MaskablePPO; return as `ours` does."""
     wrapped = (lambda: ByMethod(game())) if game is connect_four else game
     policy = {"net_arch": HIDDEN, "activation_fn": torch.nn.Tanh}
     batches = {"n_steps": STEPS, "batch_size": 256, "n_epochs": 10}
@@ -100,6 +109,7 @@ def maskable(game, total, seed):
 
 
 def sizes(game):
+    """Numbers of choices of one of sb3-contrib's environments."""
     return [game.keywords["dim"]] if "dim" in game.keywords else game.keywords["dims"]
 
 
@@ -129,6 +139,7 @@ def returns_of(game, choose, episodes):
 
 
 def main(name, total, episodes, *seeds):
+    """Train every algorithm with every seed, and print a line for each."""
     torch.set_num_threads(1)
     game, episodes = GAMES[name], int(episodes)
     for seed in map(int, seeds):

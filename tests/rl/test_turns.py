@@ -17,7 +17,7 @@ class Nim:
     """Three players take 1 or 2 of the sticks that are left, in turns; who takes the last one loses 1. As an AECEnv."""
 
     metadata, render_mode = {"render_modes": []}, None
-    possible_agents = ["a", "b", "c"]
+    possible_agents = ("a", "b", "c")
     seen = Dict({"sticks": Box(0, 9, (1,)), "action_mask": Box(0, 1, (2,), np.int8)})
     chosen = Discrete(2, start=1)
 

@@ -58,8 +58,8 @@ class MultilinearActorCritic(Algorithm):
 
     estimator: Estimator = field(default_factory=STGumbelSoftmax)  # of the actor's gradient
     tau: Schedule = field(default_factory=lambda: Constant(1.0))  # temperature, over environment steps
-    trunk: str = "mlp"  # or "conv", for pictures
     hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actor, advantage and value
+    trunk: str = "mlp"  # or "conv", for pictures
     pairwise: bool = False  # whether the critic has terms for pairs of factors
     newest: int = 6  # rollouts that every training step uses
     replayed: int = 12  # older ones that it draws from the window

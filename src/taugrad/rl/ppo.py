@@ -30,8 +30,8 @@ from taugrad.rl.spaces import Sizes
 class PPO(Algorithm):
     """Hyperparameters of PPO with a clipped objective; ValueError if a number is out of range."""
 
-    trunk: str = "mlp"  # or "conv", for pictures
     hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actor and value
+    trunk: str = "mlp"  # or "conv", for pictures
     epochs: int = 20  # passes over a rollout
     batch_size: int = 256  # transitions of an optimizer step
     gamma: float = 0.98  # discount
@@ -96,7 +96,8 @@ class PPOAgent(Agent):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of transitions (B, ...), and its terms; `old` is log pi_old(a|s)."""
         logits = self.policy.actor(x, mask)
-        log_prob, value, uncertainty = log_prob_of(logits, action), self.value(self.front(x))[:, 0], entropy(logits).sum(-1)
+        value = self.value(self.front(x))[:, 0]
+        log_prob, uncertainty = log_prob_of(logits, action), entropy(logits).sum(-1)
         return clipped_loss(log_prob, old, g, value, target, uncertainty, eps, self.hp.vf_coef, self.hp.ent_coef)
 
     @torch.no_grad()
