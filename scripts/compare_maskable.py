@@ -52,7 +52,8 @@ class ByMethod(gymnasium.Wrapper):
 
     def __init__(self, env):
         super().__init__(env)
-        self.observation_space = Box(0, 1, env.observation_space["observation"].shape)
+        seen = env.observation_space["observation"]  # pyright: ignore[reportIndexIssue]
+        self.observation_space = Box(0, 1, seen.shape)
 
     def reset(self, **options):
         """Begin a new episode; gymnasium's interface."""
