@@ -17,7 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 from gymnasium.envs.registration import register
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Sequence
 from helpers.cases import each
 from helpers.commands import SMALL
 from helpers.idx import NAMES, idx, write_set
@@ -38,7 +38,7 @@ class Broken(gymnasium.Env):
     def __init__(self, observation=0.0, reward=0.0, nested=False):
         self._observation, self._reward, self._steps = observation, reward, 0
         if nested:
-            self.observation_space = Dict({"a": Box(-1, 1, (2,))})
+            self.observation_space = Dict({"a": Sequence(Discrete(2))})
 
     def reset(self, *, seed=None, options=None):
         return np.zeros(2, np.float32), {}
@@ -174,10 +174,9 @@ CONFIGS = [
         policy("env.make.id=Pendulum-v1"),
         "error: a policy's actions must be Discrete, MultiDiscrete, MultiBinary or a Tuple of them, the environment's",
     ),
-    (policy("env.make.id=Blackjack-v1"), "observations must be Box or MultiBinary, the environment's are Tuple("),
     (
         policy("env.make.id=Broken-v0", "+env.make.nested=true"),
-        "observations must be Box or MultiBinary, the environment's are Dict(",
+        "or a Dict or Tuple of them, the environment's are Dict('a': Sequence(",
     ),
     (
         policy("env.make.id=Broken-v0", "+env.make.observation=nan"),
