@@ -1,5 +1,6 @@
 """Each test starts from the same random state and on one thread, so that a failure repeats; each has its tier."""
 
+import gc
 import lzma
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from taugrad.data import binarized_mnist
 from taugrad.ops.native import kernels
 from taugrad.ops.native.build import build_binding
 
+gc.disable()  # until all is imported: to look for garbage among it is a sixth of the time of the imports
 build_binding()  # before the first use of the kernels, so that they are found with it
 
 
@@ -36,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             folder, file = item.path.parent.name, item.path.stem.removeprefix("test_")
             library = folder in (*UNIT, "native") or (folder in ("tests", "taugrad") and file in UNIT_FILES)
             item.add_marker("unit" if library else "command")
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, and never among what is imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

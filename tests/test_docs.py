@@ -184,6 +184,7 @@ def site(tmp_path_factory):
     return directory
 
 
+@pytest.mark.system
 def test_formulas_and_doctests_are_drawn_at_build_time(site):
     pages = {path.parent.name: path.read_text() for path in site.rglob("index.html")}
     assert len(pages) > 20

@@ -65,7 +65,7 @@ def test_the_wheel_is_typed_and_says_its_version_licence_and_addresses(installed
 
 
 @pytest.mark.system
-def test_an_installed_package_trains_and_evaluates_from_any_folder(installed, tmp_path):
+def test_an_installed_package_trains_evaluates_and_exports_from_any_folder(installed, tmp_path):
     ours = [sys.executable, "-c", f"{SHOW}; sys.argv[0] = 'taugrad'; taugrad.cli.main()"]
     result = run([*ours, "train", "model=cat_vae", "model.nll_samples=2", *SHORT], tmp_path, path=installed)
     assert result.returncode == 0, result.stderr
@@ -76,6 +76,11 @@ def test_an_installed_package_trains_and_evaluates_from_any_folder(installed, tm
     metrics = json.loads((directory / "metrics.json").read_text())
     evaluation = json.loads((directory / "evaluation.json").read_text())
     assert evaluation["test/nll"] == pytest.approx(metrics["test/nll"], rel=1e-6)
+    result = run(
+        [*ours, "export", f"run={directory}", "out=a.onnx", f"hydra.run.dir={tmp_path}"], tmp_path, path=installed
+    )
+    assert result.returncode == 0, result.stderr
+    assert "the same as the model on 100 inputs" in result.stdout
     probe = [f"run={directory}", "estimators=[reinmax]", "taus=[1]", "draws=20", "reference_samples=100", "images=2"]
     result = run([*ours, "probe", *probe, f"hydra.run.dir={tmp_path}"], tmp_path, path=installed)
     assert result.returncode == 0, result.stderr
@@ -99,6 +104,7 @@ def test_the_commands_are_listed_and_an_unknown_one_gets_a_sentence(monkeypatch,
         cli.main()
 
 
+@pytest.mark.system
 def test_help_and_completion_answer_without_torch_and_lightning(tmp_path):
     code = """
 import os, sys

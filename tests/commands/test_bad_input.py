@@ -6,6 +6,7 @@ The commands run in this process, by their entry point, which is what a shell st
 import gzip
 import math
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ from helpers.commands import SMALL
 from helpers.idx import NAMES, idx, write_set
 
 from taugrad import gumbel_softmax
-from taugrad.data.mnist import read_idx
+from taugrad.data.mnist import mnist, read_idx
 from taugrad.errors import DataError
 from taugrad.ops.softmax import softmax
 from taugrad.training import checkpoints
@@ -105,34 +106,14 @@ CONFIGS = [
     (["estimator._target_=taugrad.estimators.Nope"], "error: estimator._target_ must be the import path of a class"),
     (["tau=join", "~tau.schedules"], "error: tau.schedules is missing: taugrad.schedules.Join needs it"),
     (["model=semi_supervised", "~model.alpha"], "error: model.alpha is missing: taugrad.models.semi_supervised.Semi"),
-    # values out of range
+    # values out of range: one of each kind of object, whose other arguments have tables of refusals in their own tests
     (
         ["tau=constant", "tau.value=0"],
         "error: taugrad.schedules.Constant: value must be a positive finite number, got 0",
     ),
-    (["tau=constant", "tau.value=nan"], "error: taugrad.schedules.Constant: value must be a positive finite number"),
-    (["tau.start=-1"], "error: taugrad.schedules.Linear: start must be a positive finite number, got -1.0"),
-    (["tau.end=inf"], "error: taugrad.schedules.Linear: end must be a positive finite number, got inf"),
-    (
-        ["tau=exponential", "tau.rate=-1"],
-        "error: taugrad.schedules.Exponential: rate must be a finite number >= 0, got -1.0",
-    ),
-    (
-        ["tau=join", "tau.schedules=[]"],
-        "error: taugrad.schedules.Join: schedules must hold at least one schedule, got none",
-    ),
-    (["model.latents=-1"], "CatVAE: latents must be at least 1, got -1"),
-    (["model.categories=1"], "CatVAE: categories must be at least 2, got 1"),
     (["model.encoder=[16,0]"], "CatVAE: encoder[1] must be at least 1, got 0"),
-    (
-        ["model.activation=Nope"],
-        "CatVAE: activation must be the name of a module of torch.nn, such as ReLU or SiLU, got Nope",
-    ),
-    (["model.nll_samples=0"], "CatVAE: nll_samples must be at least 1, got 0"),
     (["estimator=rloo", "estimator.samples=1"], "RLOO: samples must be at least 2, got 1"),
-    (["estimator=gumbel_rao", "estimator.draws=0"], "GumbelRao: draws must be at least 1, got 0"),
     (["optimizer.lr=-1"], "error: optimizer: Invalid learning rate: -1.0"),
-    (["lr_factor.end=nan"], "error: taugrad.schedules.Cosine: end must be a positive finite number, got nan"),
     (["seed=-1"], "error: seed must be in [0, 4294967295], got -1"),
     (["threads=0"], "error: threads must be at least 1, got 0"),
     (["trainer.max_steps=0"], "error: trainer.max_steps must be at least 1, or -1 for no end, got 0"),
@@ -148,9 +129,8 @@ CONFIGS = [
         ["callbacks.best.monitor=val/los"],
         "error: monitor of callback ModelCheckpoint must be one of train/epoch_loss, ",
     ),
-    (["objective=train/loss"], "error: objective must be one of train/epoch_loss, "),
+    (["objective=train/loss"], "error: objective must be one of train/epoch_loss, val/loss, "),
     (["callbacks.progress.every=0"], "error: taugrad.training.progress.Progress: every must be at least 1, got 0"),
-    (["objective=test/fun"], "error: objective must be one of train/epoch_loss, val/loss, "),
     (["callbacks=probe", "model=structured"], "error: callbacks.probe is for a categorical VAE, got Structured"),
     (["sweep=optuna"], "error: callbacks.pruning is for the jobs of a sweep: add -m, or ~callbacks.pruning"),
     (
@@ -179,10 +159,6 @@ CONFIGS = [
         ["model.image_size=[14,14]"],
         "error: model.image_size must be [28, 28], the size of the data's images, got [14, 14]",
     ),
-    (
-        ["model=structured", "model.image_size=[27,28]"],
-        "image_size[0], the height, must be even for two halves, got 27",
-    ),
     (["model=semi_supervised", "data.labels=5"], "error: data.labels must be a positive multiple of the number of"),
     (
         ["model=semi_supervised", "data.labels=60000"],
@@ -190,7 +166,6 @@ CONFIGS = [
     ),
     (["model=semi_supervised", "model.classes=5"], "error: labels must be in 0 to 4, or -1 for none, got 0 to 9: "),
     (["model=logic_gates", "model.classes=5"], "error: labels must be in 0 to 4, got 0 to 9: model.classes must be"),
-    (["model=logic_gates", "model.gates=8001"], "LogicGates: gates must be a multiple of classes, 10, got 8001"),
     (["model=logic_gates", "estimator=rloo"], "ImageTask: estimator must be a pathwise estimator, which gives samples"),
     # environments
     (policy("env.make.id=Nope-v0"), "error: env.make.id=Nope-v0: Environment `Nope` doesn't exist."),
@@ -208,11 +183,6 @@ CONFIGS = [
         policy("env.make.id=Broken-v0", "+env.make.observation=nan"),
         "error: the environment returned an observation of nan",
     ),
-    (
-        policy("env.make.id=Broken-v0", "+env.make.observation=inf"),
-        "error: the environment returned an observation of inf",
-    ),
-    (policy("env.make.id=Broken-v0", "+env.make.reward=nan"), "error: the environment returned a reward of nan"),
     (policy("env.make.id=Broken-v0", "+env.make.reward=inf"), "error: the environment returned a reward of inf"),
     (["model=policy", "env=k_cartpoles", "env.make.poles=0"], "PolicyTask: poles must be at least 1, got 0"),
     (
@@ -223,7 +193,6 @@ CONFIGS = [
     ),
     (["model=policy", "collection.num_envs=0"], "error: taugrad.rl.rollouts.Collection: num_envs must be at least 1"),
     (["model=ppo", "evaluation.every=0"], "error: taugrad.rl.evaluation.Evaluation: every must be at least 1, got 0"),
-    (["model=policy", "model.gamma=1.5"], "MultilinearActorCritic: gamma must be in [0, 1], got 1.5"),
 ]
 
 
@@ -272,9 +241,16 @@ def damaged_sets():
     ]
 
 
-@pytest.mark.parametrize("case", damaged_sets(), ids=lambda case: case[0])
-def test_a_data_file_that_cannot_be_used_is_named_before_training(case, command, tmp_path):
-    _, file, content, sentence = case
+@each("what, file, content, sentence", damaged_sets())
+def test_a_data_file_that_cannot_be_used_is_named(what, file, content, sentence, tmp_path):
+    write_set(tmp_path / "set")
+    (tmp_path / "set" / NAMES[file]).write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/set/{NAMES[file]} {sentence}")):
+        mnist(tmp_path / "set", validation=10)
+
+
+def test_a_data_file_that_cannot_be_used_ends_a_run_before_training(command, tmp_path):
+    _, file, content, sentence = damaged_sets()[0]
     write_set(tmp_path / "set")
     (tmp_path / "set" / NAMES[file]).write_bytes(content)
     code, err, out = command("train", *SMALL, "data=mnist", "data.source.root=set", "data.source.validation=10")

@@ -1,5 +1,6 @@
 """Every option of every group composes, fits the signatures that it names, and builds."""
 
+import functools
 import re
 from dataclasses import MISSING, fields
 from importlib.util import find_spec
@@ -13,6 +14,8 @@ from taugrad.config import instantiate
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.rl.evaluation import Evaluation
+from taugrad.rl.maddpg import MADDPG
+from taugrad.rl.mappo import MAPPO
 from taugrad.rl.multilinear import MultilinearActorCritic
 from taugrad.rl.ppo import PPO
 from taugrad.rl.rollouts import Collection
@@ -20,6 +23,7 @@ from taugrad.schedules import Constant, Rectified
 from taugrad.training.images import ImageTask
 from taugrad.training.policies import PolicyTask
 
+composed = functools.cache(composed)  # each option is composed by the test of its group, too; none changes it
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "sweep")
 
 
@@ -61,6 +65,8 @@ BUILT = [option for option in options("model") if option != "model=token_prior"]
 
 @pytest.mark.parametrize("option", [*BUILT, *options("experiment"), *options("optimizer")])
 def test_every_model_and_experiment_builds_with_its_optimizer(option):
+    if option in ("model=maddpg", "model=mappo"):
+        pytest.importorskip("mpe2")
     task = instantiate(composed(option)["task"])
     assert isinstance(task, (ImageTask, PolicyTask))
     assert task.configure_optimizers().defaults["lr"] > 0
@@ -71,7 +77,7 @@ def test_every_model_trains_by_default_through_hard_samples_with_an_annealed_tau
         config = composed(option, *NEEDED.get(option, []))
         node = config["task"] if "estimator" in config["task"] else config["model"]
         if "estimator" not in node:
-            assert option == "model=ppo"  # the score function, of one action
+            assert option in ("model=ppo", "model=mappo")  # the score function, of one action
             continue
         if option == "model=logic_gates":  # measured: Gumbel noise in the gradient and any annealing lose there
             assert node["estimator"]["_target_"] == "taugrad.estimators.StraightThrough"
@@ -181,13 +187,16 @@ def defaults(dataclass):
     [
         ("model", PPO, {}),
         ("model", MultilinearActorCritic, {"tau": "taugrad.schedules.Linear"}),  # annealed, as every model's
+        ("model", MADDPG, {"tau": "taugrad.schedules.Linear"}),
+        ("model", MAPPO, {}),
         ("collection", Collection, {}),
         ("evaluation", Evaluation, {}),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_the_files_hold_the_defaults_of_the_dataclasses(node, dataclass, others):
-    config = composed("model=policy" if dataclass is MultilinearActorCritic else "model=ppo")[node]
+    models = {MultilinearActorCritic: "policy", MADDPG: "maddpg", MAPPO: "mappo"}
+    config = composed(f"model={models.get(dataclass, 'ppo')}")[node]
     assert set(config) == {"_target_", *(field.name for field in fields(dataclass))}
     for name, value in defaults(dataclass).items():
         here = config[name]

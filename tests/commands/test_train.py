@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from helpers.commands import ROOT, SHORT, SMALL, run, run_process
+from helpers.commands import ROOT, SHORT, SMALL, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -56,8 +56,8 @@ def test_hyperparameters_stand_beside_the_final_metrics(trained):
     assert b"_target_" not in content
 
 
-@pytest.mark.parametrize(("where", "start"), [("moved", run), ("bare", run_process)])
-def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, start, tmp_path):
+@pytest.mark.parametrize("where", ["moved", "bare"])
+def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, tmp_path):
     run_directory, _ = trained
     target = tmp_path / "run"
     if where == "moved":
@@ -65,7 +65,7 @@ def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, 
     else:
         (target / "checkpoints").mkdir(parents=True)
         shutil.copy(run_directory / "checkpoints" / "best.ckpt", target / "checkpoints")
-    result = start("evaluate.py", f"run={target}", "num_samples=5", "+trainer.limit_test_batches=4", cwd=tmp_path)
+    result = run("evaluate.py", f"run={target}", "num_samples=5", "+trainer.limit_test_batches=4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     evaluation = json.loads((target / "evaluation.json").read_text())
     metrics = json.loads((run_directory / "metrics.json").read_text())
@@ -133,8 +133,8 @@ def test_more_samples_tighten_the_bound(trained):
 def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(trained, tmp_path):
     run_directory, _ = trained
     first = json.loads((run_directory / "metrics.json").read_text())
-    for seed, same, start in ((0, True, run_process), (1, False, run)):
-        result = start("train.py", *SMALL, f"seed={seed}", f"hydra.run.dir={tmp_path / str(seed)}", cwd=tmp_path)
+    for seed, same in ((0, True), (1, False)):
+        result = run("train.py", *SMALL, f"seed={seed}", f"hydra.run.dir={tmp_path / str(seed)}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         again = json.loads((tmp_path / str(seed) / "metrics.json").read_text())
         results = [{k: v for k, v in m.items() if k not in ("wall_seconds", "seed")} for m in (first, again)]

@@ -55,6 +55,7 @@ def test_every_command_lets_threads_sleep_before_it_loads_torch_and_importing_ta
     assert [line for line in lines if line.endswith((" passive", " None"))] == expected, lines
 
 
+@pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="asks GNU's OpenMP library")
 def test_openmp_knows_it_when_a_command_loads_torch_and_a_users_value_wins(tmp_path):
     # What every command does first, as the test above shows.

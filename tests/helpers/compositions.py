@@ -8,12 +8,14 @@ elsewhere, such as a test's own, is made anew.
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_store import ConfigStore
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -44,6 +46,7 @@ def remember_compositions() -> None:
     def compose(self, defaults, repo):
         return remembered(repo, ("config", repr(defaults)), lambda: merge(self, defaults, repo))
 
+    ConfigStore.__deepcopy__ = lambda store, _: store  # each composition would copy all that is registered, to read it
     ConfigRepository.load_config = load_config
     ConfigLoaderImpl._compose_config_from_defaults_list = compose
     config_loader_impl.create_defaults_list = create_defaults_list
@@ -53,5 +56,10 @@ def _lasts(repo: Any) -> bool:
     """Return whether all files are of `conf` and Hydra, which stay as they are."""
     sources = ((source.scheme(), source.path) for source in repo.get_sources())
     return all(
-        Path(path).resolve() == CONF if scheme == "file" else path in ("", "hydra.conf") for scheme, path in sources
+        _is_ours(Path(path).absolute()) if scheme == "file" else path in ("", "hydra.conf") for scheme, path in sources
     )
+
+
+@lru_cache
+def _is_ours(path: Path) -> bool:
+    return path.resolve() == CONF

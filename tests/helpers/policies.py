@@ -13,6 +13,8 @@ POLICY = ["model=policy", *SMALL, *EVALUATED, *REPLAY]
 BANDIT = ["model=policy", "env=bandit", "env.make.factors=2", "env.make.choices=3", "model.pairwise=true"]
 BANDIT += ["model.gamma=0", "collection.rollout_steps=16", "model.minibatches=10", "model.batch_size=128"]
 PPO = ["model=ppo", *SMALL, *EVALUATED, "model.epochs=2", "model.batch_size=16"]
+MADDPG = ["model=maddpg", "env=cartpole", *SMALL, *EVALUATED, "collection.window=10", "model.updates=2"]
+MADDPG += ["model.batch_size=16", "model.learning_starts=100"]
 
 
 def task(*overrides):

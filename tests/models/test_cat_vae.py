@@ -155,8 +155,8 @@ def resumes_in_its_directory(test):
 
 @resumes_in_its_directory
 @pytest.mark.parametrize(
-    ("stop", "stack"), [(7, 1), (13, 1), (20, 1), (8, 4), (13, 4), (21, 4)]
-)  # in the middle of the first epoch, at its end, in the second
+    ("stop", "stack"), [(7, 1), (13, 1), (20, 1), (21, 4)]
+)  # in the middle of the first epoch, at its end, in the second; test_stopping.py has more, in stacks of four
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(stop, stack, tmp_path):
     whole, rest = Losses(), Losses()
     torch.manual_seed(1)

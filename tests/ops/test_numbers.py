@@ -46,7 +46,7 @@ def extreme_logits(dtype):
 
 
 @each("dtype", DTYPES)
-@each("tau", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+@each("tau", [1e-4, 1.0, 1e4])
 @each("estimator", [*PATHWISE, *UNBIASED])
 def test_every_estimator_is_finite_at_extreme_logits_and_temperatures(estimator, tau, dtype, backend):
     logits = extreme_logits(dtype).requires_grad_()
@@ -99,7 +99,7 @@ def gradient_of(call, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return y.detach(), torch.autograd.grad(y, leaf, weights)[0]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(layout=layouts(), tau=st.sampled_from([0.1, 0.5, 1.0, 3.0]))
 def test_softmax_of_any_layout_is_the_oracles_in_value_and_gradient(layout, tau):
     x, dim, seed = layout
@@ -110,7 +110,7 @@ def test_softmax_of_any_layout_is_the_oracles_in_value_and_gradient(layout, tau)
         torch.testing.assert_close(value.double(), expected, rtol=0, atol=4 * size * TOLERANCES[x.dtype])
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(layout=layouts(), tau=st.sampled_from([0.1, 0.5, 1.0, 3.0]), hard=st.booleans())
 def test_a_sample_of_any_layout_is_the_oracles_of_the_same_noise(layout, tau, hard):
     x, dim, seed = layout

@@ -25,7 +25,7 @@ from taugrad.rl.masks import KEY, allowed
 from taugrad.rl.multilinear import MultilinearActorCritic, multilinear
 from taugrad.rl.ppo import PPO
 from taugrad.rl.rollouts import Collector, Window
-from taugrad.rl.spaces import Sizes, factors_of
+from taugrad.rl.spaces import factors_of
 
 
 class Game(gymnasium.Env):
@@ -311,11 +311,15 @@ def test_spaces_and_environments_that_contradict_each_other_are_refused():
     with pytest.raises(ConfigError, match="all environments must have the method action_masks, or none: 1 of 2 do"):
         Environments(SyncVectorEnv([Game, lambda: Game("none")]))
     assert not Environments(SyncVectorEnv([lambda: Game("none")])).masked
-    with pytest.raises(ConfigError, match="observations must hold more than the action_mask, the environment's are Dict"):
+    with pytest.raises(
+        ConfigError, match="observations must hold more than the action_mask, the environment's are Dict"
+    ):
         game = Game("dict")
         game.observation_space = Dict({KEY: MultiBinary(3)})
         Environments(SyncVectorEnv([lambda: game]))
-    with pytest.raises(ConfigError, match="action_mask must stand at the top of a Dict observation, the environment's are"):
+    with pytest.raises(
+        ConfigError, match="action_mask must stand at the top of a Dict observation, the environment's are"
+    ):
         game = Game("dict")
         game.observation_space = Dict(all=game.observation_space)
         Environments(SyncVectorEnv([lambda: game]))
@@ -473,7 +477,9 @@ def test_training_with_a_forbidden_action_is_training_without_it(algorithm):
             def act(x, mask, agent=agent, actions=actions):
                 if actions is None:
                     return agent.policy.act(x, mask)
-                chosen = torch.stack([torch.tensor([0, 0, 1])[(a := next(actions))[:, 0]], torch.tensor([0, 1, 0, 2])[a[:, 1]]], -1)
+                chosen = torch.stack(
+                    [torch.tensor([0, 0, 1])[(a := next(actions))[:, 0]], torch.tensor([0, 1, 0, 2])[a[:, 1]]], -1
+                )
                 return chosen, log_prob_of(agent.policy.actor(agent.policy.normalized(x), mask), chosen)
 
             torch.manual_seed(step)

@@ -11,7 +11,7 @@ import torch
 from gymnasium.envs.registration import register
 from gymnasium.spaces import Box, Discrete
 from helpers.commands import run
-from helpers.policies import BANDIT, POLICY, PPO, improving, task, trainer
+from helpers.policies import BANDIT, MADDPG, POLICY, PPO, improving, task, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Categorical, Independent, kl_divergence
 
@@ -170,10 +170,10 @@ def test_the_actor_rests_when_it_has_moved_too_far():
 def test_the_penalty_follows_the_divergence():
     agent = task(*POLICY).agent
     for divergence, expected in ((1.0, 1.5), (0.0, 1.0), (0.0, 1 / 1.5)):
-        agent._adapt_beta(torch.tensor(divergence))
+        agent._adapt_beta(torch.tensor(divergence), target=0.5)
         torch.testing.assert_close(agent.beta, torch.tensor(expected))
     for _ in range(50):
-        agent._adapt_beta(torch.tensor(1.0))
+        agent._adapt_beta(torch.tensor(1.0), target=0.5)
     assert agent.beta == 30
 
 
@@ -454,7 +454,7 @@ def test_an_evaluation_with_bad_arguments_is_one_sentence(trained, argument, sen
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("overrides", [POLICY, PPO], ids=["policy", "ppo"])
+@pytest.mark.parametrize("overrides", [POLICY, PPO, MADDPG], ids=["policy", "ppo", "maddpg"])
 def test_a_resumed_run_goes_on_where_it_was(overrides, tmp_path):
     first = trainer(tmp_path, limit_val_batches=0)
     first.fit(task(*overrides))

@@ -4,6 +4,7 @@ logits(s)      (..., F, K): factor f of the action is Cat(softmax(logits_f)), in
 log pi(a|s) = sum_f log softmax(logits_f)[a_f]
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ class Policy(nn.Module):
     If not, they are divided by `unit`.
     """
 
-    def __init__(self, actor: "Actor", observation_size: int, normalize: bool, unit: float = 1.0) -> None:
+    def __init__(self, actor: "FactoredActor", observation_size: int, normalize: bool, unit: float = 1.0) -> None:
         super().__init__()
         self.norm = RunningNorm(observation_size) if normalize else nn.Identity()
         self.unit = 1.0 if normalize else unit
@@ -92,6 +93,16 @@ class RunningNorm(nn.Module):
         return ((x - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-_CLIP, _CLIP).float()
 
 
+class FactoredActor(nn.Module, ABC):
+    """Interface of an actor; `allowed` (F, K), bool, is the mask of the choices that there are."""
+
+    allowed: Tensor
+
+    @abstractmethod
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (..., F, K) of observations (..., D), -inf where `mask` (..., F, K) allows no choice."""
+
+
 class Trunk(NamedTuple):
     """What stands before a network's layers: a module, its number of outputs, and the hidden layers that remain."""
 
@@ -133,7 +144,7 @@ def trunk(kind: str, sizes: Sizes, hidden: Sequence[int]) -> Trunk:
         raise ValueError(f"trunk=conv cannot be used with these observations: {error}") from error
 
 
-class Actor(nn.Module):
+class Actor(FactoredActor):
     """Network of the logits (..., F, K) of `factors` with at most K choices each; a factor with fewer has -inf."""
 
     def __init__(

@@ -9,9 +9,9 @@ step takes the newest rollouts and some of the window, and for all of them, with
 
 over minibatches. E_z A(s, z) and its gradient come from any estimator of the library: through a hard sample, by
 enumeration, or by the score function. S is a running scale of g. Entropy and KL are exact, sums over factors. `beta`
-is adapted to a KL of `kl_target`; beyond twice that the actor pauses until the next rollout. `ent_coef` falls linearly
-to 0, or is adapted to an entropy target that falls to 0 (1812.05905 has a fixed target). The expectation of A(s, .)
-under pi is A(s, pi), which centres the prediction.
+is adapted to a KL that falls linearly from `kl_target` to 0; beyond twice that the actor pauses until the next rollout.
+`ent_coef` falls linearly to 0, or is adapted to an entropy target that falls to 0 (1812.05905 has a fixed target). The
+expectation of A(s, .) under pi is A(s, pi), which centres the prediction.
 
     A(s, a) = sum_f h_f(s) . a_f + sum_{f < g} a_f^T W_fg(s) a_g,      a one-hot, (..., F, K)
 
@@ -69,7 +69,7 @@ class MultilinearActorCritic(Algorithm):
     lam: float = 0.95  # lambda of the traces
     ent_coef: float = 0.01  # coefficient of the entropy at the start
     ent_target: float | None = None  # entropy that ent_coef holds, a share of the largest, falling to 0; None: it falls
-    kl_target: float = 0.02  # KL between the policies before and after a training step, nats
+    kl_target: float = 0.02  # KL between the policies before and after a training step, nats, at the start; falls to 0
     actor_clip: float = 0.5  # largest norm of the actor's gradient
     critic_clip: float = 2.0  # largest norm of the critics' gradient
     normalize: bool = True  # observations by their running mean and variance
@@ -123,7 +123,7 @@ class MultilinearAgent(Agent):
         if len(x) == 0:  # rollouts of nothing but resets
             return {}
         pi = old.softmax(-1)
-        tau, ent_coef = hp.tau(clock.steps), self.ent_coef(clock)
+        tau, ent_coef, kl_target = hp.tau(clock.steps), self.ent_coef(clock), hp.kl_target * clock.remaining
         critics = [*self.front.parameters(), *self.advantage.parameters(), *self.value.parameters()]
         terms: dict[str, Tensor] = {}
         gain = uncertainty = divergence = torch.zeros(())
@@ -136,7 +136,7 @@ class MultilinearAgent(Agent):
             if not rests:
                 gain, uncertainty, divergence = self.actor_terms(x[i], mask[i], h.detach(), w.detach(), old[i], tau)
                 terms |= {"train/actor_loss": -gain, "policy/entropy": uncertainty, "train/approx_kl": divergence}
-                rests = bool(divergence > 2 * hp.kl_target)
+                rests = bool(divergence > 2 * kl_target)
             if not rests:
                 loss = loss - gain - ent_coef * uncertainty + self.beta * divergence
             require_finite("actor and critic", loss, clock.steps, tau)
@@ -145,7 +145,7 @@ class MultilinearAgent(Agent):
             clip_grad_norm_(critics, hp.critic_clip)
             clip_grad_norm_(self.policy.actor.parameters(), hp.actor_clip)
             optimizer.step()
-        self._adapt_beta(terms["train/approx_kl"])
+        self._adapt_beta(terms["train/approx_kl"], kl_target)
         self._adapt_entropy(terms["policy/entropy"], mask.sum(-1).log().sum(-1).mean().item(), clock)
         terms |= {"train/ent_coef": torch.tensor(ent_coef), "policy/tau": torch.tensor(tau), "train/beta": self.beta}
         return {name: term.detach() for name, term in terms.items()}
@@ -186,9 +186,9 @@ class MultilinearAgent(Agent):
         clipped = (g / self.scale.clamp_min(1e-8)).clamp(-_CLIP, _CLIP)
         return tuple(part[steps.valid] for part in (x[:-1], mask, old, one_hot(steps.action, old), clipped, target))
 
-    def _adapt_beta(self, divergence: Tensor) -> None:
-        """Raise `beta` if the policy moved further than `kl_target`, else lower it."""
-        factor = _BETA_FACTOR if divergence > self.hp.kl_target else 1 / _BETA_FACTOR
+    def _adapt_beta(self, divergence: Tensor, target: float) -> None:
+        """Raise `beta` if the policy moved further than `target`, else lower it."""
+        factor = _BETA_FACTOR if divergence > target else 1 / _BETA_FACTOR
         self.beta.mul_(factor).clamp_(*_BETA[1:])
 
     def _adapt_entropy(self, uncertainty: Tensor, largest: float, clock: Clock) -> None:

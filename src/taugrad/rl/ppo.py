@@ -96,21 +96,8 @@ class PPOAgent(Agent):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of transitions (B, ...), and its terms; `old` is log pi_old(a|s)."""
         logits = self.policy.actor(x, mask)
-        log_ratio = log_prob_of(logits, action) - old
-        rho = log_ratio.exp()
-        if len(g) > 1:
-            g = (g - g.mean()) / (g.std() + 1e-8)
-        actor_loss = -torch.minimum(rho * g, rho.clamp(1 - eps, 1 + eps) * g).mean()
-        critic_loss = (self.value(self.front(x))[:, 0] - target).square().mean()
-        uncertainty = entropy(logits).sum(-1).mean()
-        terms = {
-            "train/actor_loss": actor_loss,
-            "train/critic_loss": critic_loss,
-            "train/approx_kl": (rho - 1 - log_ratio).mean(),  # unbiased and never negative
-            "policy/entropy": uncertainty,
-        }
-        loss = actor_loss + self.hp.vf_coef * critic_loss - self.hp.ent_coef * uncertainty
-        return loss, {name: term.detach() for name, term in terms.items()}
+        log_prob, value, uncertainty = log_prob_of(logits, action), self.value(self.front(x))[:, 0], entropy(logits).sum(-1)
+        return clipped_loss(log_prob, old, g, value, target, uncertainty, eps, self.hp.vf_coef, self.hp.ent_coef)
 
     @torch.no_grad()
     def _targets(self, window: Window) -> tuple[Tensor, ...]:
@@ -124,3 +111,32 @@ class PPOAgent(Agent):
         mask = rollout.mask[:-1]
         old = log_prob_of(self.policy.actor(x[:-1], mask), rollout.action)
         return tuple(part[rollout.valid] for part in (x[:-1], mask, rollout.action, old, g, g + value[:-1]))
+
+
+def clipped_loss(
+    log_prob: Tensor,
+    old: Tensor,
+    g: Tensor,
+    value: Tensor,
+    target: Tensor,
+    uncertainty: Tensor,
+    eps: float,
+    vf_coef: float,
+    ent_coef: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute PPO's loss L of n choices, each argument (n,), and its terms; `old` is log pi_old(a|s)."""
+    log_ratio = log_prob - old
+    rho = log_ratio.exp()
+    if len(g) > 1:
+        g = (g - g.mean()) / (g.std() + 1e-8)
+    actor_loss = -torch.minimum(rho * g, rho.clamp(1 - eps, 1 + eps) * g).mean()
+    critic_loss = (value - target).square().mean()
+    entropy_mean = uncertainty.mean()
+    terms = {
+        "train/actor_loss": actor_loss,
+        "train/critic_loss": critic_loss,
+        "train/approx_kl": (rho - 1 - log_ratio).mean(),  # unbiased and never negative
+        "policy/entropy": entropy_mean,
+    }
+    loss = actor_loss + vf_coef * critic_loss - ent_coef * entropy_mean
+    return loss, {name: term.detach() for name, term in terms.items()}

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,32 @@ class Rollout:
     def map(self, f: Callable[[Tensor], Tensor]) -> "Rollout":
         """Return a rollout with `f` applied to every tensor."""
         return Rollout(*map(f, vars(self).values()))
+
+
+class Transitions(NamedTuple):
+    """B single transitions of N agents."""
+
+    observation: Tensor  # (B, D)
+    mask: Tensor  # (B, F, K), bool
+    alive: Tensor  # (B, N), bool
+    action: Tensor  # (B, F), int64
+    reward: Tensor  # (B, N)
+    next_observation: Tensor  # (B, D)
+    next_mask: Tensor  # (B, F, K), bool
+    next_alive: Tensor  # (B, N), bool
+    terminated: Tensor  # (B, N), bool: for this agent nothing follows
+
+
+def next_alive(alive: Tensor, later: Tensor, truncated: Tensor) -> Tensor:
+    """Return for which agents something follows a step, (..., N), by who is alive before it and after it.
+
+    After a time-out, `truncated` (...), an environment may show who is left, or nobody: then it ended no agent.
+
+    >>> next_alive(torch.tensor([True, True]), torch.tensor([True, False]), torch.tensor(False))
+    tensor([ True, False])
+    """
+    nobody = truncated[..., None] & ~later.any(-1, keepdim=True)
+    return alive & torch.where(nobody, alive, later)
 
 
 class Window:
@@ -78,6 +104,19 @@ class Window:
         rest = order[newest:]
         places = torch.cat([order[:newest], rest[torch.randperm(len(rest))[:others]]])
         return self._all.map(lambda x: x[places].transpose(0, 1).flatten(1, 2))
+
+    def draw(self, n: int) -> Transitions:
+        """Draw `n` transitions of all in the window, each alike and independently; none if there is none."""
+        every = self._all
+        places = every.valid.flatten().nonzero()[:, 0]  # a rollout that was never filled has none
+        i = places[torch.randint(len(places), (n,))] if len(places) else places
+        c, t, e = torch.unravel_index(i, every.valid.shape)
+        now, then = (c, t, e), (c, t + 1, e)
+        alive, terminated = every.alive[now], every.terminated[now][:, None]
+        later = next_alive(alive, every.alive[then], every.truncated[now])
+        seen = every.observation[now], every.mask[now], alive
+        after = every.observation[then], every.mask[then], later
+        return Transitions(*seen, every.action[now], every.reward[now], *after, terminated | ~later)
 
     def state_dict(self) -> dict[str, Any]:
         """Contents for a checkpoint."""

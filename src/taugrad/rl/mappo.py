@@ -1,0 +1,135 @@
+r"""PPO for several agents, the baseline: MAPPO, whose values see everything, and IPPO, whose values see their own part.
+
+Each agent has its own ratio, advantage and value (2103.01955; IPPO: 2011.09533),
+
+    rho_i = pi_i(a_i|x_i) / pi_i,old(a_i|x_i),      A_i by generalized advantage estimation from r_i and V_i
+    V_i(x) if `central`, else V_i(x_i)
+
+and L is PPO's over all choices of all living agents, the advantages normalized over a minibatch of them. What an agent
+gets after it has left is lost to it. For one agent this is PPO, to the bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from taugrad.checks import check_count, check_counts, check_positive, check_share, require_finite
+from taugrad.ops.categorical import entropy
+from taugrad.rl.actor import Policy
+from taugrad.rl.algorithm import Agent, Algorithm, Clock
+from taugrad.rl.ppo import clipped_loss
+from taugrad.rl.returns import advantages
+from taugrad.rl.rollouts import Window, next_alive
+from taugrad.rl.several import Actors, Layout, networks
+from taugrad.rl.spaces import Sizes
+
+
+@dataclass(frozen=True)
+class MAPPO(Algorithm):
+    """Hyperparameters of PPO for several agents; ValueError if a number is out of range."""
+
+    central: bool = True  # whether a value sees all observations (MAPPO) or its agent's (IPPO)
+    shared: bool = False  # one actor and one value for all agents, told which agent it is
+    hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actors and values
+    epochs: int = 10  # passes over a rollout
+    batch_size: int = 256  # transitions of an optimizer step, of all agents each
+    gamma: float = 0.99  # discount
+    lam: float = 0.95  # lambda of the advantages
+    clip_range: float = 0.2  # eps, scaled as the learning rate is
+    ent_coef: float = 0.01  # coefficient of the entropy
+    vf_coef: float = 0.5  # coefficient of the values' loss
+    max_grad_norm: float = 0.5  # largest norm of the gradient
+    normalize: bool = False  # observations by their running mean and variance
+
+    changeable: ClassVar[tuple[str, ...]] = (
+        *("epochs", "batch_size", "gamma", "lam", "clip_range", "ent_coef", "vf_coef", "max_grad_norm"),
+    )
+
+    def __post_init__(self) -> None:
+        check_counts("hidden", self.hidden)
+        check_count("epochs", self.epochs)
+        check_count("batch_size", self.batch_size)
+        check_positive("clip_range", self.clip_range)
+        check_positive("max_grad_norm", self.max_grad_norm)
+        check_share("gamma", self.gamma)
+        check_share("lam", self.lam)
+
+    def build(self, sizes: Sizes) -> "MAPPOAgent":
+        """Build the agent; ValueError if `shared` agents differ."""
+        return MAPPOAgent(self, sizes)
+
+
+class MAPPOAgent(Agent):
+    """Actors and values of all agents."""
+
+    def __init__(self, hp: MAPPO, sizes: Sizes) -> None:
+        super().__init__()
+        parts, D, N = sizes.parts, sizes.observation, len(sizes.parts)
+        self.hp = hp
+        self.layout = Layout(parts)
+        self.policy = Policy(Actors(parts, hp.hidden, hp.shared), D, hp.normalize)
+        inputs = [D if hp.central else part.observation for part in parts]
+        self.value = networks(inputs, hp.hidden, [1] * N, "Tanh", shared=hp.shared, last_gain=1.0)
+
+    def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
+        """Make `epochs` passes over the newest rollout in minibatches."""
+        hp = self.hp
+        x, mask, alive, action, old, g, target = self._targets(window)
+        if len(x) == 0:  # a rollout of nothing but resets
+            return {}
+        eps = hp.clip_range * optimizer.param_groups[0]["lr"] / optimizer.defaults["lr"]
+        terms: dict[str, Tensor] = {}
+        for _ in range(hp.epochs):
+            for i in torch.randperm(len(x)).split(hp.batch_size):
+                loss, terms = self.loss(x[i], mask[i], alive[i], action[i], old[i], g[i], target[i], eps)
+                require_finite("PPO", loss, clock.steps)
+                optimizer.zero_grad()
+                loss.backward()
+                clip_grad_norm_(self.parameters(), hp.max_grad_norm)
+                optimizer.step()
+        return terms | {"train/ent_coef": torch.tensor(hp.ent_coef)}
+
+    def loss(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        alive: Tensor,
+        action: Tensor,
+        old: Tensor,
+        g: Tensor,
+        target: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of transitions (B, ...) over the choices of living agents; `old` is (B, N)."""
+        logits = self.policy.actor(x, mask)
+        log_prob, uncertainty = self._log_probs(logits, action)[alive], self.layout.sums(entropy(logits))[alive]
+        old, g, value, target = old[alive], g[alive], self.values(x)[alive], target[alive]
+        return clipped_loss(log_prob, old, g, value, target, uncertainty, eps, self.hp.vf_coef, self.hp.ent_coef)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Compute V_i, (..., N), of observations x (..., D)."""
+        everything = x.unsqueeze(-2).expand(*x.shape[:-1], self.layout.agents, -1)
+        return self.value(everything if self.hp.central else self.layout.observations(x))[..., 0]
+
+    def _log_probs(self, logits: Tensor, action: Tensor) -> Tensor:
+        """Compute log pi_i(a_i|x_i), (..., N)."""
+        return self.layout.sums(logits.log_softmax(-1).gather(-1, action.unsqueeze(-1))[..., 0])
+
+    @torch.no_grad()
+    def _targets(self, window: Window) -> tuple[Tensor, ...]:
+        """Transitions: x (n, D), mask (n, F, K), alive (n, N), action (n, F), log pi_old, A and G (n, N) each."""
+        rollout = window.sample(newest=1, others=0).map(lambda x: x.to(self.policy.actor.allowed.device))
+        x = self.policy.normalized(rollout.observation)
+        value, mask, alive = self.values(x), rollout.mask[:-1], rollout.alive[:-1]
+        later = next_alive(alive, rollout.alive[1:], rollout.truncated)
+        terminated, truncated = rollout.terminated[..., None] | ~later, rollout.truncated[..., None]
+        g = advantages(rollout.reward, value, terminated, truncated, self.hp.gamma, self.hp.lam)
+        # Not log_mu, because the normalization has changed since.
+        old = self._log_probs(self.policy.actor(x[:-1], mask), rollout.action)
+        parts = x[:-1], mask, alive, rollout.action, old, g, g + value[:-1]
+        return tuple(part[rollout.valid] for part in parts)
