@@ -371,10 +371,11 @@ def flattened(value):
 
 
 KILLED = """
-import sys
+import signal
 import numpy as np
 from taugrad.rl.envs.agents import make_parallel
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     env = make_parallel("helpers.trio", 2, processes=2)
     env.reset(seed=0)
     print(env._others[0].process.pid, flush=True)
