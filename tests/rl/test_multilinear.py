@@ -15,7 +15,7 @@ def test_the_policy_moves_less_the_less_is_left_of_the_training():
     moved = []
     for steps in (0, 90):
         torch.manual_seed(0)
-        agent = MultilinearActorCritic(hidden=(16,), batch_size=32, ent_coef=0.0).build(SIZES)
+        agent = MultilinearActorCritic(hidden=(16,), batch_size=32, ent_coef=0.0, kl_falls=True).build(SIZES)
         window = noise(Window(4, 8, 4, SIZES), agent)
         optimizer = torch.optim.Adam(agent.parameters(), lr=2e-2)
         terms = [agent.improve(window, optimizer, Clock(steps, 100)) for _ in range(12)]

@@ -9,7 +9,7 @@ step takes the newest rollouts and some of the window, and for all of them, with
 
 over minibatches. E_z A(s, z) and its gradient come from any estimator of the library: through a hard sample, by
 enumeration, or by the score function. S is a running scale of g. Entropy and KL are exact, sums over factors. `beta`
-is adapted to a KL that falls linearly from `kl_target` to 0; beyond twice that the actor pauses until the next rollout.
+is adapted to a KL of `kl_target`, which may fall to 0; beyond twice that the actor pauses until the next rollout.
 `ent_coef` falls linearly to 0, or is adapted to an entropy target that falls to 0 (1812.05905 has a fixed target). The
 expectation of A(s, .) under pi is A(s, pi), which centres the prediction.
 
@@ -69,14 +69,15 @@ class MultilinearActorCritic(Algorithm):
     lam: float = 0.95  # lambda of the traces
     ent_coef: float = 0.01  # coefficient of the entropy at the start
     ent_target: float | None = None  # entropy that ent_coef holds, a share of the largest, falling to 0; None: it falls
-    kl_target: float = 0.02  # KL between the policies before and after a training step, nats, at the start; falls to 0
+    kl_target: float = 0.02  # KL between the policies before and after a training step, nats
+    kl_falls: bool = False  # whether that falls to 0 with the training
     actor_clip: float = 0.5  # largest norm of the actor's gradient
     critic_clip: float = 2.0  # largest norm of the critics' gradient
     normalize: bool = True  # observations by their running mean and variance
 
     changeable: ClassVar[tuple[str, ...]] = (
         *("estimator", "tau", "newest", "replayed", "minibatches", "batch_size", "gamma", "lam"),
-        *("ent_coef", "ent_target", "kl_target", "actor_clip", "critic_clip"),
+        *("ent_coef", "ent_target", "kl_target", "kl_falls", "actor_clip", "critic_clip"),
     )
 
     def __post_init__(self) -> None:
@@ -123,7 +124,11 @@ class MultilinearAgent(Agent):
         if len(x) == 0:  # rollouts of nothing but resets
             return {}
         pi = old.softmax(-1)
-        tau, ent_coef, kl_target = hp.tau(clock.steps), self.ent_coef(clock), hp.kl_target * clock.remaining
+        tau, ent_coef, kl_target = (
+            hp.tau(clock.steps),
+            self.ent_coef(clock),
+            hp.kl_target * (clock.remaining if hp.kl_falls else 1),
+        )
         critics = [*self.front.parameters(), *self.advantage.parameters(), *self.value.parameters()]
         terms: dict[str, Tensor] = {}
         gain = uncertainty = divergence = torch.zeros(())
