@@ -397,7 +397,10 @@ def test_no_process_survives_the_one_that_trains(how, tmp_path):
     )
     worker = int(training.stdout.readline())
     training.send_signal(signal.Signals[how])
-    training.communicate(timeout=60)
+    try:
+        training.communicate(timeout=60)
+    finally:
+        training.kill()
     until = time.monotonic() + 60
     while running(worker):
         assert time.monotonic() < until
