@@ -193,6 +193,12 @@ def test_what_is_trusted_by_name_may_be_called_and_an_environment_s_module_too()
     with pytest.raises(CheckpointError, match=r"environment antigravity.env is not trusted: trust=\[antigravity\]"):
         require_trusted(parallel)
     require_trusted(parallel | {"id": "mpe2.simple_spread_v3"})
+    turns = {"_target_": "taugrad.rl.envs.turns.make", "id": "antigravity"}
+    with pytest.raises(CheckpointError, match=r"environment antigravity is not trusted: trust=\[antigravity\]"):
+        require_trusted(turns)
+    with pytest.raises(CheckpointError, match="is not trusted"):  # positional arguments name it as well
+        require_trusted({"_target_": turns["_target_"], "_args_": ["antigravity"]})
+    require_trusted(turns | {"id": "pettingzoo.classic.connect_four.connect_four"})
 
 
 def test_all_that_our_configs_put_into_a_checkpoint_is_trusted():
@@ -201,7 +207,8 @@ def test_all_that_our_configs_put_into_a_checkpoint_is_trusted():
     files = [file for group in groups for file in (conf / group).glob("*.yaml")]
     targets = {t for file in files for t in re.findall(r"_target_: ([\w.]+)", file.read_text())}
     assert len(targets) > 20
-    for target in targets - {f"taugrad.rl.envs.{n}" for n in ("minatar.make", "agents.make", "agents.make_parallel")}:
+    by_id = {f"taugrad.rl.envs.{n}" for n in ("minatar.make", "agents.make", "agents.make_parallel", "turns.make")}
+    for target in targets - by_id:
         require_trusted({"_target_": target})
     assert all(any(target.startswith(f"{package}.") for package in TRUSTED) for target in targets)
 

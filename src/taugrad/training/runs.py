@@ -21,7 +21,8 @@ TRUSTED = (
     *("taugrad.data", "taugrad.estimators", "taugrad.models", "taugrad.nets", "taugrad.rl", "taugrad.schedules"),
     *("taugrad.training.images", "taugrad.training.policies", "taugrad.training.trained", "torch.nn", "torch.optim"),
 )
-# Modules that an environment's id imports: `module:name`, and all of it if several agents act in parallel.
+# Modules that an environment's id imports: `module:name`, or all of it by these functions.
+_IMPORTERS = ("taugrad.rl.envs.agents.make_parallel", "taugrad.rl.envs.turns.make")
 _TRUSTED_ENVIRONMENTS = ("lbforaging", "mpe2", "pettingzoo", "rware")
 
 
@@ -88,9 +89,9 @@ def require_trusted(config: Any, trust: Sequence[str] = ()) -> None:
     if "_target_" in config:
         _require_trusted_target(str(config["_target_"]), (*TRUSTED, *trust))
         package, colon, _ = str(config.get("id", "")).partition(":")
-        imports = colon or str(config["_target_"]).rpartition(".")[2] == "make_parallel"
+        imports = colon or str(config["_target_"]) in _IMPORTERS
         if imports and not _within(package, (*_TRUSTED_ENVIRONMENTS, *trust)):
-            raise CheckpointError(f"environment {config['id']} {_not_trusted(package)}")
+            raise CheckpointError(f"environment {config.get('id', 'by position')} {_not_trusted(package)}")
     for child in config.values():
         require_trusted(child, trust)
 
