@@ -9,20 +9,16 @@ and L is PPO's over all choices of all living agents, the advantages normalized 
 gets after it has left is lost to it. For one agent this is PPO, to the bit.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from taugrad.checks import check_count, check_counts, check_positive, check_share, require_finite
 from taugrad.ops.categorical import entropy
 from taugrad.rl.actor import Policy
-from taugrad.rl.algorithm import Agent, Algorithm, Clock
-from taugrad.rl.ppo import clipped_loss
+from taugrad.rl.algorithm import Agent, Clock
+from taugrad.rl.ppo import Clipped, clipped_loss
 from taugrad.rl.returns import advantages
 from taugrad.rl.rollouts import Window, next_alive
 from taugrad.rl.several import Actors, Layout, networks
@@ -30,34 +26,15 @@ from taugrad.rl.spaces import Sizes
 
 
 @dataclass(frozen=True)
-class MAPPO(Algorithm):
+class MAPPO(Clipped):
     """Hyperparameters of PPO for several agents; ValueError if a number is out of range."""
 
-    central: bool = True  # whether a value sees all observations (MAPPO) or its agent's (IPPO)
-    shared: bool = False  # one actor and one value for all agents, told which agent it is
-    hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actors and values
     epochs: int = 10  # passes over a rollout
-    batch_size: int = 256  # transitions of an optimizer step, of all agents each
     gamma: float = 0.99  # discount
     lam: float = 0.95  # lambda of the advantages
-    clip_range: float = 0.2  # eps, scaled as the learning rate is
     ent_coef: float = 0.01  # coefficient of the entropy
-    vf_coef: float = 0.5  # coefficient of the values' loss
-    max_grad_norm: float = 0.5  # largest norm of the gradient
-    normalize: bool = False  # observations by their running mean and variance
-
-    changeable: ClassVar[tuple[str, ...]] = (
-        *("epochs", "batch_size", "gamma", "lam", "clip_range", "ent_coef", "vf_coef", "max_grad_norm"),
-    )
-
-    def __post_init__(self) -> None:
-        check_counts("hidden", self.hidden)
-        check_count("epochs", self.epochs)
-        check_count("batch_size", self.batch_size)
-        check_positive("clip_range", self.clip_range)
-        check_positive("max_grad_norm", self.max_grad_norm)
-        check_share("gamma", self.gamma)
-        check_share("lam", self.lam)
+    central: bool = True  # whether a value sees all observations (MAPPO) or its agent's (IPPO)
+    shared: bool = False  # one actor and one value for all agents, told which agent it is
 
     def build(self, sizes: Sizes) -> "MAPPOAgent":
         """Build the agent; ValueError if `shared` agents differ."""
@@ -78,21 +55,7 @@ class MAPPOAgent(Agent):
 
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
         """Make `epochs` passes over the newest rollout in minibatches."""
-        hp = self.hp
-        x, mask, alive, action, old, g, target = self._targets(window)
-        if len(x) == 0:  # a rollout of nothing but resets
-            return {}
-        eps = hp.clip_range * optimizer.param_groups[0]["lr"] / optimizer.defaults["lr"]
-        terms: dict[str, Tensor] = {}
-        for _ in range(hp.epochs):
-            for i in torch.randperm(len(x)).split(hp.batch_size):
-                loss, terms = self.loss(x[i], mask[i], alive[i], action[i], old[i], g[i], target[i], eps)
-                require_finite("PPO", loss, clock.steps)
-                optimizer.zero_grad()
-                loss.backward()
-                clip_grad_norm_(self.parameters(), hp.max_grad_norm)
-                optimizer.step()
-        return terms | {"train/ent_coef": torch.tensor(hp.ent_coef)}
+        return self.hp.passes(self.loss, self._targets(window), list(self.parameters()), optimizer, clock)
 
     def loss(
         self,

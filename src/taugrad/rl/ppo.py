@@ -7,7 +7,7 @@ The joint probability of an action is the product over its factors. Every traini
 newest rollout. Entropy is exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,11 +27,10 @@ from taugrad.rl.spaces import Sizes
 
 
 @dataclass(frozen=True)
-class PPO(Algorithm):
-    """Hyperparameters of PPO with a clipped objective; ValueError if a number is out of range."""
+class Clipped(Algorithm):
+    """Hyperparameters of a clipped objective, which PPO and MAPPO share; ValueError if a number is out of range."""
 
-    hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actor and value
-    trunk: str = "mlp"  # or "conv", for pictures
+    hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actors and values
     epochs: int = 20  # passes over a rollout
     batch_size: int = 256  # transitions of an optimizer step
     gamma: float = 0.98  # discount
@@ -48,13 +47,50 @@ class PPO(Algorithm):
 
     def __post_init__(self) -> None:
         check_counts("hidden", self.hidden)
-        check_trunk(self.trunk, self.hidden)
         check_count("epochs", self.epochs)
         check_count("batch_size", self.batch_size)
         check_positive("clip_range", self.clip_range)
         check_positive("max_grad_norm", self.max_grad_norm)
         check_share("gamma", self.gamma)
         check_share("lam", self.lam)
+
+    def passes(
+        self,
+        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        parts: Sequence[Tensor],
+        parameters: Sequence[nn.Parameter],
+        optimizer: Optimizer,
+        clock: Clock,
+    ) -> dict[str, Tensor]:
+        """Make `epochs` passes in minibatches over transitions, `parts` (n, ...), which `loss` takes with eps.
+
+        Return the terms of the last loss; none if there is no transition.
+        """
+        n = len(parts[0])
+        if n == 0:  # a rollout of nothing but resets
+            return {}
+        eps = self.clip_range * optimizer.param_groups[0]["lr"] / optimizer.defaults["lr"]
+        terms: dict[str, Tensor] = {}
+        for _ in range(self.epochs):
+            for i in torch.randperm(n).split(self.batch_size):
+                total, terms = loss(*(part[i] for part in parts), eps)
+                require_finite("PPO", total, clock.steps)
+                optimizer.zero_grad()
+                total.backward()
+                clip_grad_norm_(parameters, self.max_grad_norm)
+                optimizer.step()
+        return terms | {"train/ent_coef": torch.tensor(self.ent_coef)}
+
+
+@dataclass(frozen=True)
+class PPO(Clipped):
+    """Hyperparameters of PPO with a clipped objective; ValueError if a number is out of range."""
+
+    trunk: str = "mlp"  # or "conv", for pictures
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_trunk(self.trunk, self.hidden)
 
     def build(self, sizes: Sizes) -> "PPOAgent":
         """Build the agent."""
@@ -75,21 +111,7 @@ class PPOAgent(Agent):
 
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
         """Make `epochs` passes over the newest rollout in minibatches."""
-        hp = self.hp
-        x, mask, action, old, g, target = self._targets(window)
-        if len(x) == 0:  # a rollout of nothing but resets
-            return {}
-        eps = hp.clip_range * optimizer.param_groups[0]["lr"] / optimizer.defaults["lr"]
-        terms: dict[str, Tensor] = {}
-        for _ in range(hp.epochs):
-            for i in torch.randperm(len(x)).split(hp.batch_size):
-                loss, terms = self.loss(x[i], mask[i], action[i], old[i], g[i], target[i], eps)
-                require_finite("PPO", loss, clock.steps)
-                optimizer.zero_grad()
-                loss.backward()
-                clip_grad_norm_(self.parameters(), hp.max_grad_norm)
-                optimizer.step()
-        return terms | {"train/ent_coef": torch.tensor(hp.ent_coef)}
+        return self.hp.passes(self.loss, self._targets(window), list(self.parameters()), optimizer, clock)
 
     def loss(
         self, x: Tensor, mask: Tensor, action: Tensor, old: Tensor, g: Tensor, target: Tensor, eps: float
