@@ -46,7 +46,7 @@ def test_it_is_a_sample_times_the_codebooks_with_the_estimators_gradient(estimat
     q = quantizer.logits(x)
     for g in range(2):
         z = estimator.sample(q[..., g, :], 0.7, generator=random)
-        parts.append(z @ quantizer.codebook[g])
+        parts.append(z @ quantizer.entries[g])
         classes.append(z.argmax(-1))
     expected = torch.cat(parts, -1)
     torch.testing.assert_close(quantized, expected)
@@ -60,7 +60,7 @@ def test_logits_by_distance_are_those_of_every_pair_of_standardized_features_and
     x = 3 + 2 * torch.randn(3, 4, 6, dtype=torch.float64)
     rows = x.view(-1, 6)
     standard = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-5).sqrt()
-    d2 = (standard.view(12, 2, 1, 3) - quantizer.codebook).square().sum(-1)
+    d2 = (standard.view(12, 2, 1, 3) - quantizer.entries).square().sum(-1)
     expected = -quantizer.log_precision.exp().view(2, 1) * d2
     found = quantizer.logits(x).view(12, 2, 5)
     torch.testing.assert_close(found.softmax(-1), expected.softmax(-1))  # |x|^2 is the same for all

@@ -258,9 +258,16 @@ def bench_tokenizers(arguments: argparse.Namespace) -> list[Record]:
         for name, contestant in tokenizers.contestants(K, arguments.steps).items():
             if arguments.only and not any(part in name for part in arguments.only):
                 continue
-            found = tokenizers.compare(contestant, K, train, test, arguments.steps, arguments.batch, arguments.lr)
-            records.append({"shape": f"{K} codes", "contestant": name, **found})
-            print(json.dumps(records[-1]), file=sys.stderr, flush=True)  # a run is long
+            found = []
+            for seed in arguments.seeds:
+                settings = (arguments.steps, arguments.batch, arguments.lr, seed)
+                found.append(tokenizers.compare(contestant, K, train, test, *settings))
+                print(json.dumps({"contestant": name, "seed": seed, **found[-1]}), file=sys.stderr, flush=True)
+            record: Record = {"shape": f"{K} codes", "contestant": name}
+            record |= {key: statistics.mean(run[key] for run in found) for key in found[0]}
+            if len(found) > 1:
+                record["mse_sd"] = statistics.stdev(run["mse"] for run in found)
+            records.append(record)
     return records
 
 

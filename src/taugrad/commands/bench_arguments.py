@@ -88,11 +88,12 @@ def parser() -> argparse.ArgumentParser:
     tokenizers.add_argument("--steps", type=count, default=1000, help="optimizer steps of each training")
     tokenizers.add_argument("--batch", type=count, default=64, help="pictures of a step")
     tokenizers.add_argument("--lr", type=float, default=1e-3)
+    tokenizers.add_argument("--seeds", type=int, nargs="+", default=[0], help="the numbers are means over them")
     tokenizers.add_argument("--only", nargs="+", help="parts of the names of those to run")
     tokenizers.add_argument("overrides", nargs="*", help="of the config, such as data=image_folder data.source.root=x")
     caption = (
-        "mse: of intensities in [0, 1], on the test split; psnr: in dB; in use: share of the codes that stand for any "
-        "place of a test picture"
+        "mse: of intensities in [0, 1], on the test split; mse_sd: its deviation over seeds; psnr: in dB; in use: share"
+        " of the codes that stand for any place of a test picture"
     )
     tokenizers.set_defaults(caption=caption, plotted=("psnr", "PSNR, dB"))
 

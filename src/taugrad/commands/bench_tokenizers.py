@@ -79,18 +79,20 @@ def ours(dim: int, K: int, estimator: Pathwise) -> Callable[[], nn.Module]:
     return lambda: CategoricalQuantizer(dim, K, estimator, logits="distance", loss="diversity", weight=0.1)
 
 
-def compare(contestant: Contestant, K: int, train: Split, test: Split, steps: int, batch: int, lr: float) -> dict:
+def compare(
+    contestant: Contestant, K: int, train: Split, test: Split, steps: int, batch: int, lr: float, seed: int
+) -> dict[str, float]:
     """Train an autoencoder around a quantizer; return milliseconds a step, and the errors and codes of the test."""
     images = train.images
     if not isinstance(images, Tensor):
         raise ConfigError("data must fit in memory here: raise data.source.in_memory")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     quantizer = contestant.build()
     net = Tokenizer(images.shape[1:], codes=2, dim=contestant.dim, channels=[32, 64])
     net.quantizer = quantizer  # pyright: ignore[reportAttributeAccessIssue]
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     factor = Cosine(1.0, 0.02, steps)
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     for step in range(steps):
         for group in optimizer.param_groups:

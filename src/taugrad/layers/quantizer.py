@@ -23,6 +23,9 @@ from taugrad.ops.categorical import entropy, kl_to_uniform, unimix
 
 _LOGITS = ("linear", "distance")
 _LOSSES = ("kl", "diversity")
+_GAIN = (
+    10.0  # of entries by distance over their parameters: Adam moves them ten times as fast as it moves a net's weights
+)
 
 
 class Quantized(NamedTuple):
@@ -111,7 +114,8 @@ class CategoricalQuantizer(nn.Module):
         self.dim, self.codes, self.groups, self.code_dim = dim, codes, groups, code_dim
         self.estimator, self.weight, self.loss, self.unimix = estimator, weight, loss, unimix
         self.restore, self.channel_first = restore, channel_first
-        self.codebook = nn.Parameter(torch.randn(groups, codes, code_dim // groups))
+        self.gain = 1.0 if logits == "linear" else _GAIN
+        self.codebook = nn.Parameter(torch.randn(groups, codes, code_dim // groups) / self.gain)
         self.projection = self.standardize = None
         if logits == "linear":
             self.projection = nn.Linear(dim, groups * codes)
@@ -122,6 +126,11 @@ class CategoricalQuantizer(nn.Module):
             # Where d-dimensional entries lie as densely as K of them can, the nearest is about sqrt(d) K^(-1/d) away.
             d = dim // groups
             self.log_precision = nn.Parameter(torch.full((groups,), math.log(2 * codes ** (2 / d) / d)))
+
+    @property
+    def entries(self) -> Tensor:
+        """Entries e of the codebooks, (G, K, code_dim / G): the parameter `codebook` times `gain`."""
+        return self.codebook if self.gain == 1 else self.gain * self.codebook
 
     def forward(
         self,
@@ -172,12 +181,12 @@ class CategoricalQuantizer(nn.Module):
         """
         if not self.training:
             indices = logits.argmax(-1)
-            return self._restored(self._entries(indices)), indices
+            return self._restored(self._chosen(indices)), indices
         estimator = self.estimator if estimator is None else estimator
         check_pathwise(estimator)
         drawn = [
             estimator.embedding(group, book, tau, generator=generator)
-            for group, book in zip(logits.unbind(-2), self.codebook, strict=True)
+            for group, book in zip(logits.unbind(-2), self.entries, strict=True)
         ]
         entries, indices = zip(*drawn, strict=True)
         return self._restored(torch.cat(entries, -1)), torch.stack(indices, -1)
@@ -222,12 +231,12 @@ class CategoricalQuantizer(nn.Module):
         if readable(indices) and indices.numel() and not 0 <= indices.min() <= indices.max() < self.codes:
             found = f"{indices.min().item()} to {indices.max().item()}"
             raise ValueError(f"indices must be in [0, {self.codes - 1}], got {found}")
-        return self._out(self._restored(self._entries(indices if self.groups > 1 else indices.unsqueeze(-1))))
+        return self._out(self._restored(self._chosen(indices if self.groups > 1 else indices.unsqueeze(-1))))
 
     def mix(self, z: Tensor) -> Tensor:
         """Return entries (..., code_dim) of one-hot, or soft, `z` (..., G, K)."""
         return self._restored(
-            torch.cat([part @ book for part, book in zip(z.unbind(-2), self.codebook, strict=True)], -1)
+            torch.cat([part @ book for part, book in zip(z.unbind(-2), self.entries, strict=True)], -1)
         )
 
     def usage(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,12 +259,13 @@ class CategoricalQuantizer(nn.Module):
         rows = standardized(self.standardize, rows, training).unflatten(-1, (self.groups, -1)).transpose(0, 1)
         s = self.log_precision.exp().view(-1, 1, 1)
         # -s |x - e|^2 + s |x|^2, which is the same for all k; s meets the small tensors, not the logits
-        squares = s * self.codebook.square().sum(-1).unsqueeze(1)
-        logits = torch.baddbmm(squares, s * rows, self.codebook.mT, beta=-1, alpha=2)
+        e = self.entries
+        squares = s * e.square().sum(-1).unsqueeze(1)
+        logits = torch.baddbmm(squares, s * rows, e.mT, beta=-1, alpha=2)
         return logits.transpose(0, 1).view(*x.shape[:-1], self.groups, self.codes)
 
-    def _entries(self, indices: Tensor) -> Tensor:
-        parts = [book[index] for book, index in zip(self.codebook, indices.unbind(-1), strict=True)]
+    def _chosen(self, indices: Tensor) -> Tensor:
+        parts = [book[index] for book, index in zip(self.entries, indices.unbind(-1), strict=True)]
         return torch.cat(parts, -1)
 
     def _restored(self, e: Tensor) -> Tensor:
