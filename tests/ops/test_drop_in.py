@@ -438,6 +438,7 @@ def test_exported_programs_have_any_batch_and_run_where_there_is_no_taugrad(tmp_
     assert done.stdout.split("\n")[:2] == ["(7, 5)", "(7, 5, 4, 6)"]
 
 
+@pytest.mark.usefixtures("onnx_functions")
 @pytest.mark.parametrize("i", [0, 1, 3])
 @pytest.mark.command
 def test_onnx_files_sample_in_onnxruntime(i, tmp_path):
