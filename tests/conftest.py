@@ -4,6 +4,7 @@ import gc
 import lzma
 import os
 from collections.abc import Iterator
+from copy import copy
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -41,8 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Collect garbage from here on, and never among what is imported."""
+    """Collect garbage from here on, never among what is imported, and less often than after 700 objects."""
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
     gc.enable()
 
 
@@ -74,6 +76,23 @@ def trained(tmp_path_factory):
     assert result.returncode == 0, result.stderr
     (run_directory,) = (directory / "outputs" / "cat_vae").iterdir()
     return run_directory, result
+
+
+@pytest.fixture(scope="session")
+def onnx_functions():
+    """Lets ONNX's exporter copy its registry, for which it parses five hundred functions: a second an export."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    fill = lru_cache(ONNXRegistry.from_torchlib)
+
+    def copied(*arguments, **keywords):
+        registry = copy(fill(*arguments, **keywords))
+        registry.functions = {target: list(known) for target, known in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
+        yield
 
 
 @pytest.fixture

@@ -240,6 +240,8 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         return value
     if schema is None:  # a type that a config cannot express
         return value
+    if type(value) in (typing.get_args(schema) if _is_union(schema) else (schema,)):  # a third of a ms for OmegaConf
+        return value
     try:
         node = OmegaConf.structured(_holder(schema))
         node.value = value

@@ -156,7 +156,7 @@ def test_a_process_of_the_benchmark_waits_as_it_is_told_whatever_its_parent_was_
 
 
 def test_classes_measures_a_sampled_and_a_marginalized_class_at_every_number_of_classes(records):
-    small = ["model.channels=[2,2]", "model.hidden=8", "model.latent_size=2", "data.batch_size=4"]
+    small = ["model.channels=[2,2]", "model.hidden=8", "model.latent_size=2", "data.batch_size=50"]
     found = records("classes", *small, "--steps", "4", "--classes", "10", "12")
     assert set(found) == {(f"{c} classes", way) for c in (10, 12) for way in ("sampled", "marginalized")}
     assert all("over_previous" in record for (_, way), record in found.items() if way == "marginalized")

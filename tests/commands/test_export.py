@@ -42,6 +42,7 @@ MODELS = {
 }
 
 
+@pytest.mark.usefixtures("onnx_functions")
 @pytest.mark.parametrize("name", MODELS)
 def test_an_exported_model_chooses_as_the_run_does(name, tmp_path):
     trained = run("train.py", *MODELS[name], f"hydra.run.dir={tmp_path}", cwd=tmp_path)
@@ -100,6 +101,7 @@ def test_another_model_or_a_decoder_is_no_circuit(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("onnx_functions")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's writer of ONNX
 def test_a_policy_whose_environment_gives_masks_is_exported_with_a_second_input(tmp_path, monkeypatch, capsys):
     task = masked_policy()

@@ -56,6 +56,7 @@ def test_a_run_reports_errors_and_codes_and_draws_its_reconstructions(tokenizer)
         assert (picture.mode, picture.size) == ("RGB", (10 * 12, 2 * 8))
 
 
+@pytest.mark.usefixtures("onnx_functions")
 def test_both_parts_are_exported(tokenizer, tmp_path):
     for part in ("encoder", "decoder"):
         result = run("export.py", f"run={tokenizer}", f"out={part}.onnx", f"part={part}", cwd=tmp_path)

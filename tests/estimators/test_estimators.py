@@ -35,6 +35,11 @@ pytestmark = pytest.mark.usefixtures("backend")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
+def every_shape_and_every_dtype(*shapes):
+    """Each shape in single precision, and each dtype in the last shape: no code depends on both."""
+    return [*((shape, torch.float32) for shape in shapes[:-1]), *((shapes[-1], dtype) for dtype in DTYPES)]
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -68,8 +73,7 @@ def test_estimators_are_frozen_hashable_and_comparable(estimator):
 # The contract of `expectation`, over every estimator
 
 
-@each("dtype", DTYPES)
-@each("lead", [(), (7,), (2, 3)])
+@each("lead, dtype", every_shape_and_every_dtype((), (7,), (2, 3)))
 @each("estimator", EVERY)
 def test_expectation_takes_any_leading_shape_and_dtype(estimator, lead, dtype):
     logits = torch.randn(*lead, 2, 3).to(dtype).requires_grad_()
@@ -135,8 +139,7 @@ def test_the_gradient_to_fs_own_parameters_is_that_of_its_values(estimator):
 # The contract, over every pathwise estimator
 
 
-@each("dtype", DTYPES)
-@each("shape", [(5,), (7, 5), (2, 3, 5)])
+@each("shape, dtype", every_shape_and_every_dtype((5,), (7, 5), (2, 3, 5)))
 @each("estimator", PATHWISE)
 def test_samples_have_the_logits_shape_and_dtype_and_sum_to_one_along_dim(estimator, shape, dtype):
     for dim in range(-len(shape), len(shape)):
@@ -149,7 +152,7 @@ def test_samples_have_the_logits_shape_and_dtype_and_sum_to_one_along_dim(estima
 @each("estimator", HARD)
 def test_hard_samples_are_one_hot_to_the_bit_and_distributed_as_softmax(estimator, dtype):
     logits = torch.tensor([0.5, -1.0, 2.0, -torch.inf]).to(dtype)
-    z = estimator.sample(logits.expand(40_000, 4), 0.3)
+    z = estimator.sample(logits.expand(10_000, 4), 0.3)
     assert torch.equal(z.unique(), torch.tensor([0.0, 1.0], dtype=dtype))
     assert frequencies_p_value(z.double().sum(0), logits.double().softmax(-1)) > FALSE_FAILURE
 
@@ -166,7 +169,7 @@ def test_a_generator_determines_the_sample_and_spares_the_global_state(estimator
 @each("dtype", DTYPES)
 @each("estimator", PATHWISE)
 def test_a_masked_class_is_never_drawn_and_gets_no_gradient(estimator, dtype):
-    logits = torch.zeros(10_000, 3, dtype=dtype)
+    logits = torch.zeros(2000, 3, dtype=dtype)
     logits[:, 1] = -torch.inf
     logits.requires_grad_()
     z = estimator.sample(logits, 0.5)
@@ -479,7 +482,7 @@ def test_gumbel_rao_keeps_the_expectation_and_lowers_the_variance_with_every_dra
     A = torch.randn(4, 4, dtype=torch.float64)
     f = lambda z: quadratic(A, z.squeeze(-2))  # noqa: E731
     st = sampled_gradients(STGumbelSoftmax(), f, logits, 0.3)
-    gradients = [sampled_gradients(GumbelRao(draws=n), f, logits, 0.3) for n in (1, 2, 10, 50)]
+    gradients = [sampled_gradients(GumbelRao(draws=n), f, logits, 0.3) for n in (1, 2, 5, 20)]
     for g in gradients:
         difference = g - st  # independent draws: the variances add
         assert mean_p_value(difference, torch.zeros(1, 4)) > FALSE_FAILURE

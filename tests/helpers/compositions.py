@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_store import ConfigStore
@@ -23,7 +23,7 @@ CONF = Path(__file__).parents[2] / "conf"
 def remember_compositions() -> None:
     """Let Hydra copy what it made of the same files and options before."""
     load, merge = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
-    make_list = config_loader_impl.create_defaults_list
+    make_list, map_choices = config_loader_impl.create_defaults_list, defaults_list._create_interpolation_map
     made: dict[tuple, bytes] = {}
 
     def remembered(repo: Any, key: tuple, make: Callable[[], Any]) -> Any:
@@ -46,10 +46,15 @@ def remember_compositions() -> None:
     def compose(self, defaults, repo):
         return remembered(repo, ("config", repr(defaults)), lambda: merge(self, defaults, repo))
 
+    def choices_where_referred_to(overrides, defaults, self_added):
+        referring = any(default.is_interpolation() for default in defaults)
+        return map_choices(overrides, defaults, self_added) if referring else None
+
     ConfigStore.__deepcopy__ = lambda store, _: store  # each composition would copy all that is registered, to read it
     ConfigRepository.load_config = load_config
     ConfigLoaderImpl._compose_config_from_defaults_list = compose
     config_loader_impl.create_defaults_list = create_defaults_list
+    defaults_list._create_interpolation_map = choices_where_referred_to  # each of 20 files would copy all choices
 
 
 def _lasts(repo: Any) -> bool:

@@ -120,12 +120,12 @@ class Losses(Callback):
         pl_module.model.loss_terms = noted
 
 
-def first_and_last_loss(task, x, directory):
-    """Mean training losses of the first 5 and the last 20 of 150 steps on images x (50, 4, 4)."""
+def first_and_last_loss(task, x, directory, steps=150):
+    """Mean training losses of the first 5 and the last 20 steps on images x (50, 4, 4)."""
     losses = Losses()
     split = Split(x.repeat(30, 1, 1), torch.zeros(1500, dtype=torch.int64))  # one epoch
-    run = trainer(directory, losses, max_steps=150, limit_val_batches=0)
+    run = trainer(directory, losses, max_steps=steps, limit_val_batches=0)
     run.fit(task, *loaders(split, stack=10))
     seen = torch.tensor([loss for loss, *_ in losses.losses.values()])
-    assert len(seen) == 150
+    assert len(seen) == steps
     return seen[:5].mean(), seen[-20:].mean()

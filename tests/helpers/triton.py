@@ -1,5 +1,6 @@
 """Triton's kernels: on a GPU, or on a CPU by Triton's interpreter, which tests/conftest.py asks for."""
 
+from dataclasses import replace
 from types import FunctionType
 
 import pytest
@@ -39,5 +40,27 @@ def patch_the_language_once_a_launch() -> None:
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch_anew
 
 
+def check_no_overflow() -> None:
+    """Spare the interpreter a third of the rest: it checks each sum of integers and, without `debug`, drops it."""
+    builder = interpreter.interpreter_builder
+    assert not builder.options.debug
+    builder.options = replace(builder.options, sanitize_overflow=False)
+
+
+def look_dtypes_up() -> None:
+    """Spare it the tables of numpy's types, one of which it makes at each operation."""
+    make, found = interpreter._get_np_dtype, {}
+
+    def look_up(dtype):
+        name = str(dtype.scalar)
+        if name not in found:
+            found[name] = make(dtype.scalar)
+        return found[name]
+
+    interpreter._get_np_dtype = look_up
+
+
 if DEVICE == "cpu":
     patch_the_language_once_a_launch()
+    check_no_overflow()
+    look_dtypes_up()

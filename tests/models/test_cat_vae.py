@@ -25,11 +25,12 @@ def weights(module):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_training_lowers_the_loss_with_every_estimator(name, tmp_path):
     few = {"draws": 5} if name == "GumbelRao" else {}
-    task = cat_vae(estimator=getattr(estimators, name)(**few), lr_factor=Constant(1.0))
+    fast = partial(torch.optim.Adam, lr=3e-2, fused=True)
+    task = cat_vae(estimator=getattr(estimators, name)(**few), lr_factor=Constant(1.0), optimizer=fast)
     x = torch.zeros(50, 4, 4, dtype=torch.uint8)
     x[:25, :2], x[25:, 2:] = 255, 255  # two images: 0.69 nats
-    first, last = first_and_last_loss(task, x, tmp_path)
-    assert last < first / 2
+    first, last = first_and_last_loss(task, x, tmp_path, steps=80)
+    assert last < first / 2  # a third of it at most, of two seeds of five estimators
 
 
 def test_the_training_loss_is_minus_the_elbo():

@@ -141,11 +141,11 @@ def test_a_temperature_a_row_is_the_dense_oracles_of_each_row(shape, dim):
     for found, expected in zip(torch.autograd.grad((hard * weights).sum(), (logits, tau)), (dx, dtau), strict=True):
         torch.testing.assert_close(found, expected)
     soft = lambda x, tau: taugrad.gumbel_softmax(x, tau, dim=dim, generator=generator())  # noqa: E731
-    assert torch.autograd.gradcheck(soft, (logits, tau))
+    assert torch.autograd.gradcheck(soft, (logits, tau), fast_mode=True)
     own = lambda x, tau: softmax.softmax(x, tau, dim)  # noqa: E731
-    assert torch.autograd.gradcheck(own, (logits, tau), check_forward_ad=True)
+    assert torch.autograd.gradcheck(own, (logits, tau), check_forward_ad=True, fast_mode=True)
     if tau.numel() > 4:  # of the fewer, the second derivatives are sums of these; test_softmax.py has one tau for all
-        assert torch.autograd.gradgradcheck(own, (logits, tau))
+        assert torch.autograd.gradgradcheck(own, (logits, tau), fast_mode=True)
     jacobian = softmax.softmax_jacobian(own(logits, tau).detach(), tau.detach(), dim)
     found = torch.einsum("...ij,...j->...i", jacobian, weights.movedim(dim, -1)).movedim(-1, dim)
     torch.testing.assert_close(found, torch.autograd.grad((own(logits, tau) * weights).sum(), logits)[0])
@@ -438,6 +438,7 @@ def test_exported_programs_have_any_batch_and_run_where_there_is_no_taugrad(tmp_
     assert done.stdout.split("\n")[:2] == ["(7, 5)", "(7, 5, 4, 6)"]
 
 
+@pytest.mark.usefixtures("onnx_functions")
 @pytest.mark.parametrize("i", [0, 1, 3])
 @pytest.mark.command
 def test_onnx_files_sample_in_onnxruntime(i, tmp_path):

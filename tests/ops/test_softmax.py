@@ -32,7 +32,7 @@ def test_a_tensor_tau_gives_what_its_number_gives(dtype, tau_dtype):
 
 @each("dim", [0, 1, 2, -1])
 def test_gradients_to_x_and_tau_of_every_order_and_mode_match_finite_differences(dim):
-    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
     tau = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     call = lambda x, tau: softmax(x, tau, dim)  # noqa: E731
     assert gradcheck(call, (x, tau), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)

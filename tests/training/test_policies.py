@@ -60,10 +60,10 @@ def weights(module):
 
 
 @pytest.mark.parametrize(
-    ("model", "steps"), [("policy", 8_000), ("ppo", 12_000)], ids=["straight-through Gumbel-Softmax", "PPO"]
+    ("model", "steps"), [("policy", 8_000), ("ppo", 8_000)], ids=["straight-through Gumbel-Softmax", "PPO"]
 )
 def test_cart_poles_stand_longer_after_some_training(model, steps, tmp_path):
-    # Random play lasts 22 steps; of 4 seeds none was below 197 (policy) and 138 (PPO).
+    # Random play lasts 22 steps; of 4 seeds none was below 197 (policy) and 145 (PPO).
     model = task(f"model={model}", f"env.max_env_steps={steps}", "evaluation.every=100_000")
     before = model.play(20, greedy=False)[0].mean()
     trainer(tmp_path, limit_val_batches=0).fit(model)
@@ -313,10 +313,10 @@ def test_the_entropys_coefficient_follows_its_target_which_falls():
 
 
 def test_a_policy_with_an_entropy_target_stays_near_it():
-    # Of 5 seeds the mean was 0.479 to 0.507 of the uniform policy's with the target, of 4 seeds 0.15 to 0.16 without.
+    # Of 4 seeds the mean was 0.487 to 0.506 of the uniform policy's with the target, 0.16 to 0.18 without.
     small = ["model.newest=4", "model.replayed=4", "model.minibatches=4", "optimizer.lr=4e-3"]
     means = []
-    for target, iterations in (("null", 48), ("0.5", 80)):
+    for target, iterations in (("null", 40), ("0.5", 64)):
         changes = ["env.max_env_steps=1_000_000", "model.ent_coef=0.1", f"model.ent_target={target}"]
         model, improve = improving(task(*BANDIT, *changes, *small))
         entropies = []
