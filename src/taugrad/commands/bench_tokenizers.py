@@ -48,7 +48,7 @@ def contestants(K: int, steps: int) -> dict[str, Contestant]:
     if K not in LEVELS:
         raise ConfigError(f"--codes must be of {', '.join(map(str, LEVELS))}, for which FSQ has levels, got {K}")
     theirs: Any = extra("vector_quantize_pytorch", "tokenizers")
-    down = Exponential(4.0, 1.0, math.log(4.0) / steps)
+    down = Exponential(8.0, 4.0, math.log(2.0) / steps)
     of: dict[str, tuple[Pathwise, Schedule]] = {
         "straight-through Gumbel-Softmax": (STGumbelSoftmax(), down),
         "straight-through": (StraightThrough(), down),
@@ -76,7 +76,8 @@ def contestants(K: int, steps: int) -> dict[str, Contestant]:
 
 def ours(dim: int, K: int, estimator: Pathwise) -> Callable[[], nn.Module]:
     """Return what builds our quantizer."""
-    return lambda: CategoricalQuantizer(dim, K, estimator, logits="distance", loss="diversity", weight=0.1)
+    options = {"logits": "distance", "loss": "diversity", "weight": 0.1, "precision": 8.0}
+    return lambda: CategoricalQuantizer(dim, K, estimator, **options)
 
 
 def compare(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
-from taugrad.checks import check_count
+from taugrad.checks import check_count, check_positive
 from taugrad.errors import LogitsError
 from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops._torch import readable, tracing
@@ -58,6 +58,8 @@ class CategoricalQuantizer(nn.Module):
         logits: "linear" or "distance".
         loss: "kl" or "diversity".
         weight: of the loss, at least 0; the loss of weight 0 is a plain zero.
+        precision: with distances, s at first, in units of $K^{2/d} / d$, about the inverse square of the distance from
+            a feature of d dimensions to the nearest of K entries. A higher one draws with less noise.
         unimix: share of the uniform categorical in q, in [0, 1).
         restore: with distances, return entries in the scale of x, by the running mean and deviation.
         channel_first: features are (batch, D, ...) in place of (..., D).
@@ -87,6 +89,7 @@ class CategoricalQuantizer(nn.Module):
         logits: str = "linear",
         loss: str = "kl",
         weight: float = 0.0,
+        precision: float = 2.0,
         unimix: float = 0.0,
         restore: bool = False,
         channel_first: bool = False,
@@ -104,6 +107,7 @@ class CategoricalQuantizer(nn.Module):
             raise ValueError(f"code_dim must be dim, {dim}, for logits by distance, got {code_dim}")
         if code_dim % groups:
             raise ValueError(f"groups must divide code_dim, {code_dim}, got {groups}")
+        check_positive("precision", precision)
         for name, value in {"weight": weight, "unimix": unimix}.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"{name} must be a number, got {value!r}")
@@ -123,9 +127,8 @@ class CategoricalQuantizer(nn.Module):
             nn.init.zeros_(self.projection.bias)
         else:
             self.standardize = nn.BatchNorm1d(dim, affine=False)
-            # Where d-dimensional entries lie as densely as K of them can, the nearest is about sqrt(d) K^(-1/d) away.
             d = dim // groups
-            self.log_precision = nn.Parameter(torch.full((groups,), math.log(2 * codes ** (2 / d) / d)))
+            self.log_precision = nn.Parameter(torch.full((groups,), math.log(precision * codes ** (2 / d) / d)))
 
     @property
     def entries(self) -> Tensor:
@@ -206,10 +209,10 @@ class CategoricalQuantizer(nn.Module):
             if mask is None:
                 return self.weight * each.mean()
             return self.weight * each.masked_fill(~mask.flatten(), 0.0).sum() / mask.sum()
-        # log of the mean q, but for a constant: q itself rounds to zero, where the gradient of its logarithm is NaN
-        log_q = rows.log_softmax(-1)
-        log_q = log_q if mask is None else log_q.masked_fill(~mask.reshape(-1, 1, 1), -math.inf)
-        perplexity = entropy(log_q.logsumexp(0)).exp().sum()
+        q = rows.softmax(-1)  # of large differences its logarithm's exponential is denormal, and six times as slow
+        mean = q.mean(0) if mask is None else torch.tensordot(mask.flatten().to(q.dtype), q, 1) / mask.sum()
+        # An entry that no place thinks of rounds to zero, where the gradient of the logarithm would be NaN.
+        perplexity = entropy(mean.clamp_min(torch.finfo(q.dtype).tiny).log()).exp().sum()
         n = self.groups * self.codes
         return self.weight * (n - perplexity) / n
 
