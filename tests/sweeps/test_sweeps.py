@@ -120,20 +120,11 @@ def test_pruned_trials_are_recorded_as_pruned(tmp_path):
 
 
 @pytest.mark.system
-def test_several_objectives_and_processes_with_a_share_of_the_threads_each(tmp_path):
+def test_several_objectives_and_processes_with_a_share_of_the_threads_each(tmp_path, monkeypatch):
     two = ["objective=[val/loss,val/kl]", "direction=[minimize,maximize]", "~callbacks.pruning"]
     processes = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.jobs=2", "hydra.sweeper.trials=2"]
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", *OPTUNA, *two, *processes]
-    result = subprocess.run(
-        [*command, f"hydra.sweep.dir={tmp_path}"],
-        cwd=tmp_path,
-        env=environment | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # of the tests: the jobs' processes are to share the cores
+    result = run("train.py", "-m", *OPTUNA, *two, *processes, f"hydra.sweep.dir={tmp_path}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     study = optuna.load_study(study_name=NAME, storage=storage(tmp_path))
     assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE"]

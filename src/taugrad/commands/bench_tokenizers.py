@@ -12,6 +12,7 @@ from taugrad.data.batches import Batches
 from taugrad.data.images import Split
 from taugrad.errors import ConfigError
 from taugrad.estimators import (
+    DecoupledStraightThrough,
     GappedStraightThrough,
     GumbelSoftmax,
     Pathwise,
@@ -52,6 +53,7 @@ def contestants(K: int, steps: int) -> dict[str, Contestant]:
     of: dict[str, tuple[Pathwise, Schedule]] = {
         "straight-through Gumbel-Softmax": (STGumbelSoftmax(), down),
         "straight-through": (StraightThrough(), down),
+        "decoupled straight-through": (DecoupledStraightThrough(forward_tau=0.25), down),  # a quarter of the noise
         "ReinMax": (ReinMax(), down),
         "gapped straight-through": (GappedStraightThrough(), down),
         "Gumbel-Softmax, soft in training": (GumbelSoftmax(), Cosine(1.0, 1 / 16, steps)),
