@@ -182,6 +182,8 @@ def test_bad_arguments_end_in_a_sentence(bench, monkeypatch):
         bench.main(["train", "--steps", "30"])
     with pytest.raises(ConfigError, match="--codes must be of 512, 8192, for which FSQ has levels, got 64"):
         bench.main(["tokenizers", "data=binarized_mnist", "--codes", "64"])
+    with pytest.raises(ConfigError, match=r"--only must be parts of the names taugrad, .*, got data=cifar10"):
+        bench.main(["tokenizers", "--codes", "512", "--only", "FSQ", "data=cifar10"])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"this needs matplotlib: pip install 'taugrad\[plot\]'"):
         bench.main(["backward", "--plot", "a.png"])

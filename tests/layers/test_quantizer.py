@@ -66,6 +66,19 @@ def test_logits_by_distance_are_those_of_every_pair_of_standardized_features_and
     torch.testing.assert_close(found.softmax(-1), expected.softmax(-1))  # |x|^2 is the same for all
 
 
+def test_adam_moves_an_entry_by_distance_ten_learning_rates_a_step_and_an_older_state_does_not_load():
+    quantizer = small(logits="distance")
+    before = quantizer.entries.detach().clone()
+    quantizer(torch.randn(40, 6, dtype=torch.float64)).quantized.sum().backward()
+    torch.optim.Adam([quantizer.codebook], lr=1e-3).step()
+    moved = (quantizer.entries - before)[quantizer.codebook.grad != 0]
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, 1e-2), rtol=1e-4, atol=0)
+    state = quantizer.state_dict()
+    del state["gain"]  # with it the parameter was the entry
+    with pytest.raises(RuntimeError, match=r"Missing key.*gain"):
+        small(logits="distance").load_state_dict(state)
+
+
 def test_evaluation_takes_the_most_probable_codes_by_the_running_mean_and_deviation():
     for logits in ("linear", "distance"):
         quantizer = small(logits=logits, estimator=GumbelSoftmax())

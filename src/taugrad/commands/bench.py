@@ -251,13 +251,19 @@ def bench_policy(arguments: argparse.Namespace) -> list[Record]:
 
 def bench_tokenizers(arguments: argparse.Namespace) -> list[Record]:
     """Measure what an autoencoder learns around each quantizer: errors, codes in use, milliseconds a step."""
+    chosen: dict[int, dict[str, tokenizers.Contestant]] = {}
+    for K in arguments.codes:
+        every = tokenizers.contestants(K, arguments.steps)
+        for part in arguments.only or []:  # also a config's option that follows, which argparse takes for a part
+            if not any(part in name for name in every):
+                raise ConfigError(f"--only must be parts of the names {', '.join(every)}, got {part}")
+        wanted = arguments.only or [""]
+        chosen[K] = {name: one for name, one in every.items() if any(part in name for part in wanted)}
     _, _, data = loops.parts(["run_dir=.", "model=tokenizer", *arguments.overrides])
     train, _, test = data.splits
     records: list[Record] = []
-    for K in arguments.codes:
-        for name, contestant in tokenizers.contestants(K, arguments.steps).items():
-            if arguments.only and not any(part in name for part in arguments.only):
-                continue
+    for K, contestants in chosen.items():
+        for name, contestant in contestants.items():
             found = []
             for seed in arguments.seeds:
                 settings = (arguments.steps, arguments.batch, arguments.lr, seed)

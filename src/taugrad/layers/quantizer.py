@@ -118,8 +118,10 @@ class CategoricalQuantizer(nn.Module):
         self.dim, self.codes, self.groups, self.code_dim = dim, codes, groups, code_dim
         self.estimator, self.weight, self.loss, self.unimix = estimator, weight, loss, unimix
         self.restore, self.channel_first = restore, channel_first
-        self.gain = 1.0 if logits == "linear" else _GAIN
-        self.codebook = nn.Parameter(torch.randn(groups, codes, code_dim // groups) / self.gain)
+        book = torch.randn(groups, codes, code_dim // groups)
+        # In the state, so that one from before, whose parameter is the entries, does not load.
+        self.gain = None if logits == "linear" else nn.Buffer(torch.tensor(_GAIN))
+        self.codebook = nn.Parameter(book if self.gain is None else book / self.gain)
         self.projection = self.standardize = None
         if logits == "linear":
             self.projection = nn.Linear(dim, groups * codes)
@@ -132,8 +134,8 @@ class CategoricalQuantizer(nn.Module):
 
     @property
     def entries(self) -> Tensor:
-        """Entries e of the codebooks, (G, K, code_dim / G): the parameter `codebook` times `gain`."""
-        return self.codebook if self.gain == 1 else self.gain * self.codebook
+        """Entries e of the codebooks, (G, K, code_dim / G): the parameter `codebook`, with distances ten times it."""
+        return self.codebook if self.gain is None else self.gain * self.codebook
 
     def forward(
         self,
