@@ -192,6 +192,7 @@ def bad(**changes):
         (bad(logits="dot"), ValueError, "logits must be one of linear, distance, got dot"),
         (bad(loss="entropy"), ValueError, "loss must be one of kl, diversity, got entropy"),
         (bad(weight=-1.0), ValueError, "weight must be a finite number >= 0, got -1.0"),
+        (bad(logits="distance", precision=0.0), ValueError, "precision must be a positive finite number, got 0.0"),
         (bad(unimix=1.0), ValueError, r"unimix must be in \[0, 1\), got 1.0"),
         (bad(estimator=Enumeration()), TypeError, "estimator must be a pathwise estimator"),
         (bad(logits="distance", code_dim=8), ValueError, "code_dim must be dim, 6, for logits by distance, got 8"),
