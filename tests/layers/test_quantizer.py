@@ -117,6 +117,9 @@ def test_the_losses_are_the_exact_kl_and_wav2vecs_diversity():
     for chosen, mean in ((None, p.mean((0, 1))), (mask, p[mask].mean(0))):
         perplexity = entropy(mean.log()).exp().sum()
         torch.testing.assert_close(diversity.divergence(logits, chosen), 0.3 * (10 - perplexity) / 10)
+    unknown = logits.masked_fill(~mask[..., None, None], torch.nan)  # what does not count may be anything
+    for quantizer in (kl, diversity):
+        torch.testing.assert_close(quantizer.divergence(unknown, mask), quantizer.divergence(logits, mask))
     even = torch.eye(5, dtype=torch.float64).mul(1e3).repeat(2, 1).view(5, 2, 5)  # all codes in use, each place sure
     torch.testing.assert_close(diversity.divergence(even), torch.zeros((), dtype=torch.float64))
     assert kl.divergence(even) > 0.9

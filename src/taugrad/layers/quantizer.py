@@ -23,9 +23,8 @@ from taugrad.ops.categorical import entropy, kl_to_uniform, unimix
 
 _LOGITS = ("linear", "distance")
 _LOSSES = ("kl", "diversity")
-_GAIN = (
-    10.0  # of entries by distance over their parameters: Adam moves them ten times as fast as it moves a net's weights
-)
+# Of entries by distance over their parameters, so that Adam moves them ten times as fast as a net's weights.
+_GAIN = 10.0
 
 
 class Quantized(NamedTuple):
@@ -212,7 +211,7 @@ class CategoricalQuantizer(nn.Module):
                 return self.weight * each.mean()
             return self.weight * each.masked_fill(~mask.flatten(), 0.0).sum() / mask.sum()
         q = rows.softmax(-1)  # of large differences its logarithm's exponential is denormal, and six times as slow
-        mean = q.mean(0) if mask is None else torch.tensordot(mask.flatten().to(q.dtype), q, 1) / mask.sum()
+        mean = q.mean(0) if mask is None else q.masked_fill(~mask.reshape(-1, 1, 1), 0.0).sum(0) / mask.sum()
         # An entry that no place thinks of rounds to zero, where the gradient of the logarithm would be NaN.
         perplexity = entropy(mean.clamp_min(torch.finfo(q.dtype).tiny).log()).exp().sum()
         n = self.groups * self.codes

@@ -124,11 +124,8 @@ class MultilinearAgent(Agent):
         if len(x) == 0:  # rollouts of nothing but resets
             return {}
         pi = old.softmax(-1)
-        tau, ent_coef, kl_target = (
-            hp.tau(clock.steps),
-            self.ent_coef(clock),
-            hp.kl_target * (clock.remaining if hp.kl_falls else 1),
-        )
+        tau, ent_coef = hp.tau(clock.steps), self.ent_coef(clock)
+        kl_target = hp.kl_target * (clock.remaining if hp.kl_falls else 1)
         critics = [*self.front.parameters(), *self.advantage.parameters(), *self.value.parameters()]
         terms: dict[str, Tensor] = {}
         gain = uncertainty = divergence = torch.zeros(())
