@@ -24,7 +24,17 @@ MADE = ("figures", "pack_binarized_mnist", "same_run", "compare_maskable", "sb3_
 SHORT += ["+trainer.limit_val_batches=3", "+trainer.limit_test_batches=3"]
 
 
-SHOW = "import sys, taugrad.cli; print(taugrad.__file__)"  # that it is the installed one
+EACH = """
+import json, sys
+import taugrad.cli
+from hydra.core.hydra_config import HydraConfig
+
+print(taugrad.__file__)  # that it is the installed one
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["taugrad", *line]
+    taugrad.cli.main()
+    HydraConfig.instance().cfg = None
+"""
 
 
 def run(command, cwd, *, path=""):
@@ -67,24 +77,21 @@ def test_the_wheel_is_typed_and_says_its_version_licence_and_addresses(installed
 
 @pytest.mark.system
 def test_an_installed_package_trains_evaluates_and_exports_from_any_folder(installed, tmp_path):
-    ours = [sys.executable, "-c", f"{SHOW}; sys.argv[0] = 'taugrad'; taugrad.cli.main()"]
-    result = run([*ours, "train", "model=cat_vae", "model.nll_samples=2", *SHORT], tmp_path, path=installed)
+    directory = tmp_path / "run"
+    probe = [f"run={directory}", "estimators=[reinmax]", "taus=[1]", "draws=20", "reference_samples=100", "images=2"]
+    lines = [
+        ["train", "model=cat_vae", "model.nll_samples=2", *SHORT, f"hydra.run.dir={directory}"],
+        ["evaluate", f"run={directory}", "+trainer.limit_test_batches=3"],
+        ["export", f"run={directory}", "out=a.onnx", f"hydra.run.dir={tmp_path}"],
+        ["probe", *probe, f"hydra.run.dir={tmp_path}"],
+    ]
+    result = run([sys.executable, "-c", EACH, json.dumps(lines)], tmp_path, path=installed)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{installed}{os.sep}")
-    (directory,) = (tmp_path / "outputs" / "cat_vae").iterdir()
-    result = run([*ours, "evaluate", f"run={directory}", "+trainer.limit_test_batches=3"], tmp_path, path=installed)
-    assert result.returncode == 0, result.stderr
     metrics = json.loads((directory / "metrics.json").read_text())
     evaluation = json.loads((directory / "evaluation.json").read_text())
     assert evaluation["test/nll"] == pytest.approx(metrics["test/nll"], rel=1e-6)
-    result = run(
-        [*ours, "export", f"run={directory}", "out=a.onnx", f"hydra.run.dir={tmp_path}"], tmp_path, path=installed
-    )
-    assert result.returncode == 0, result.stderr
     assert "the same as the model on 100 inputs" in result.stdout
-    probe = [f"run={directory}", "estimators=[reinmax]", "taus=[1]", "draws=20", "reference_samples=100", "images=2"]
-    result = run([*ours, "probe", *probe, f"hydra.run.dir={tmp_path}"], tmp_path, path=installed)
-    assert result.returncode == 0, result.stderr
     assert (tmp_path / "probe.png").is_file()
 
 
@@ -208,16 +215,10 @@ def test_a_users_own_package_plugs_in_without_touching_ours(tmp_path, monkeypatc
     result = run([*train, f"hydra.run.dir={tmp_path}"], tmp_path, path=EXAMPLE)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 40
-    evaluate = [
-        str(Path(sys.executable).with_name("taugrad")),
-        "evaluate",
-        f"run={tmp_path}",
-        "images=true",
-        "trust=[own]",
-    ]
-    result = run([*evaluate, "+trainer.limit_test_batches=3"], tmp_path, path=EXAMPLE)
+    monkeypatch.syspath_prepend(EXAMPLE)
+    evaluate = ["evaluate", f"run={tmp_path}", "images=true", "trust=[own]", "+trainer.limit_test_batches=3"]
+    result = commands.taugrad(*evaluate, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "pictures" / "means.png").is_file()
-    monkeypatch.syspath_prepend(EXAMPLE)
     result = commands.taugrad(*train[1:], "model.components=many", cwd=tmp_path)
     assert "error: model.components must be int, got 'many'" in result.stderr

@@ -120,7 +120,7 @@ def up_to_the_training(run, model, name, value):
     changed = dataclasses.replace(run, trainer=run.trainer | fitted)
     pipeline._check_amounts(changed)
     found = build_trainer(changed.trainer, run.run_dir, [], [])
-    check_processes(found, changed.trainer, model)
+    check_processes(found, changed.trainer, model, None)
     check_optimization(found, changed.trainer, model)
     return found
 

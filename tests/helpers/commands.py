@@ -8,7 +8,6 @@ import contextlib
 import io
 import logging
 import os
-import subprocess
 import sys
 import traceback
 import warnings
@@ -57,7 +56,7 @@ def _run(command: Callable[[], object], words: list, cwd: Path) -> Result:
 
 def _refuse(*_: object) -> None:
     """Starts no process of DDP: Lightning kills this one when another fails."""
-    raise RuntimeError("a command of several processes needs one of its own: run_process")
+    raise RuntimeError("a command of several processes needs one of its own: subprocess.run")
 
 
 def _exit_code(command: Callable[[], object]) -> int:
@@ -120,9 +119,3 @@ SMALL = [
     "model.nll_samples=5",
     *SHORT,
 ]
-
-
-def run_process(script, *arguments, cwd):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)

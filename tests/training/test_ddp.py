@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import torch
-from helpers.commands import SMALL, run, run_process, taugrad
+from helpers.commands import SMALL, run, taugrad
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.system
@@ -112,9 +112,9 @@ def test_two_processes_leave_the_files_of_one(one_and_two):
 
 
 def test_labelled_batches_are_shared_and_a_resumed_run_draws_apart_again(tmp_path):
-    model = ["model=semi_supervised", "trainer=ddp", *SMALL[-4:], "+trainer.limit_train_batches=6"]
+    model = ["model=semi_supervised", *SMALL[-4:], "+trainer.limit_train_batches=6"]
     train(tmp_path, *model, "trainer.max_steps=30")
-    _, metrics = train(tmp_path, *model, "trainer.max_steps=60", "ckpt_path=last")
+    _, metrics = train(tmp_path, *model, "trainer=ddp", "trainer.max_steps=60", "ckpt_path=last")
     assert metrics["steps"] == 60
     halves = [torch.load(tmp_path / f"spy{rank}.pt") for rank in (0, 1)]
     for half in halves:
@@ -123,24 +123,23 @@ def test_labelled_batches_are_shared_and_a_resumed_run_draws_apart_again(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("start", "arguments", "sentence"),
+    ("arguments", "sentence"),
     [
+        (["data.batch_size=75"], "error: data.batch_size must be a multiple of the number of processes, 2, got 75"),
         (
-            run_process,
-            ["data.batch_size=75"],
-            "error: data.batch_size must be a multiple of the number of processes, 2, got 75",
+            ["model=semi_supervised", "data.labelled_batch_size=25"],
+            "error: data.labelled_batch_size must be a multiple of the number of processes, 2, got 25",
         ),
         (
-            run,
             ["model=policy", "trainer.max_steps=-1"],
             "error: trainer.devices must be 1 for PolicyTask, got 2 processes",
         ),
-        (run, ["trainer.strategy=ddp_spawn"], "error: trainer.strategy must be ddp for 2 processes, got ddp_spawn"),
-        (run, ["-m"], "error: job 0: trainer.devices must be 1 in a sweep, whose jobs are one process each"),
+        (["trainer.strategy=ddp_spawn"], "error: trainer.strategy must be ddp for 2 processes, got ddp_spawn"),
+        (["-m"], "error: job 0: trainer.devices must be 1 in a sweep, whose jobs are one process each"),
     ],
 )
-def test_what_cannot_be_shared_gets_a_sentence(start, arguments, sentence, tmp_path):
-    result = start("train.py", *arguments, "trainer=ddp", f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path)
+def test_what_cannot_be_shared_gets_a_sentence_before_a_process_starts(arguments, sentence, tmp_path):
+    result = run("train.py", *arguments, "trainer=ddp", f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path)
     assert result.returncode == 1
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr

@@ -105,7 +105,7 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
         trainer.callbacks.append(LastStep(last))  # pyright: ignore  # after Lightning's own, which it puts last
     bars: list[Callback] = [c for c in callbacks if isinstance(c, ProgressBar)]
     evaluator = trainers.build_trainer(run.trainer, run.run_dir, bars, [])
-    trainers.check_processes(trainer, run.trainer, task)
+    trainers.check_processes(trainer, run.trainer, task, data)
     trainers.check_optimization(trainer, run.trainer, task)
     trainers.check_test(data, run.trainer)
 

@@ -72,15 +72,18 @@ class ImageData(LightningDataModule):
         train = self._load().train
         if (size := self.batch_size) > (n := len(train.labels)):
             raise ConfigError(f"data.batch_size must be at most {n}, the size of the training split, got {size}")
-        processes = self.trainer.world_size if self.trainer else 1
-        for name in ("batch_size", "labelled_batch_size"):
-            if (size := getattr(self, name)) % processes:
-                raise ConfigError(f"data.{name} must be a multiple of the number of processes, {processes}, got {size}")
+        self.check_shares(self.trainer.world_size if self.trainer else 1)
         if self.labels_kept is not None:
             try:
                 self._labelled = balanced(train.labels, self.labels_kept, self.seed)
             except ValueError as error:
                 raise ConfigError(f"data.{error}") from error
+
+    def check_shares(self, processes: int) -> None:
+        """Check that every process gets as much of a batch; ConfigError."""
+        for name in ("batch_size", "labelled_batch_size"):
+            if (size := getattr(self, name)) % processes:
+                raise ConfigError(f"data.{name} must be a multiple of the number of processes, {processes}, got {size}")
 
     @property
     def splits(self) -> Splits:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from taugrad import __version__
 from taugrad.config import Config, in_sweep, instantiate
+from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError
 from taugrad.files import writing
 from taugrad.training import checkpoints, hyperparameters
@@ -94,8 +95,8 @@ def check_optimization(trainer: Trainer, given: Config, task: Task) -> None:
     task.gradient_clip_val, trainer.gradient_clip_val = trainer.gradient_clip_val, None
 
 
-def check_processes(trainer: Trainer, given: Config, task: Task) -> None:
-    """Refuse several processes where they would train on the same data, or on different configs."""
+def check_processes(trainer: Trainer, given: Config, task: Task, data: LightningDataModule | None) -> None:
+    """Refuse several processes where they would train on the same data, on shares of unlike sizes or configs."""
     if trainer.world_size == 1:
         return
     several = f"{trainer.world_size} processes"
@@ -106,6 +107,8 @@ def check_processes(trainer: Trainer, given: Config, task: Task) -> None:
     if in_sweep():
         # Lightning starts the whole command line again for each process: another sweep, not another part of this job.
         raise ConfigError(f"trainer.devices must be 1 in a sweep, whose jobs are one process each, got {several}")
+    if isinstance(data, ImageData):
+        data.check_shares(trainer.world_size)
 
 
 def check_test(data: LightningDataModule | None, given: Config) -> None:
