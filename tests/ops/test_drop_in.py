@@ -413,7 +413,7 @@ def assert_samples(y: Tensor, again: Tensor, logits: Tensor, per_row: int = 1) -
         assert ((y - pi).mean(rest).abs() < 5 * (0.25 / n) ** 0.5).all() or not ((y == 0) | (y == 1)).all()
 
 
-@pytest.mark.command
+@pytest.mark.system
 def test_exported_programs_have_any_batch_and_run_where_there_is_no_taugrad(tmp_path):
     for i in range(len(samplers())):
         model, program, x = exported(i)

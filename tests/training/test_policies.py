@@ -25,6 +25,7 @@ from taugrad.rl.masks import allowed
 from taugrad.rl.multilinear import MultilinearActorCritic, minibatches, multilinear
 from taugrad.rl.rollouts import Collection
 from taugrad.training.policies import PolicyTask, _usage
+from taugrad.training.runs import load_run
 
 
 class Walk(gymnasium.Env):
@@ -403,6 +404,7 @@ def test_a_run_leaves_metrics_checkpoints_and_events_over_environment_steps(trai
     run_directory, _ = trained
     metrics = json.loads((run_directory / "metrics.json").read_text())
     needed = {"eval/mean_reward", "eval/std_reward", "eval_sampled/mean_reward", "env_steps", "wall_seconds", "seed"}
+    needed |= {"best/mean_reward", "best/std_reward"}
     assert needed | {"eval/iqm", "eval/iqm_low", "eval/iqm_high", "solved_at_env_steps"} <= set(metrics)
     assert metrics["solved_at_env_steps"] is None
     assert metrics["eval/unfinished"] == 0
@@ -427,6 +429,23 @@ def test_an_evaluation_from_the_checkpoint_repeats_the_runs(trained):
     evaluation = json.loads((run_directory / "evaluation.json").read_text())
     assert evaluation["eval/mean_reward"] == metrics["eval/mean_reward"]
     assert evaluation["eval_sampled/mean_reward"] == metrics["eval_sampled/mean_reward"]
+
+
+def test_the_best_weights_play_other_episodes_at_the_end(trained):
+    run_directory, _ = trained
+    metrics = json.loads((run_directory / "metrics.json").read_text())
+    task = load_run(run_directory, "best")[0]
+    assert task.of_best() == {name: metrics[name] for name in ("best/mean_reward", "best/std_reward")}
+    assert not torch.equal(task.play(5, greedy=True, seed=2_000_000).lengths, task.play(5, greedy=True).lengths)
+
+
+def test_they_are_the_best_and_not_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(PolicyTask, "of_best", lambda self: {"best/mean_reward": weights(self).sum().item()})
+    alike = "+env.make.max_episode_steps=5"  # so that the first evaluation is the best
+    result = run("train.py", *POLICY, alike, f"hydra.run.dir={tmp_path}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    best, last = (weights(load_run(tmp_path, name)[0]).sum().item() for name in ("best", "last"))
+    assert json.loads((tmp_path / "metrics.json").read_text())["best/mean_reward"] == best != last
 
 
 def test_an_evaluation_plays_more_episodes_and_films_one(trained):

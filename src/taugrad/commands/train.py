@@ -69,7 +69,7 @@ class TrainConfig:
 
 
 def train(config: DictConfig) -> float | list[float]:
-    """Train, evaluate the best checkpoint, write `metrics.json`, print a table; return what `objective` names.
+    """Train, evaluate the last checkpoint or the best, write `metrics.json`, print a table; return what `objective` names.
 
     Anything in the config that does not fit is a ConfigError before the training.
     """
@@ -120,6 +120,9 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
             results: dict[str, Any] = {k: v.item() for k, v in trainer.callback_metrics.items() if k in task.metrics}
             for evaluate_split in (evaluator.validate, evaluator.test):
                 results |= evaluate_split(task, data, verbose=False)[0]
+            if best and task.evaluated == "last":
+                task.load_state_dict(checkpoints.load(Path(best))["state_dict"])
+                results |= task.of_best()
     except Stopped:
         console.print(f"stopped; {resuming.advice(Path(run.run_dir))}", soft_wrap=True, markup=False, highlight=False)
         raise

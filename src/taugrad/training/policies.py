@@ -30,6 +30,7 @@ from taugrad.schedules import Schedule
 from taugrad.training.task import MakeOptimizer, Task, is_kept, scale_lr
 
 _EVALUATION_SEED = 1_000_000
+_BEST_SEED = 2_000_000  # of episodes by which no checkpoint was chosen
 _MOST_SHARES = 64  # of choices that are logged one by one
 _CHARTS = {
     "return": ("rollout/ep_rew_mean", "eval/mean_reward", "eval_sampled/mean_reward"),
@@ -100,6 +101,7 @@ class PolicyTask(Task):
             *(f"{kind}/{name}" for kind in ("eval", "eval_sampled") for name in _EVALUATED),
             *("rollout/ep_rew_mean", "rollout/ep_len_mean"),
             *(f"{name}/{part.name}" for name in _OF_AGENTS for part in self.agents),
+            *("best/mean_reward", "best/std_reward"),
         )
         self.charts = _CHARTS | _charts_of(self.agents)
         parts = {"model": model, "collection": collection, "evaluation": evaluation}
@@ -175,13 +177,18 @@ class PolicyTask(Task):
         names = ("eval/iqm", "eval/iqm_low", "eval/iqm_high")
         self.log_evaluation(dict(zip(names, interquartile_mean(returns), strict=True)), batch_size=1)
 
-    def play(self, episodes: int, *, greedy: bool) -> Episodes:
-        """Play one episode in each of `episodes` environments, the same ones at every call."""
+    def of_best(self) -> dict[str, float]:
+        """Return mean and deviation of the greedy returns, in episodes that no evaluation had."""
+        returns = self.play(self.evaluation.test_episodes, greedy=True, seed=_BEST_SEED).returns
+        return {"best/mean_reward": returns.mean().item(), "best/std_reward": returns.std(correction=0).item()}
+
+    def play(self, episodes: int, *, greedy: bool, seed: int = _EVALUATION_SEED) -> Episodes:
+        """Play one episode in each of `episodes` environments, of one seed the same ones at every call."""
         policy = self.agent.policy
         choose = policy.greedy if greedy else lambda x, mask: policy.act(x, mask)[0]
         with closing(build(self.make_env, episodes)) as environments, torch.random.fork_rng():
-            torch.manual_seed(_EVALUATION_SEED)
-            return evaluate(environments, choose, _EVALUATION_SEED)
+            torch.manual_seed(seed)
+            return evaluate(environments, choose, seed)
 
     def film(self) -> tuple[np.ndarray, int]:
         """Return frames (n, height, width, 3) of the greedy policy's first evaluation episode, and their rate a second.

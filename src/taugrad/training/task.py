@@ -48,6 +48,10 @@ class Task(LightningModule, ABC):
     def results(self) -> dict[str, Any]:
         """Return what a finished run reports next to its metrics."""
 
+    def of_best(self) -> dict[str, float]:
+        """Return what a run that reports its last weights adds about its best ones, which are loaded now."""
+        return {}
+
     @abstractmethod
     def greedy(self, x: Tensor) -> Tensor:
         """Return the most probable choices for inputs (batch, ...), without sampling: an export computes this."""

@@ -57,7 +57,7 @@ def check_limits(trainer: Config) -> None:
 def check_monitors(callbacks: list[Callback], task: Task) -> None:
     """Refuse a callback that monitors a metric which no evaluation during training reports."""
     evaluated = {name.partition("/")[0] for name in task.metrics} - {"train"}
-    known = [name for name in task.metrics if not name.startswith("test/")]
+    known = [name for name in task.metrics if not name.startswith(("test/", "best/"))]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor is not None and monitor not in known and monitor.partition("/")[0] in evaluated:
