@@ -69,7 +69,7 @@ class TrainConfig:
 
 
 def train(config: DictConfig) -> float | list[float]:
-    """Train, evaluate the last checkpoint or the best, write `metrics.json`, print a table; return what `objective` names.
+    """Train, evaluate the last weights or the best, write `metrics.json`, print a table; return what `objective` names.
 
     Anything in the config that does not fit is a ConfigError before the training.
     """
