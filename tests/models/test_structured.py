@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -100,11 +101,11 @@ KINDS = [GumbelSoftmax(), STGumbelSoftmax(), RLOO(samples=3), DisARM(), IndeCate
 
 @pytest.mark.parametrize("estimator", KINDS, ids=repr)  # of `expectation`; test_cat_vae.py trains by every estimator
 def test_training_lowers_the_loss_with_every_kind_of_estimator(estimator, tmp_path):
-    task = structured(estimator=estimator)
+    task = structured(estimator=estimator, optimizer=partial(torch.optim.Adam, lr=3e-2))
     x = torch.zeros(50, 4, 4, dtype=torch.uint8)
-    x[:25], x[25:, :, 2:] = 255, 255  # the lower half follows from the upper
-    first, last = first_and_last_loss(task, x, tmp_path)
-    assert last < first / 2
+    x[:25] = 255  # white or black, as the upper half: 5.5 nats without it
+    first, last = first_and_last_loss(task, x, tmp_path, steps=100)
+    assert last < first / 4  # 0.6 nats at most, of three seeds
 
 
 def test_the_test_reports_the_bound_with_its_number_of_samples_and_repeats(tmp_path):
