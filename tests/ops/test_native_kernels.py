@@ -268,6 +268,21 @@ def test_softmax_knows_no_logits_too_large(K, dtype, top):
 
 
 @over_dtypes
+@each("K", [8, 100, 5000])
+def test_no_share_and_no_gradient_is_below_the_least_normal_number(K, dtype):
+    # Arithmetic with such numbers is a hundred times as slow, and a softmax at a low tau is full of them.
+    least = torch.finfo(dtype).tiny
+    x = torch.linspace(0, math.log(least) - 5, K, dtype=dtype).expand(3, K).contiguous()
+    y, there = softmax(x), x.softmax(-1)
+    dx = softmax_backward(torch.randn(3, K, dtype=dtype), y)
+    assert ((there > 0) & (there < least)).any()
+    for found in (y, dx):
+        assert ((found == 0) | (found.abs() >= least)).all()
+    torch.testing.assert_close(y, there, rtol=2e-5, atol=2 * least)
+    assert torch.tensor(least / 4, dtype=dtype) * 2 == least / 2 > 0  # outside it is as it was
+
+
+@over_dtypes
 @each("K", [3, 100])
 def test_no_temperature_is_too_small_for_a_sample(K, dtype):
     x = 1000 * torch.randn(17, K, dtype=dtype)

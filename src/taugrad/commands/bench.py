@@ -92,7 +92,7 @@ def op_at(shape: Sequence[int], device: torch.device, arguments: argparse.Namesp
 
     logits = partial(list, [x])
     sides: dict[Any, Callable[[], float]] = {}
-    candidates = samplers(x, compiled=arguments.compile)
+    candidates = samplers(x, arguments.tau, compiled=arguments.compile)
     saved = {name: saved_bytes(f, x) for name, f in candidates.items()}
     for name, f in candidates.items():
         both = partial(lambda f, x: backward(f(x)), f)
@@ -138,15 +138,15 @@ def launches(call: Callable[[], Any], device: torch.device) -> int:
     return sum(event.device_type.name != "CPU" for event in profile.events() or ())
 
 
-def samplers(x: Tensor, *, compiled: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Functions from logits to a hard sample at `tau` = 1, by each library that is installed."""
-    found: dict[str, Callable[[Tensor], Tensor]] = {TORCH: lambda x: F.gumbel_softmax(x, 1.0, hard=True)}
+def samplers(x: Tensor, tau: float, *, compiled: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Functions from logits to a hard sample, by each library that is installed."""
+    found: dict[str, Callable[[Tensor], Tensor]] = {TORCH: lambda x: F.gumbel_softmax(x, tau, hard=True)}
     if compiled:
         torch.compiler.reset()
         call = torch.compile(F.gumbel_softmax)
         try:
-            call(x, 1.0, hard=True).sum().backward()
-            found[COMPILED] = lambda x: call(x, 1.0, hard=True)
+            call(x, tau, hard=True).sum().backward()
+            found[COMPILED] = lambda x: call(x, tau, hard=True)
         except RuntimeError as error:  # there may be no working compiler
             reason = next(iter(str(error).splitlines()), "")
             print(f"torch.compile is left out at {written(x.shape)}: {reason}", file=sys.stderr)
@@ -154,14 +154,14 @@ def samplers(x: Tensor, *, compiled: bool) -> dict[str, Callable[[Tensor], Tenso
     if importlib.util.find_spec("pyro"):
         from pyro.distributions import RelaxedOneHotCategoricalStraightThrough as Relaxed
 
-        tau = torch.tensor(1.0, device=x.device)
-        found["Pyro"] = lambda x: Relaxed(tau, logits=x).rsample()
-    found["taugrad.gumbel_softmax"] = lambda x: gumbel_softmax(x, 1.0, hard=True)
+        temperature = torch.tensor(tau, device=x.device)
+        found["Pyro"] = lambda x: Relaxed(temperature, logits=x).rsample()
+    found["taugrad.gumbel_softmax"] = lambda x: gumbel_softmax(x, tau, hard=True)
     if importlib.util.find_spec("reinmax"):
         from reinmax import reinmax
 
-        found["reinmax.reinmax"] = lambda x: reinmax(x, 1.0)[0]
-    found["taugrad.ReinMax"] = lambda x: ReinMax().sample(x, 1.0)
+        found["reinmax.reinmax"] = lambda x: reinmax(x, tau)[0]
+    found["taugrad.ReinMax"] = lambda x: ReinMax().sample(x, tau)
     return found
 
 

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     op.add_argument("--shapes", type=shape_of, nargs="+", help="such as 2000x10; default: some for the device")
     op.add_argument("--device", default="cpu", help="such as cuda")
     op.add_argument("--dtype", choices=["float32", "float64", "float16", "bfloat16"], default="float32")
+    op.add_argument("--tau", type=float, default=1.0, help="at a low one a softmax is full of denormal numbers")
     op.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     caption = (
         f"ns an element; speedup: {TORCH}'s both over this; saved: bytes for the backward over the logits'. On a "
