@@ -1,6 +1,8 @@
 """The scripts as a user runs them, on the embedded data, with a small model."""
 
+import io
 import json
+import math
 import os
 import re
 import shutil
@@ -10,7 +12,10 @@ import sys
 import pytest
 import torch
 from helpers.commands import ROOT, SHORT, SMALL, run
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from taugrad.training.trainer import print_metrics
 
 
 def test_a_run_shows_its_config_model_progress_and_result(trained):
@@ -187,3 +192,10 @@ def test_the_command_line_prints_its_config_its_help_and_completions(tmp_path):
     completions = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert completions.stdout.split() == ["estimator=st_gumbel_softmax", "estimator=straight_through"]
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(("value", "shown"), [(91.264, "91.26"), (0.0052, "0.0052"), (0, "0.00"), (math.nan, "nan")])
+def test_the_printed_table_has_two_digits_of_a_small_number(value, shown):
+    console = Console(record=True, file=io.StringIO())
+    print_metrics(console, {"test/mse": value})
+    assert f" {shown} " in console.export_text()

@@ -172,8 +172,8 @@ def write_json(path: Path, metrics: dict[str, Any]) -> None:
 
 
 def print_metrics(console: Console, metrics: dict[str, float]) -> None:
-    """Print a table of metrics."""
+    """Print a table of metrics: hundredths, of smaller ones two digits."""
     table = Table("metric", "value")
     for name, value in sorted(metrics.items()):
-        table.add_row(name, f"{value:.2f}")
+        table.add_row(name, f"{value:.2f}" if value == 0 or not abs(value) < 0.1 else f"{value:.2g}")
     console.print(table)
