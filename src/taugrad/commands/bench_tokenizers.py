@@ -12,8 +12,10 @@ from taugrad.data.batches import Batches
 from taugrad.data.images import Split
 from taugrad.errors import ConfigError
 from taugrad.estimators import (
+    ZGR,
     DecoupledStraightThrough,
     GappedStraightThrough,
+    GumbelRao,
     GumbelSoftmax,
     Pathwise,
     ReinMax,
@@ -56,6 +58,8 @@ def contestants(K: int, steps: int) -> dict[str, Contestant]:
         "decoupled straight-through": (DecoupledStraightThrough(forward_tau=0.25), down),  # a quarter of the noise
         "ReinMax": (ReinMax(), down),
         "gapped straight-through": (GappedStraightThrough(), down),
+        "Gumbel-Rao": (GumbelRao(draws=10), down),
+        "ZGR": (ZGR(), down),
         "Gumbel-Softmax, soft in training": (GumbelSoftmax(), Cosine(1.0, 1 / 16, steps)),
     }
     dim = 5 if K <= 1024 else 6
