@@ -177,6 +177,22 @@ def test_tokenizers_trains_the_same_net_around_every_quantizer(records, tmp_path
     assert all(record["mse_sd"] > 0 for record in found.values())
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["op", "--tau", "0"], "argument --tau: must be a positive finite number, got 0"),
+        (["op", "--tau", "nan"], "argument --tau: must be a positive finite number, got nan"),
+        (["op", "--tau", "cold"], "argument --tau: must be a positive finite number, got cold"),
+        (["op", "--rounds", "0"], "argument --rounds: must be a whole number that is at least 1, got 0"),
+        (["op", "--shapes", "4xK"], "argument --shapes: must be a whole number that is at least 1, got K"),
+    ],
+)
+def test_a_number_out_of_range_is_one_sentence(bench, words, sentence, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(words)
+    assert capsys.readouterr().err.endswith(f"error: {sentence}\n")
+
+
 def test_bad_arguments_end_in_a_sentence(bench, monkeypatch):
     with pytest.raises(ConfigError, match="--steps must be at least 60"):
         bench.main(["train", "--steps", "30"])

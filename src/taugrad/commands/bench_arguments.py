@@ -26,6 +26,9 @@ python scripts/bench.py policy: an environment step of the policy's training in 
 """
 
 import argparse
+import math
+from collections.abc import Callable
+from typing import Any
 
 from taugrad.files import user_path
 
@@ -49,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     op.add_argument("--shapes", type=shape_of, nargs="+", help="such as 2000x10; default: some for the device")
     op.add_argument("--device", default="cpu", help="such as cuda")
     op.add_argument("--dtype", choices=["float32", "float64", "float16", "bfloat16"], default="float32")
-    op.add_argument("--tau", type=float, default=1.0, help="at a low one a softmax is full of denormal numbers")
+    op.add_argument("--tau", type=temperature, default=1.0, help="at a low one a softmax is full of denormal numbers")
     op.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     caption = (
         f"ns an element; speedup: {TORCH}'s both over this; saved: bytes for the backward over the logits'. On a "
@@ -102,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     estimators.add_argument("--classes", type=count, nargs="+", default=[2, 10, 64, 1024])
     estimators.add_argument("--rows", type=count, default=4, help="pairs of choices")
     estimators.add_argument("--draws", type=count, default=1000, help="gradients of each estimator, a multiple of ten")
-    estimators.add_argument("--tau", type=float, default=1.0)
+    estimators.add_argument("--tau", type=temperature, default=1.0)
     caption = (
         "bias and variance relative to the exact gradient's norm and its square; cosine: mean of one draw's; saved: "
         "bytes for the backward over the logits', f's own included"
@@ -130,6 +133,18 @@ def shape_of(text: str) -> tuple[int, ...]:
 
 def count(text: str) -> int:
     """A number that is at least 1."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+    return _number(text, int, "a whole number that is at least 1", lambda n: n >= 1)
+
+
+def temperature(text: str) -> float:
+    """A positive finite number."""
+    return _number(text, float, "a positive finite number", lambda tau: 0 < tau < math.inf)
+
+
+def _number(text: str, kind: Callable[[str], Any], what: str, fits: Callable[[Any], bool]) -> Any:
+    try:
+        if fits(number := kind(text)):
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be {what}, got {text}")
