@@ -268,19 +268,24 @@ def test_a_killed_run_goes_on_bit_for_bit_from_its_last_checkpoint(tmp_path):
     equal_runs(one, other, "train/loss", "tau", "train/grad_norm")
 
 
+def stop(process, cwd, signum, code):
+    """Signal a run; it ends after its step with a checkpoint, a closed event file and the command that goes on."""
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    saved = checkpoints.load(cwd / "run" / "checkpoints" / "last.ckpt")["global_step"]
+    assert saved == step(cwd)
+    assert scalars(cwd / "run" / "tensorboard", "tau")[-1][0] <= saved  # the event file is closed
+    (line,) = (line for line in out.splitlines() if line.startswith("stopped; to go on: python "))
+    assert line.endswith(f"hydra.run.dir={cwd / 'run'} ckpt_path=last")
+
+
 @pytest.mark.system
 def test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on(tmp_path):
     process = start(tmp_path, *SMALL, "trainer.max_steps=100_000", "trainer.log_every_n_steps=1")
     wait_for_step(tmp_path, process, 0)
-    process.send_signal(signal.SIGINT)  # the next test sends a SIGTERM
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    saved = checkpoints.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"]
-    assert saved == step(tmp_path)
-    assert scalars(tmp_path / "run" / "tensorboard", "tau")[-1][0] <= saved  # the event file is closed
-    (line,) = (line for line in out.splitlines() if line.startswith("stopped; to go on: python "))
-    assert line.endswith(f"hydra.run.dir={tmp_path / 'run'} ckpt_path=last")
+    stop(process, tmp_path, signal.SIGINT, 130)  # Slurm's test stops by a SIGTERM
 
 
 def test_a_run_that_has_ended_can_be_evaluated_again_by_going_on(tmp_path):
@@ -340,9 +345,7 @@ def test_slurms_signal_saves_and_requeues_and_the_next_start_goes_on(tmp_path, m
     while not calls.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)  # as the cluster ends a job that it has requeued
-    process.communicate(timeout=60)
-    assert process.returncode == 143
+    stop(process, tmp_path, signal.SIGTERM, 143)  # as the cluster ends a job that it has requeued
     assert calls.read_text() == "requeue 7\n"
     reached = checkpoints.load(saved)["global_step"]
     assert 0 < reached <= step(tmp_path)
