@@ -157,6 +157,7 @@ def test_straight_through_estimators_save_nothing_of_the_logits_size_but_the_log
 
 
 @once
+@pytest.mark.command
 @each("logits", ["linear", "distance"])
 def test_it_compiles_exports_copies_and_loads(logits):
     quantizer = CategoricalQuantizer(4, 8, STGumbelSoftmax(), logits=logits, loss="diversity", weight=0.1)

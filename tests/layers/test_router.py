@@ -99,6 +99,7 @@ def test_a_router_works_in_every_dtype_and_under_autocast(k, estimator):
         assert layer(torch.randn(6, D)).output.dtype == torch.bfloat16
 
 
+@pytest.mark.command
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, where a program goes on after its break
 def test_a_router_compiles_with_a_break_and_exports_whole():
     layer = Router(D, [nn.Linear(D, 3), nn.Linear(D, 3)], k=2).eval()

@@ -340,6 +340,7 @@ def compiled(call, *inputs):
     return y
 
 
+@pytest.mark.command
 @pytest.mark.parametrize("name", ["gumbel_softmax, tau a row", "gumbel_k_hot", "gumbel_sinkhorn", "REBAR(eta=1.0)"])
 def test_what_another_test_does_not_compile_compiles(name):
     x = torch.randn(4, 3, 3, requires_grad=True)
@@ -348,6 +349,7 @@ def test_what_another_test_does_not_compile_compiles(name):
     y.sum().backward()
 
 
+@pytest.mark.command
 def test_a_row_without_a_sample_is_nan_where_values_cannot_be_read():
     x = torch.zeros(2, 3)
     x[0, 1:] = -torch.inf
