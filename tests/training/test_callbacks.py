@@ -142,9 +142,10 @@ def test_a_slow_training_gets_a_line_after_half_a_minute_and_frequent_validation
 
 def test_processes_other_than_the_first_print_no_progress(capsys):
     progress = Progress()
-    progress.setup(SimpleNamespace(is_global_zero=False), None, "fit")
-    progress.on_train_start(None, SimpleNamespace(clock=lambda: (0, 10)))
-    progress.on_train_batch_start(None, SimpleNamespace(clock=lambda: (10, 10)))
+    trainer = SimpleNamespace(is_global_zero=False, lightning_module=SimpleNamespace(clock=lambda: (10, 10)))
+    progress.setup(trainer, None, "fit")
+    progress.on_train_start(trainer)
+    progress.on_train_batch_start(trainer)
     assert capsys.readouterr().out == ""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from taugrad.config import CONF, instantiate, resolve
 from taugrad.nets import mlp
 from taugrad.rl.algorithm import Clock
-from taugrad.training.task import scale_lr
+from taugrad.training.task import scale_lr, task_of
 
 WARM_UP = 20  # optimizer steps not counted
 
@@ -27,9 +27,9 @@ class StepTimes(Callback):
     def __init__(self) -> None:
         self.times: list[tuple[int, float]] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Keep the task's clock and the time."""
-        self.times.append((pl_module.clock()[0], time.perf_counter()))
+        self.times.append((task_of(trainer).clock()[0], time.perf_counter()))
 
 
 def seconds_per_step(times: list[tuple[int, float]]) -> float:

@@ -8,6 +8,7 @@ The logits l belong to the module that is gated: a parameter, or the output of a
 """
 
 import math
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from taugrad.ops._torch import readable
 from taugrad.ops.gumbel import gumbel_softmax
 
 
+@final
 class BinaryGate(nn.Module):
     r"""Gates of 0 and 1 with an estimator's gradient; the more probable of the two in evaluation mode.
 
@@ -65,6 +67,7 @@ class BinaryGate(nn.Module):
         return repr(self.estimator)
 
 
+@final
 class HardConcreteGate(nn.Module):
     r"""Gates in [0, 1] that are exactly 0 or 1 with positive probability, and differentiable; fixed in evaluation mode.
 

@@ -1,5 +1,7 @@
 """Sampling as a module: soft or straight-through in training, discrete in evaluation."""
 
+from typing import final
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from taugrad.ops._checks import classes_last
 from taugrad.ops.gumbel import gumbel_max
 
 
+@final
 class OneHotSample(nn.Module):
     """One-hot samples of logits with an estimator's gradient; hard samples without gradient in evaluation mode.
 

@@ -9,7 +9,7 @@ With G groups each has logits and a codebook of its own, and their entries are c
 
 import math
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Quantized(NamedTuple):
     loss: Tensor
 
 
+@final
 class CategoricalQuantizer(nn.Module):
     r"""Draws a code for each feature vector; the most probable one in evaluation mode.
 

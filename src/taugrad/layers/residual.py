@@ -1,7 +1,7 @@
 """Quantizers in sequence, for audio codecs and semantic ids."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from taugrad.layers.quantizer import CategoricalQuantizer, Quantized, channels_l
 from taugrad.ops._torch import tracing
 
 
+@final
 class ResidualQuantizer(nn.Module):
     r"""Several quantizers by distance in sequence, each of what the ones before left.
 

@@ -7,7 +7,7 @@ loss = E sum_i f_i P_i                                                         2
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Routed(NamedTuple):
     loss: Tensor  # (), 1 where all experts are used alike, up to E where only one is
 
 
+@final
 class Router(nn.Module):
     r"""Routing of each row to k of E experts, with noise in training; the most probable ones in evaluation mode.
 

@@ -2,6 +2,7 @@ r"""Selection of k of d features, learned with the network that reads them: a co
 
 import math
 from collections.abc import Callable
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops.onehot import one_hot
 
 
+@final
 class Selector(nn.Module):
     r"""Selection of k of d features by learnable logits; plain indexing of the most probable ones in evaluation mode.
 

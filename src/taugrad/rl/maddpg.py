@@ -32,7 +32,7 @@ consistent with sampled actions. 2006.07869 has the usual benchmarks.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ from taugrad.schedules import Constant, Schedule
 Q = Callable[[Tensor], Tensor]  # joint actions (*more, B, N or 1, F, K) to the values of N agents (*more, B, N)
 
 
+@final
 @dataclass(frozen=True)
 class MADDPG(Algorithm):
     """Hyperparameters of MADDPG; ValueError if a number is out of range."""

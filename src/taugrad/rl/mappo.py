@@ -10,6 +10,7 @@ gets after it has left is lost to it. For one agent this is PPO, to the bit.
 """
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from taugrad.rl.several import Actors, Layout, networks
 from taugrad.rl.spaces import Sizes
 
 
+@final
 @dataclass(frozen=True)
 class MAPPO(Clipped):
     """Hyperparameters of PPO for several agents; ValueError if a number is out of range."""

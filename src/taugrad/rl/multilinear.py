@@ -25,7 +25,7 @@ between two actions.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ _ENT = 1e-3, 30.0  # of the factor that adapts ent_coef: least, most
 _ENT_FACTOR = 1.05
 
 
+@final
 @dataclass(frozen=True)
 class MultilinearActorCritic(Algorithm):
     """Hyperparameters of the actor-critic; ValueError if a number is out of range."""

@@ -9,7 +9,7 @@ newest rollout. Entropy is exact.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,7 @@ class Clipped(Algorithm):
         return terms | {"train/ent_coef": torch.tensor(self.ent_coef)}
 
 
+@final
 @dataclass(frozen=True)
 class PPO(Clipped):
     """Hyperparameters of PPO with a clipped objective; ValueError if a number is out of range."""

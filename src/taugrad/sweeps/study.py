@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from taugrad.errors import ConfigError
 from taugrad.extras import extra
 from taugrad.sweeps.jobs import Job, directions, job, name_of, objectives, values
+from taugrad.training.task import task_of
 
 NAME = "sweep"  # of the one study in a sweep's study.db
 
@@ -134,12 +135,12 @@ class Pruning(Callback):
         study = optuna.load_study(study_name=NAME, storage=storage(directory), pruner=pruner)
         self._trial, self.monitor = optuna.Trial(study, study.trials[trial]._trial_id), monitor
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Report the objective; raise Optuna's `TrialPruned` to prune the trial."""
         reported = self.monitor in trainer.callback_metrics  # unlike the return before the first episode has ended
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not reported:
             return
-        step = pl_module.clock()[0]
+        step = task_of(trainer).clock()[0]
         self._trial.report(trainer.callback_metrics[self.monitor].item(), step)
         if self._trial.should_prune():
             raise extra("optuna", "optuna").TrialPruned(f"pruned at step {step}")

@@ -9,7 +9,7 @@ evaluating does not change training, and the number of evaluations does not chan
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, final
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -41,6 +41,7 @@ _CHARTS = {
 }
 
 
+@final
 class ImageTask(Task):
     """Trains a model of images through an estimator, at a temperature that a schedule gives.
 

@@ -11,7 +11,7 @@ in flight are not part of it: a resumed run begins new ones.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, final
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ _OF_AGENTS = ("rollout/ep_rew_mean", "eval/mean_reward", "eval_sampled/mean_rewa
 _EVALUATED = ("mean_reward", "std_reward", "ep_len")  # of episodes by the greedy policy, and by sampling
 
 
+@final
 class PolicyTask(Task):
     """Trains a policy in an environment.
 

@@ -14,6 +14,7 @@ from rich.syntax import Syntax
 
 from taugrad.checks import check_count
 from taugrad.config import in_sweep
+from taugrad.training.task import task_of
 
 _QUIET_SECONDS = 30.0  # after which a log file gets another line
 
@@ -55,34 +56,34 @@ class Progress(ProgressBar):
         """Show nothing."""
         self._enabled = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Start the training's bar."""
-        done, total = pl_module.clock()
+        done, total = task_of(trainer).clock()
         self._start("training", total if total > 0 else None, done, self.every, 10)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Write a line, after that of a validation at the same step."""
         if isinstance(self._display, _Lines):
-            self._move(pl_module.clock()[0], trainer)
+            self._move(task_of(trainer).clock()[0], trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Move the training's bar."""
         if isinstance(self._display, _Bar):
-            self._move(pl_module.clock()[0], trainer)
+            self._move(task_of(trainer).clock()[0], trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Write a line with the validation's metric."""
         if isinstance(self._display, _Lines) and not trainer.sanity_checking:
             self._display.evaluated = True
-            self._move(pl_module.clock()[0], trainer)
+            self._move(task_of(trainer).clock()[0], trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         """End the training's bar, or write its last line."""
-        if self._display is not None and self._display.shown != pl_module.clock()[0]:
-            self._display.show(pl_module.clock()[0], _metrics_at_hand(trainer))
+        if self._display is not None and self._display.shown != task_of(trainer).clock()[0]:
+            self._display.show(task_of(trainer).clock()[0], _metrics_at_hand(trainer))
         self._stop()
 
-    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_start(self, trainer: Trainer, *_: Any) -> None:
         """Start the test's bar."""
         self._start("test", int(sum(trainer.num_test_batches)), 0, 1, 1)
 

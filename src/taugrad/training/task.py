@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -18,7 +18,7 @@ MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]  # such as partial(to
 
 
 class Task(LightningModule, ABC):
-    """Everything that commands and callbacks use of a task."""
+    """Interface that commands and callbacks use of any task; those of images and policies add what only they have."""
 
     evaluated: ClassVar[str]  # checkpoint that a finished run reports on, `best` or `last`
     speed: ClassVar[str]  # tag of the training speed
@@ -88,6 +88,11 @@ def scale_lr(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = optimizer.defaults["lr"] * factor
 
 
+def task_of(trainer: Trainer) -> Task:
+    """Return the task that is trained or evaluated."""
+    return cast(Task, trainer.lightning_module)
+
+
 def is_kept(trainer: Trainer) -> bool:
     """Return True if this training step is to be logged; logging costs more than a small model's whole step.
 
@@ -96,5 +101,5 @@ def is_kept(trainer: Trainer) -> bool:
     every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     if every == 0:
         return False
-    done, total = trainer.lightning_module.clock()  # pyright: ignore[reportCallIssue]
+    done, total = task_of(trainer).clock()
     return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0 or 0 < total <= done

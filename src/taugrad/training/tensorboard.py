@@ -17,7 +17,7 @@ from taugrad.extras import extra
 from taugrad.models.base import Coded
 from taugrad.training.images import ImageTask
 from taugrad.training.policies import PolicyTask
-from taugrad.training.task import is_kept
+from taugrad.training.task import is_kept, task_of
 
 _EVALUATIONS = ("val/", "test/", "eval/", "eval_sampled/")
 
@@ -31,16 +31,16 @@ class Scalars(Callback):
     def __init__(self) -> None:
         self._since: tuple[int, float] | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
         """Lay out the charts."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                charts = {title: ["Multiline", list(tags)] for title, tags in pl_module.charts.items()}
+                charts = {title: ["Multiline", list(tags)] for title, tags in task_of(trainer).charts.items()}
                 logger.experiment.add_custom_scalars({"training": charts})
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Let TensorBoard drop what a run wrote after the checkpoint from which this one is resumed."""
-        step = pl_module.clock()[0]
+        step = task_of(trainer).clock()[0]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero and step > 0:
                 start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -51,14 +51,15 @@ class Scalars(Callback):
         for logger in trainer.loggers:
             logger.save()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Write the training's metrics every `log_every_n_steps`."""
         if not is_kept(trainer):
             return
         metrics = {name: x for name, x in trainer.callback_metrics.items() if not name.startswith(_EVALUATIONS)}
-        step, now = pl_module.clock()[0], time.perf_counter()
+        task = task_of(trainer)
+        step, now = task.clock()[0], time.perf_counter()
         if self._since:
-            metrics[pl_module.speed] = torch.tensor((step - self._since[0]) / (now - self._since[1]))
+            metrics[task.speed] = torch.tensor((step - self._since[0]) / (now - self._since[1]))
         self._since = step, now
         self._write(trainer, metrics, step)
 
@@ -66,11 +67,11 @@ class Scalars(Callback):
         """Leave the time of a validation out of the speed."""
         self._since = None
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Write the evaluation's metrics."""
         if trainer.state.fn == TrainerFn.FITTING:
             metrics = {name: x for name, x in trainer.callback_metrics.items() if name.startswith(_EVALUATIONS)}
-            self._write(trainer, metrics, pl_module.clock()[0])
+            self._write(trainer, metrics, task_of(trainer).clock()[0])
 
     def _write(self, trainer: Trainer, metrics: dict[str, Tensor], step: int) -> None:
         for logger in trainer.loggers:
