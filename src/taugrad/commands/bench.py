@@ -256,7 +256,7 @@ def bench_tokenizers(arguments: argparse.Namespace) -> list[Record]:
         every = tokenizers.contestants(K, arguments.steps)
         for part in arguments.only or []:  # also a config's option that follows, which argparse takes for a part
             if not any(part in name for name in every):
-                raise ConfigError(f"--only must be parts of the names {', '.join(every)}, got {part}")
+                raise ConfigError(f"--only must be parts of the names {'; '.join(every)}, got {part}")
         wanted = arguments.only or [""]
         chosen[K] = {name: one for name, one in every.items() if any(part in name for part in wanted)}
     _, _, data = loops.parts(["run_dir=.", "model=tokenizer", *arguments.overrides])

@@ -12,13 +12,17 @@ from taugrad.data.batches import Batches
 from taugrad.data.images import Split
 from taugrad.errors import ConfigError
 from taugrad.estimators import (
+    CAGE,
     ZGR,
     DecoupledStraightThrough,
     GappedStraightThrough,
     GumbelRao,
     GumbelSoftmax,
     Pathwise,
+    ReDGE,
     ReinMax,
+    ReinMaxCV,
+    ReinMaxRao,
     STGumbelSoftmax,
     StraightThrough,
 )
@@ -57,9 +61,13 @@ def contestants(K: int, steps: int) -> dict[str, Contestant]:
         "straight-through": (StraightThrough(), down),
         "decoupled straight-through": (DecoupledStraightThrough(forward_tau=0.25), down),  # a quarter of the noise
         "ReinMax": (ReinMax(), down),
+        "ReinMax-Rao": (ReinMaxRao(draws=10), down),
+        "ReinMax-CV": (ReinMaxCV(draws=10), down),
         "gapped straight-through": (GappedStraightThrough(), down),
         "Gumbel-Rao": (GumbelRao(draws=10), down),
         "ZGR": (ZGR(), down),
+        "CAGE": (CAGE(), down),
+        "ReDGE": (ReDGE(), down),
         "Gumbel-Softmax, soft in training": (GumbelSoftmax(), Cosine(1.0, 1 / 16, steps)),
     }
     dim = 5 if K <= 1024 else 6
