@@ -1,4 +1,4 @@
-"""What `taugrad bench estimators` measures: every estimator's gradient on two choices among K classes."""
+"""Measurements of `taugrad bench estimators`: every estimator's gradient on two choices among K classes."""
 
 import math
 from collections.abc import Callable

@@ -50,7 +50,7 @@ class TrainConfig:
     direction: str | list[str]  # of a sweep
     run_dir: str
     length: int  # of the training; schedules refer to it
-    model: Config | None = None  # the task refers to this and to the seven below
+    model: Config | None = None  # the task refers to this and to the eight below
     estimator: Config | None = None
     tau: Config | None = None
     kl_weight: Config | None = None

@@ -104,7 +104,7 @@ class FactoredActor(nn.Module, ABC):
 
 
 class Trunk(NamedTuple):
-    """What stands before a network's layers: a module, its number of outputs, and the hidden layers that remain."""
+    """First part of a network: a module, its number of outputs, and the hidden layers that follow it."""
 
     front: nn.Module
     outputs: int

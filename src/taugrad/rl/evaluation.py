@@ -91,7 +91,7 @@ def interquartile_mean(values: Tensor) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def record(environments: Environments, choose: Choose, seed: int, most: int = 1000) -> np.ndarray:
-    """Record pictures (n, height, width, 3) of the first environment's first episode; ConfigError if it draws none.
+    """Record pictures (n, height, width, 3) of the first environment's first episode; ConfigError if it renders none.
 
     There are at most `most` of them; a warning says so if the episode is longer.
     """

@@ -20,7 +20,7 @@ from taugrad.rl.masks import KEY, has_mask
 
 
 class Part(NamedTuple):
-    """What one of several agents sees and chooses: numbers of the observation and factors of the action, in order."""
+    """Numbers of the observation that one agent sees, and factors of the action that it chooses, in order."""
 
     name: str
     observation: int  # numbers

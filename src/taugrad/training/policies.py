@@ -199,7 +199,7 @@ class PolicyTask(Task):
         try:
             environments = build(self.make_env, 1, render_mode="rgb_array")
         except TypeError as error:
-            raise ConfigError(f"this environment cannot be drawn: {error}") from error
+            raise ConfigError(f"this environment cannot be rendered: {error}") from error
         with closing(environments):
             frames = record(environments, self.agent.policy.greedy, _EVALUATION_SEED)
             return frames, environments.env.metadata.get("render_fps", 30)

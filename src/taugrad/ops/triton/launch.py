@@ -52,7 +52,7 @@ def devices() -> tuple[str, ...]:
 
 
 class _Layout(NamedTuple):
-    """Where rows of a tensor start and how far its classes lie apart: the kernels' `inner` and three strides."""
+    """Starts of a tensor's rows and distance of its classes: the kernels' `inner` and three strides."""
 
     inner: int
     outer: int

@@ -116,7 +116,7 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
         return observation, float(rewards.sum()), bool(ended and not timeout), timeout, info
 
     def render(self) -> Any:
-        """Draw the environment; gymnasium's interface."""
+        """Render the environment; gymnasium's interface."""
         return self.env.render()
 
     def close(self) -> None:
