@@ -40,7 +40,7 @@ Numbers = dict[str, Any]
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 PI = (0.15, 0.40, 0.45)
-COLOURS = ("#4477aa", "#ee6677", "#228833")  # of the three classes; told apart by the colour-blind too
+COLOURS = ("#4477aa", "#ee6677", "#228833")  # one for each class; told apart by the colour-blind too
 DARK, GREY = "#222222", "#888888"
 DRAWS = 100_000
 TAUS = (0.01, 0.1, 0.5, 1.0, 10.0)
@@ -52,7 +52,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
-ARMS = {  # of the comparison with and without noise: (noise, hard)
+ARMS = {  # arms of the comparison with and without noise: (noise, hard)
     "noise, hard": (True, True),
     "noise, soft": (True, False),
     "no noise, hard": (False, True),

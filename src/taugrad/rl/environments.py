@@ -252,7 +252,7 @@ class Environments:
         return values.reshape(self.num_envs)
 
 
-_SAME_STEP = {"final_obs", "final_observation"}  # in the info of those that reset in the last step of an episode
+_SAME_STEP = {"final_obs", "final_observation"}  # keys of info of environments that reset in an episode's last step
 
 
 def _check_resets(metadata: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from taugrad.errors import ConfigError
 from taugrad.extras import extra
 from taugrad.sweeps.jobs import Job, directions, job, name_of, objectives, values
 
-NAME = "sweep"  # of the one study in a sweep's study.db
+NAME = "sweep"  # name of the one study in a sweep's study.db
 
 
 def storage(directory: str | Path) -> str:

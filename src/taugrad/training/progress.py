@@ -15,7 +15,7 @@ from rich.syntax import Syntax
 from taugrad.checks import check_count
 from taugrad.config import in_sweep
 
-_QUIET_SECONDS = 30.0  # after which a log file gets another line
+_QUIET_SECONDS = 30.0  # seconds after which a log file gets another line
 
 
 class ShowConfig(Callback):

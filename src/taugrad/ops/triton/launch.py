@@ -141,7 +141,7 @@ def _number(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
     if isinstance(value, Tensor):
         if value.device == like.device:
             return 0.0, value
-        value = value.item()  # of a CPU: nothing waits
+        value = value.item()  # the value lies on a CPU: nothing waits
     if like.dtype is torch.float64:
         return 0.0, torch.full((), value, dtype=torch.float64, device=like.device)
     return value, None
