@@ -1,4 +1,4 @@
-"""What the site needs next to its pages: the repository's documents as pages, formulas as MathML, doctests as code."""
+"""Plugins of the site: the repository's documents as pages, formulas as MathML, doctests as code."""
 
 import html
 import json

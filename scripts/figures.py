@@ -1,7 +1,7 @@
-"""Draw the figures of the course, the results and the circuits in docs/: python scripts/figures.py [NAME ...].
+"""Plot the figures of the course, the results and the circuits in docs/: python scripts/figures.py [NAME ...].
 
-Every figure is drawn again byte for byte by the same matplotlib on the same kind of CPU: its noise is seeded and always
-torch's own, which does not depend on compiled kernels, and its numbers are rounded before they are drawn.
+Every figure is plotted again byte for byte by the same matplotlib on the same kind of CPU: its noise is seeded and
+always torch's own, which does not depend on compiled kernels, and its numbers are rounded before they are plotted.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Numbers = dict[str, Any]
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 PI = (0.15, 0.40, 0.45)
-COLOURS = ("#4477aa", "#ee6677", "#228833")  # of the three classes; told apart by the colour-blind too
+COLOURS = ("#4477aa", "#ee6677", "#228833")  # one for each class; told apart by the colour-blind too
 DARK, GREY = "#222222", "#888888"
 DRAWS = 100_000
 TAUS = (0.01, 0.1, 0.5, 1.0, 10.0)
@@ -52,7 +52,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
-ARMS = {  # of the comparison with and without noise: (noise, hard)
+ARMS = {  # arms of the comparison with and without noise: (noise, hard)
     "noise, hard": (True, True),
     "noise, soft": (True, False),
     "no noise, hard": (False, True),
@@ -83,7 +83,7 @@ GRID = {  # 2603.08257's training -ELBO, means of 10 seeds
 
 
 def figure_softmax(out: Path) -> Numbers:
-    """What softmax says of three classes, and how it, the argmax and a sample react to one logit."""
+    """Softmax of three classes, and how it, the argmax and a sample react to one logit."""
     pi = torch.tensor(PI, dtype=torch.float64)
     z = taugrad.gumbel_max(pi.log(), generator=seeded(0))
     mode = one_hot(pi.argmax(), pi)
@@ -287,7 +287,7 @@ def train_vae(train: Tensor, test: Tensor, noise: bool, hard: bool, seed: int) -
 
 
 def code(logits: Tensor, noise: bool, hard: bool) -> Tensor:
-    """What the decoder sees in training: with noise Gumbel-Softmax, without it the argmax or the softmax itself."""
+    """Return the decoder's input in training: with noise Gumbel-Softmax, without it the argmax or the softmax."""
     if noise:
         return taugrad.gumbel_softmax(logits, VAE_TAU, hard=hard)
     y = softmax(logits, VAE_TAU)
@@ -485,7 +485,7 @@ def save(figure: Figure, out: Path, name: str) -> None:
     figure.savefig(out / f"{name}.svg", facecolor="white", metadata={"Date": None, "Creator": None})
 
 
-DRAWN: dict[str, Callable[[Path], Numbers]] = {
+PLOTTED: dict[str, Callable[[Path], Numbers]] = {
     "softmax": figure_softmax,
     "gumbel_max": figure_gumbel_max,
     "tau": figure_tau,
@@ -501,20 +501,20 @@ MEASURED: dict[str, Callable[[], Numbers]] = {"noise": measure_noise, "bias": me
 
 @one_sentence
 def main() -> None:
-    """Draw the figures that are named."""
+    """Plot the figures that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DRAWN)}; default all")
-    parser.add_argument("--out", type=Path, default=FIGURES, help="the directory to draw into")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PLOTTED)}; default all")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="the directory to plot into")
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="measure again what noise shows (ten minutes), bias (half a minute, schedules shows it too) and "
-        "circuit (ten seconds), into docs/figures/NAME.json; without it they are drawn from the numbers in these files",
+        help="measure again what noise shows (ten minutes), bias (half a minute, schedules shows it too) and circuit "
+        "(ten seconds), into docs/figures/NAME.json; without it they are plotted from the numbers in these files",
     )
     arguments = parser.parse_args()
     for name in arguments.names:
-        if name not in DRAWN:
-            parser.error(f"NAME must be one of {', '.join(DRAWN)}, got {name}")
+        if name not in PLOTTED:
+            parser.error(f"NAME must be one of {', '.join(PLOTTED)}, got {name}")
     require_folder("--out", arguments.out)
     os.environ["TAUGRAD_BACKEND"] = "torch"  # before the first sample, which decides
     torch.set_num_threads(1)
@@ -524,11 +524,11 @@ def main() -> None:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
-        for name in arguments.names or DRAWN:
+        for name in arguments.names or PLOTTED:
             if arguments.measure and name in MEASURED:
                 (FIGURES / f"{name}.json").write_text(json.dumps(MEASURED[name](), indent=1) + "\n", encoding="utf-8")
             with writing(arguments.out / f"{name}.png"):
-                numbers[name] = DRAWN[name](arguments.out)
+                numbers[name] = PLOTTED[name](arguments.out)
             print(arguments.out / f"{name}.png")
     # Whose bytes these are: another vector unit may round otherwise.
     numbers["drawn_by"] = f"matplotlib {mpl.__version__}, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,6 +1,6 @@
 """python scripts/same_run.py COMMIT: do the working tree and COMMIT train the same, to the last digit?
 
-Trains the VAE and CartPole from one seed by the code of each, and compares the two `metrics.json`. A commit that only
+Train each model of `RUNS` from one seed by the code of both, and compare the two `metrics.json`. A commit that only
 moves code passes.
 """
 
@@ -24,7 +24,7 @@ _OF_THE_MACHINE = ("wall_seconds", "versions/")
 
 
 def metrics(tree: Path, model: str, directory: Path) -> dict[str, object]:
-    """What a run by the code of `tree` reports, but for what no seed decides."""
+    """Return what a run by the code of `tree` reports, but for what no seed decides."""
     fixed = (f"model={model}", "threads=1", "trainer.enable_progress_bar=false", f"hydra.run.dir={directory}")
     command = [sys.executable, tree / "scripts" / "train.py", *fixed, *RUNS[model]]
     ran = subprocess.run(

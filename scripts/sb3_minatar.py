@@ -4,7 +4,7 @@ The other side of the table in docs/results.md: the networks of `experiment=mina
 value, as is usual there, its hyperparameters, the same games and the same evaluation. It needs stable-baselines3.
 """
 
-# Of a library that is not installed with this one.
+# stable-baselines3 is not installed with this library.
 # pyright: reportMissingImports=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
 import argparse

@@ -1,4 +1,4 @@
-"""That the constraints stand for what pyproject.toml says."""
+"""The constraints stand for what pyproject.toml says."""
 
 from importlib.metadata import metadata, requires
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Away from the CPU: nothing reads a value, and nothing calls more operators than torch's own function.
+"""Nothing reads a value away from the CPU, and nothing calls more operators than torch's own function.
 
 The meta device stands in for a GPU: its tensors have no values, so whatever would wait for one raises.
 """

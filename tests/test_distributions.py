@@ -1,4 +1,4 @@
-"""What torch's own tests ask of a distribution, against enumeration, quadrature and torch; and Pyro's inference."""
+"""Demands of torch's own tests of a distribution, against enumeration, quadrature and torch; and Pyro's inference."""
 
 import math
 
@@ -169,7 +169,7 @@ def test_validation_and_bad_arguments_get_a_sentence():
 
 
 class Pyros(OneHotCategorical, TorchDistributionMixin):
-    """For Pyro, as its own distributions are made of torch's."""
+    """Distribution for Pyro, whose own ones are made of torch's in this way."""
 
 
 def test_pyro_infers_with_them_by_samples_and_by_enumeration():

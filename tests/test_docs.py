@@ -5,6 +5,7 @@ of the values that it sweeps, and checked against what it would call, which is w
 first commands are run by the tests of the commands, the policies and the installation.
 """
 
+import ast
 import functools
 import http.server
 import importlib.util
@@ -168,6 +169,31 @@ def test_a_stale_name_is_found():
     assert stale("`tests/ops/test_a.py`\n`::test_two_things`", tests) == ["None::test_two_things"]
 
 
+HEADLESS = ("As", "By", "For", "How", "If", "In", "Of", "That", "What", "When", "Where", "Whether", "Which", "With")
+
+
+def headless(source):
+    """Return the first lines of docstrings that begin with neither a verb nor the head of a noun phrase."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, documented))
+    lines = [docstring.splitlines()[0] for docstring in map(ast.get_docstring, nodes) if docstring]
+    return [line for line in lines if line.split()[0].strip(",:.") in HEADLESS]
+
+
+def test_every_docstring_begins_with_a_verb_or_a_noun_phrase():
+    files = [file for folder in ("src", "scripts", "docs", "examples") for file in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 70
+    assert [(str(file), line) for file in files for line in headless(file.read_text())] == []
+
+
+def test_a_docstring_without_a_head_is_found():
+    lines = ["What it reports.", "Return what it reports.", "By default, nothing.", "Whatever."]
+    functions = "\n".join(f'    async def f{i}():\n        """{line}"""' for i, line in enumerate(lines))
+    source = f'"""Of a module."""\nclass A:\n    """Whether it is one.\n\n    Or none.\n    """\n{functions}'
+    found = sorted(headless(source))
+    assert found == ["By default, nothing.", "Of a module.", "What it reports.", "Whether it is one."]
+
+
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.parent.name == "docs"], ids=lambda d: d.name)
 def test_every_page_is_in_the_sites_order(document):
     assert f": {document.name}\n" in (ROOT / "mkdocs.yml").read_text()
@@ -185,7 +211,7 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.system
-def test_formulas_and_doctests_are_drawn_at_build_time(site):
+def test_formulas_and_doctests_are_rendered_at_build_time(site):
     pages = {path.parent.name: path.read_text() for path in site.rglob("index.html")}
     assert len(pages) > 20
     assert pages["course"].count("<math") > 10

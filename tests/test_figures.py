@@ -17,7 +17,7 @@ COURSE, RESULTS, CIRCUITS = ((ROOT / "docs" / name).read_text() for name in ("co
 NAMES = sorted(path.stem for path in FIGURES.glob("*.png"))
 
 
-def test_the_figures_are_drawn_again_with_the_same_numbers_and_by_the_same_matplotlib_byte_for_byte(tmp_path):
+def test_the_figures_are_plotted_again_with_the_same_numbers_and_by_the_same_matplotlib_byte_for_byte(tmp_path):
     # A process of its own: the script decides for torch's noise, and this one may have taken the kernels' already.
     command = [sys.executable, str(ROOT / "scripts" / "figures.py"), "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -1,4 +1,4 @@
-"""The package as a wheel, away from the checkout; a user's own package beside it."""
+"""The package as a wheel, away from the checkout, with a user's own package next to it."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What other systems than Linux lack is not relied on, as far as that can be tested on Linux."""
+"""Nothing relies on what other systems than Linux lack, as far as that can be tested on Linux."""
 
 import ast
 import subprocess
@@ -78,7 +78,7 @@ def test_everything_imports_and_trains_without_what_only_posix_has_and_without_t
 
 
 def test_every_text_file_is_read_and_written_in_utf_8():
-    """Elsewhere the default is another encoding, also that of a pager or editor: so configs are ASCII."""
+    """The default encoding is another one elsewhere, also that of a pager or editor: so configs are ASCII."""
     files = [file for folder in ("src", "scripts", "docs", "examples") for file in (ROOT / folder).rglob("*.py")]
     assert len(files) > 70
     for file in files:

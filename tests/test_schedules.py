@@ -67,7 +67,7 @@ def test_a_joined_child_sees_steps_since_its_own_boundary():
 
 
 def test_adam_by_the_rectified_factor_steps_as_radam_of_torch():
-    """After RAdam's first steps, along the momentum; eps is small, because the two add it in different places."""
+    """Compare them after RAdam's first steps, along the momentum; eps is small: the two add it in different places."""
     gradients = torch.randn(60, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     steps = []
     for make, factor in ((torch.optim.RAdam, Constant(1.0)), (torch.optim.Adam, Rectified())):

@@ -94,7 +94,7 @@ class _Sweeper(Sweeper):
         overrides = parser.parse_overrides(arguments)
         fixed = [o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None]
         swept = [o for o in overrides if o.is_sweep_override()]
-        self.keys = {name_of(o): o.get_key_element() for o in swept}  # as Hydra reads them
+        self.keys = {name_of(o): o.get_key_element() for o in swept}  # keys as Hydra reads them
         return fixed, swept
 
 

@@ -41,8 +41,8 @@ T = TypeVar("T")
 class Keys:
     """Dotted keys of a config, for errors that name the key that a user sets."""
 
-    own: Sequence[str] = ()  # that hold a value
-    referring: Mapping[str, str] = field(default_factory=dict)  # that refer to another, with that one
+    own: Sequence[str] = ()  # keys that hold a value
+    referring: Mapping[str, str] = field(default_factory=dict)  # keys that refer to another one, and which
 
     def set_as(self, key: str) -> str:
         """Return the key that a user sets for `key`, which may lie in a node that refers to another.

@@ -173,7 +173,7 @@ class PictureEncoder(nn.Module):
         return self.last(y.movedim(1, -1).flatten(1)).relu().unflatten(0, x.shape[:-1])
 
 
-_KERNEL, _SMALL, _FILTERS = 3, 16, (16, 64)  # of a `PictureEncoder`
+_KERNEL, _SMALL, _FILTERS = 3, 16, (16, 64)  # sizes of a `PictureEncoder`
 
 
 def planes(x: Tensor, shape: Sequence[int]) -> Tensor:

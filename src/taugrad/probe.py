@@ -27,7 +27,7 @@ from taugrad.estimators import RLOO, Enumeration, Estimator
 Function = Callable[[Tensor], Tensor]
 
 _MOST_BITS = 13  # log2 of the largest number of configurations to enumerate
-GROUPS = 10  # of draws, for standard errors
+GROUPS = 10  # groups of draws, for standard errors
 _TIMED = 20  # steps whose median is the time
 
 

@@ -1,4 +1,4 @@
-"""What a user gets for input that cannot be used: one sentence that names it, exit code 1 or 2, and no traceback.
+"""Answer of a command to input that cannot be used: one sentence that names it, exit code 1 or 2, and no traceback.
 
 The commands run in this process, by their entry point, which is what a shell starts but for the seconds of imports.
 """

@@ -34,7 +34,7 @@ def bench():
 
 @pytest.fixture
 def records(bench, tmp_path):
-    """What a command writes, by shape and contestant; on one thread, in one round."""
+    """Run a command on one thread, in one round, and return what it writes by shape and contestant."""
 
     def run(*command):
         common = ["--threads", "1", "--rounds", "1", "--json", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"]
@@ -127,7 +127,7 @@ def test_backward_measures_all_three_and_leaves_a_large_jacobian_out(records):
 
 @contextmanager
 def here(waiting):
-    """In the place of another process, which would take seconds to start: runs what came through a pickle."""
+    """Run what came through a pickle in this process: another one would take seconds to start."""
     yield lambda side: pickle.loads(pickle.dumps(side))()
 
 

@@ -42,7 +42,7 @@ def run_of(length, level=1.0, first=0):
     return steps, level * steps
 
 
-def drawn(groups, tmp_path, shared=""):
+def plotted(groups, tmp_path, shared=""):
     figure = Figure(figsize=(9, 5), layout="constrained")
     curves._plot(figure, groups, "score", shared, tmp_path / "curves.png")
     return figure
@@ -56,21 +56,21 @@ def test_settings_in_another_order_or_of_another_seed_are_the_same_and_what_all_
     assert compare([tmp_path], "score", tmp_path / "curves.png") == {"tau.value=2": 2, "tau.value=3": 1}
 
 
-def test_fewer_than_five_runs_are_drawn_each_and_more_with_an_interval_and_the_legend_says_how_many(tmp_path):
+def test_fewer_than_five_runs_are_plotted_each_and_more_with_an_interval_and_the_legend_says_how_many(tmp_path):
     groups = {f"{n} seeds": [run_of(100, 1 + i / 10) for i in range(n)] for n in (1, 2, 4, 5, 6)}
-    figure = drawn(groups, tmp_path)
+    figure = plotted(groups, tmp_path)
     axes, legend = figure.axes[0], figure.legends[0]
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts == ["1 seeds (a single run)", *(f"{n} seeds (n = {n})" for n in (2, 4, 5, 6))]
     colors = [line.get_color() for line in axes.lines]
     assert [colors.count(f"C{i}") for i in range(5)] == [1, 2 + 1, 4 + 1, 1, 1]
     assert len(axes.collections) == 2  # intervals
-    assert "single runs" in drawn({"a": [run_of(50)]}, tmp_path).get_suptitle()
+    assert "single runs" in plotted({"a": [run_of(50)]}, tmp_path).get_suptitle()
 
 
 def test_runs_of_different_lengths_are_averaged_to_the_shortest_and_the_legend_says_so(tmp_path):
     groups = {"a": [run_of(100), run_of(50)], "b": [run_of(50), run_of(100, first=60)]}
-    figure = drawn(groups, tmp_path)
+    figure = plotted(groups, tmp_path)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["a (n = 2 to step 40)", "b (n = 2, no steps in common)"]
     ends = [line.get_xdata()[-1] for line in figure.axes[0].lines]
@@ -81,7 +81,7 @@ def test_runs_of_different_lengths_are_averaged_to_the_shortest_and_the_legend_s
 @pytest.mark.parametrize("length", [10, 700])
 def test_the_axes_keep_their_size_under_a_legend_of_any_length(n, length, tmp_path):
     groups = {f"{i} " + "model.encoder=[512] " * (length // 20): [run_of(100)] for i in range(n)}
-    figure = drawn(groups, tmp_path, shared="tau.value=1 " * (length // 12))
+    figure = plotted(groups, tmp_path, shared="tau.value=1 " * (length // 12))
     box = figure.axes[0].get_window_extent()
     width, height = box.width / figure.dpi, box.height / figure.dpi
     assert width > 7

@@ -1,5 +1,5 @@
 # fixtures of other files
-"""Whatever argument a config's nodes take: it works, or is one sentence before training; groups can be switched off."""
+"""Every argument of a config's nodes works, or is one sentence before training; groups can be switched off."""
 
 import csv
 import dataclasses
@@ -114,7 +114,7 @@ def run_and_model(request, tmp_path_factory):
 
 
 def up_to_the_training(run, model, name, value):
-    """What `train` checks of a trainer's arguments before Lightning has them all; the trainer."""
+    """Make the checks of `train` on a trainer's arguments before Lightning has them all; return the trainer."""
     arguments = {key: x for key, x in run.trainer.items() if not key.startswith("_")} | {name: value}
     fitted = fit_to_signature(Trainer, arguments, "trainer")
     changed = dataclasses.replace(run, trainer=run.trainer | fitted)

@@ -46,7 +46,7 @@ def tokenizer(pictures, tmp_path_factory):
     return directory
 
 
-def test_a_run_reports_errors_and_codes_and_draws_its_reconstructions(tokenizer):
+def test_a_run_reports_errors_and_codes_and_plots_its_reconstructions(tokenizer):
     metrics = json.loads((tokenizer / "metrics.json").read_text())
     assert {"test/mse", "test/psnr", "test/code_perplexity", "test/codes_in_use", "val/codes_in_use"} <= set(metrics)
     assert 0 < metrics["test/codes_in_use"] <= 1

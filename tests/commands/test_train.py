@@ -104,7 +104,7 @@ def test_evaluate_agrees_with_the_run_from_its_checkpoint_alone(trained, where, 
     ],
     ids=["cat_vae", "structured", "semi_supervised", "logic_gates"],
 )
-def test_every_model_of_images_trains_resumes_and_is_drawn(small, metrics, pictures, tmp_path):
+def test_every_model_of_images_trains_resumes_and_is_plotted(small, metrics, pictures, tmp_path):
     target = tmp_path / "run"
     result = run("train.py", *small, f"hydra.run.dir={target}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for each other: commands let them sleep, and the library leaves it alone.
+"""Waiting of OpenMP's threads for each other: commands let them sleep, and the library leaves it alone.
 
 The first test looks at the moment in which a command first asks for torch; the second asks the OpenMP library itself.
 """

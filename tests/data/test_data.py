@@ -185,7 +185,7 @@ def test_labels_that_do_not_match_the_images_get_a_sentence(tmp_path):
 
 
 def as_published(monkeypatch, arrays, **changes):
-    """What these arrays are to `mnist`: the published ones."""
+    """Let `mnist` take these arrays for the published ones."""
     contents = tuple(hashlib.sha256(a.astype(np.uint8).tobytes()).hexdigest() for a in arrays)
     monkeypatch.setattr(module, "_MNIST", replace(module._MNIST, contents=contents, **changes))
 

@@ -337,7 +337,7 @@ def cubic(A, z):
 
 
 def expected_gradient(estimator, f, logits, tau=1.0):
-    """Over all K draws, each found among 1,000 and weighted by its probability; f takes (..., K)."""
+    """Mean gradient over all K draws, each found among 1,000 and weighted by its probability; f takes (..., K)."""
     leaf = logits.expand(1000, K).clone().requires_grad_()
     z = estimator.sample(leaf, tau, generator=generator())
     (every,) = torch.autograd.grad(f(z).sum(), leaf)

@@ -9,7 +9,7 @@ from taugrad import Pathwise
 
 
 class Own(Pathwise):
-    """With the documented signature and nothing more."""
+    """Estimator with the documented signature and nothing more."""
 
     def sample(self, logits, tau, *, generator):
         return (logits / tau).softmax(-1)

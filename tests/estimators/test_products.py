@@ -1,4 +1,4 @@
-"""What the estimators whose gradient is a product, and those that build on them, add to the contract of the others."""
+"""Properties that only estimators have whose gradient is a product, and those that build on them."""
 
 import pytest
 import torch

@@ -75,7 +75,7 @@ def test_the_control_variate_leads_from_reinmax_to_reinmax_rao(problem):
 
 
 def test_bias_and_variance_lie_where_the_docstrings_say():
-    """For a random quadratic f of 8 classes: less variance than ReinMax, less bias than straight-through."""
+    """Check it for a random quadratic f of 8 classes: less variance than ReinMax, less bias than straight-through."""
     g = generator(0)
     logits, A = torch.randn(8, generator=g, dtype=torch.float64), torch.randn(8, 8, generator=g, dtype=torch.float64)
     A, pi = A + A.T, logits.softmax(-1)

@@ -1,1 +1,1 @@
-"""What tests of several files share."""
+"""Code that tests of several files share."""

@@ -47,7 +47,7 @@ def test_an_estimator_without_samples_and_a_dim_that_is_none_get_a_sentence():
 
 
 class Documented(Pathwise):
-    """With the signature that is asked for and nothing more."""
+    """Estimator with the signature that is asked for and nothing more."""
 
     def sample(self, logits, tau, *, generator):
         assert logits.ndim >= 2

@@ -1,4 +1,4 @@
-"""Against Hugging Face's own quantizer, where `transformers` is installed; it is no dependency of the tests."""
+"""Comparison with Hugging Face's own quantizer, where `transformers` is installed; it is no dependency of the tests."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""In the place of torch's function: layouts, temperatures, tracers, compilers, exporters, devices without values."""
+"""Use in place of torch's function: layouts, temperatures, tracers, compilers, exporters, devices without values."""
 
 import copy
 import functools

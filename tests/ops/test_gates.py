@@ -37,7 +37,7 @@ def test_the_polynomials_are_the_sixteen_functions_of_two_bits():
 @each("threads", [1, 2])
 @each("dtype", [torch.float32, DOUBLE])
 def test_a_layer_and_its_gradients_are_those_of_selection_matrices(batch, threads, dtype):
-    """Also where inputs are shared, a gate takes one twice, and the batch fills no vector."""
+    """Check it also where inputs are shared, a gate takes one twice, and the batch fills no vector."""
     x, c, a, b = layer(5, 40, batch, dtype)
     b[:3] = a[:3]
     before = torch.get_num_threads()

@@ -66,7 +66,7 @@ def cases(K: int, dtype: torch.dtype):
 
 
 def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype, magnitude: float | Tensor = 1.0) -> None:
-    """Within the dtype's tolerance of an oracle in float64, relative to `magnitude`."""
+    """Assert the dtype's tolerance to an oracle in float64, relative to `magnitude`."""
     assert actual.dtype == dtype
     error = ((actual.double() - expected) / magnitude).abs()
     assert error.max() <= TOLERANCES[dtype]

@@ -421,7 +421,7 @@ def collisions_p_value(words: np.ndarray) -> float:
 
 
 def bits_p_value(words: np.ndarray) -> float:
-    """That each bit of the words (..., n) is set in half of them: binomial, Bonferroni-corrected."""
+    """P-value of each bit of the words (..., n) being set in half of them: binomial, Bonferroni-corrected."""
     n = words.shape[-1]
     ones = np.unpackbits(words[..., None].view(np.uint8), axis=-1).sum(-2, dtype=np.int64)
     worst = np.abs(ones - n / 2).max()
@@ -449,7 +449,7 @@ def test_the_bit_test_has_power(harness):
 
 
 def avalanche(words, seed: int) -> np.ndarray:
-    """Which bits of the words change with each bit of the seed, (64, n)."""
+    """Bits of the words that change with each bit of the seed, (64, n)."""
     return np.stack([words(seed) ^ words(seed ^ (1 << bit)) for bit in range(64)])
 
 

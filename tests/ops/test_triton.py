@@ -73,7 +73,7 @@ def words(rows: int, K: int, dtype: torch.dtype) -> Tensor:
 
 
 def by_the_cpu(kernel, *arguments) -> Tensor:
-    """What a kernel of the CPU returns for tensors of the device."""
+    """Return what a kernel of the CPU does for tensors of the device."""
     return kernel(*(a.cpu() if isinstance(a, Tensor) else a for a in arguments)).to(DEVICE)
 
 
@@ -142,7 +142,7 @@ def test_samples_and_gradients_are_the_oracles_in_chunks_of_a_row(shape, relaxat
 
 
 def sparse_gradient(s: Tensor, weights: Tensor, tau: float) -> Tensor:
-    """As `relaxed_gradient`, without the Jacobian of 10^8 numbers."""
+    """The gradient of `relaxed_gradient`, without the Jacobian of 10^8 numbers."""
     y = textbook_softmax(s, tau, -1)
     return (weights.double() - (weights.double() * y).sum(-1, keepdim=True)) * y / tau
 

@@ -408,6 +408,6 @@ def test_no_process_survives_the_one_that_trains(how, tmp_path):
 
 
 def running(pid):
-    """Whether a process is there and no zombie that waits for its parent."""
+    """True if a process is there and no zombie that waits for its parent."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.strip().startswith("Z")

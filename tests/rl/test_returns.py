@@ -17,7 +17,7 @@ def rollout(T=30, E=5):
 
 
 def n_step_return(reward, value, terminated, truncated, t, e, n):
-    """By its definition, one step after the other: until n steps, the end of the episode or of the rollout."""
+    """Return by its definition, one step after the other: until n steps, the end of the episode or of the rollout."""
     total, discount = 0.0, 1.0
     for k in range(n):
         total += discount * reward[t + k, e].item()

@@ -204,7 +204,7 @@ def test_an_interval_in_a_grid_gets_a_sentence():
         (None, ["nan", "1"], "linear", ["nan", "1"]),
     ],
 )
-def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_swept(text, found, scale, labels):
+def test_a_parameter_is_plotted_on_the_scale_on_which_it_was_swept(text, found, scale, labels):
     axis = _axis(found, override(text) if text else None)
     assert axis.scale == scale
     assert labels is None or axis.labels == labels
@@ -212,7 +212,7 @@ def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_swept(text, found, sc
     assert axis.ticks is None or axis.ticks == sorted(axis.ticks)
 
 
-def test_a_key_that_no_file_has_is_drawn_on_its_scale_too(tmp_path):
+def test_a_key_that_no_file_has_is_plotted_on_its_scale_too(tmp_path):
     swept = override("++a=tag(log,interval(1e-3,2e-3))")  # as `cli` gives Hydra one that needs a plus
     jobs = [Job(i, {"a": x}, [float(i)], "complete") for i, x in enumerate((0.0011, 0.0015, 0.0019))]
     figure = plot(jobs, ["a"], ["val/loss"], tmp_path / "sweep.png", [swept])

@@ -1,4 +1,4 @@
-"""What TensorBoard's HParams tab opens on, read back as TensorBoard's own server reads it."""
+"""First view of TensorBoard's HParams tab, read back as TensorBoard's own server reads it."""
 
 import pytest
 from helpers.configs import CONF

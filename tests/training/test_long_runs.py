@@ -1,4 +1,4 @@
-"""What a run takes does not grow with its length: memory of the process, files of the run. Minutes each: slow."""
+"""Memory of the process and files of the run do not grow with its length. Minutes each: slow."""
 
 import os
 import subprocess

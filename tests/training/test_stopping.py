@@ -208,7 +208,7 @@ def finish(process):
 
 
 def wait_for_step(cwd, process, since):
-    """Until the run has made steps after `since`."""
+    """Wait until the run has made steps after `since`."""
     while step(cwd) <= since:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
@@ -328,7 +328,7 @@ echo "$@" >> {calls}
 
 @pytest.mark.system
 def test_slurms_signal_saves_and_requeues_and_the_next_start_goes_on(tmp_path, monkeypatch):
-    """With a stand-in for `scontrol`: what a cluster does with its call is the cluster's."""
+    """Check it with a stand-in for `scontrol`: what a cluster does with its call is the cluster's."""
     tool, calls = tmp_path / "bin" / "scontrol", tmp_path / "calls"
     tool.parent.mkdir()
     tool.write_text(SCONTROL.format(calls=calls))

@@ -118,7 +118,7 @@ def shows(browser, address, *texts):
         missing = [text for text in texts if not re.search(text, seen)]
         pytest.fail(f"{address} lacks {missing}; it shows {' '.join(seen.split())[:2000]}")
     if pictures := os.environ.get("TAUGRAD_SCREENSHOTS"):
-        time.sleep(4)  # for what is still drawn
+        time.sleep(4)  # for what is still rendered
         browser.save_screenshot(str(Path(pictures) / f"tensorboard_{address.split('#')[1]}.png"))
 
 

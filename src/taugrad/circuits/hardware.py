@@ -4,7 +4,7 @@ import textwrap
 
 from taugrad.circuits.netlist import GATES, Netlist
 
-_ROWS = {2: ["01"], 4: ["10"], 6: ["01", "10"], 8: ["11"], 14: ["1-", "-1"]}  # of inputs whose output is 1
+_ROWS = {2: ["01"], 4: ["10"], 6: ["01", "10"], 8: ["11"], 14: ["1-", "-1"]}  # inputs for which the gate is 1
 
 
 def blif(netlist: Netlist) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GATES = {2: "~a & b", 4: "a & ~b", 6: "a ^ b", 8: "a & b", 14: "a | b"}  # of a netlist, as C writes them
+GATES = {2: "~a & b", 4: "a & ~b", 6: "a ^ b", 8: "a & b", 14: "a | b"}  # gates of a netlist in C
 _COMPUTED: dict[int, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     2: lambda a, b: ~a & b,
     4: lambda a, b: a & ~b,
@@ -174,7 +174,7 @@ def _literal(
     if x > y:
         x, y, a, b = y, x, b, a
         gate = _swapped(gate)
-    out = [gate >> (2 * (p ^ a & 1) + (q ^ b & 1)) & 1 for p in (0, 1) for q in (0, 1)]  # of nets (x, y) in (p, q)
+    out = [gate >> (2 * (p ^ a & 1) + (q ^ b & 1)) & 1 for p in (0, 1) for q in (0, 1)]  # at nets (x, y) in (p, q)
     if x == 0:
         out[2:] = out[:2]  # x is never 1
     if x == y:

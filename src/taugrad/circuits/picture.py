@@ -5,7 +5,7 @@ from typing import Any
 from taugrad.circuits.netlist import Netlist, depths
 
 _NAMES = {2: "AND", 4: "AND", 6: "XOR", 8: "AND", 14: "OR"}
-_COLOURS = ("#bbccee", "#ffcccc", "#ccddaa", "#eeeebb", "#cceeff")  # of classes
+_COLOURS = ("#bbccee", "#ffcccc", "#ccddaa", "#eeeebb", "#cceeff")  # one for each class
 _NEGATED = {2: (True, False), 4: (False, True)}  # inputs of a gate
 
 

@@ -34,7 +34,7 @@ from taugrad.files import require_file, require_picture, writing
 from taugrad.ops import _fused
 from taugrad.ops.softmax import softmax_backward, softmax_backward_by_jacobian
 
-Record = dict[str, Any]  # what was measured of one contestant at one shape and number of threads
+Record = dict[str, Any]  # measurements of one contestant at one shape and number of threads
 
 _SLICE = 0.04  # seconds that a contestant runs at a time
 _GRAPHS, _GRAPHS_BYTES = 64, 1e8  # at most so many, and so large, are built before their backwards are timed

@@ -22,7 +22,7 @@ _TWO_INPUTS = (1, 2, 4, 6, 7, 8, 9, 11, 13, 14)  # gates that depend on both of 
 
 
 class Contestants(NamedTuple):
-    """What is measured, by name: functions without arguments, and the bytes of each function's file."""
+    """Contestants of one shape by name: functions without arguments, and the bytes of each function's file."""
 
     shape: str
     images: int

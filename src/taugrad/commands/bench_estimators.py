@@ -1,4 +1,4 @@
-"""What `taugrad bench estimators` measures: every estimator's gradient on two choices among K classes."""
+"""Measurements of `taugrad bench estimators`: every estimator's gradient on two choices among K classes."""
 
 import math
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from taugrad.estimators import Enumeration, Estimator
 from taugrad.probe import Function, probe
 
 CHOICES = 2
-_DIM = 8  # of an entry, so that a sum of entries says more than which classes were drawn
-_ENTRIES = 2**22  # of one-hots held at a time
+_DIM = 8  # size of an entry: a sum of entries says more than which classes were drawn
+_ENTRIES = 2**22  # entries of one-hots held at a time
 _MOST = 2**13  # configurations that enumeration is measured with
 
 

@@ -32,7 +32,7 @@ from taugrad.layers.quantizer import usage_of
 from taugrad.models.tokenizer import Tokenizer
 from taugrad.schedules import Cosine, Exponential, Schedule
 
-LEVELS = {512: [8, 8, 8], 8192: [8, 8, 8, 16]}  # of FSQ, as many codes as the others have
+LEVELS = {512: [8, 8, 8], 8192: [8, 8, 8, 16]}  # levels of FSQ, for as many codes as the others have
 _WARM_UP = 100  # steps of a learning rate that rises
 _EVALUATED = 250  # pictures a batch
 _MSE = 100.0  # weight of the mean squared error next to a quantizer's own loss

@@ -25,8 +25,8 @@ Series = tuple[np.ndarray, np.ndarray]  # steps and values
 _POINTS = 100
 _ENOUGH = 5  # runs for an interval; from here on the bootstrap covers nine in ten or more
 _NO_DIFFERENCE = ("seed", "run_dir", "ckpt_path", "debug", "hydra")
-_WIDTH = 9.0  # inches, of the plot
-_CHARACTERS = 120  # of a line below or above the axes
+_WIDTH = 9.0  # width of the plot in inches
+_CHARACTERS = 120  # length of a line of text below or above the axes
 
 
 def compare(runs: Sequence[Path], metric: str, out: Path) -> dict[str, int]:

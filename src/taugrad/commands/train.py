@@ -47,14 +47,14 @@ class TrainConfig:
     trainer: Config
     seed: int
     objective: str | list[str]
-    direction: str | list[str]  # of a sweep
+    direction: str | list[str]  # direction of a sweep's objective
     run_dir: str
-    length: int  # of the training; schedules refer to it
-    model: Config | None = None  # the task refers to this and to the seven below
+    length: int  # length of the training; schedules refer to it
+    model: Config | None = None  # the task refers to this and to the eight below
     estimator: Config | None = None
     tau: Config | None = None
     kl_weight: Config | None = None
-    likelihood: Config | None = None  # of a tokenizer
+    likelihood: Config | None = None  # likelihood of a tokenizer
     optimizer: Config | None = None
     lr_factor: Config | None = None
     collection: Config | None = None

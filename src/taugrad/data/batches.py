@@ -67,7 +67,7 @@ class ShuffledBatches:
         self._loaded = False
 
     def __len__(self) -> int:
-        return -(-self._whole // self.stack)  # of a whole epoch, because a trainer applies its limit itself
+        return -(-self._whole // self.stack)  # length of a whole epoch, because a trainer applies its limit itself
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not (self._loaded and self._batch < self._batches):

@@ -18,7 +18,7 @@ from taugrad.data.images import Split, Splits, split
 from taugrad.errors import DataError
 
 PATH = Path(__file__).with_name("binarized_mnist.xz")
-SHA256 = "792f8383fcdbd31bacc9351c41f402a12b15baaca45dcda1b7c17b22fe9d908b"  # of the unpacked content
+SHA256 = "792f8383fcdbd31bacc9351c41f402a12b15baaca45dcda1b7c17b22fe9d908b"  # hash of the unpacked content
 
 _TRAIN, _TEST, _SIZE = 60_000, 10_000, 28
 _PIXEL_BYTES = (_TRAIN + _TEST) * _SIZE * _SIZE // 8

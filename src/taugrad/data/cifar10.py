@@ -24,7 +24,7 @@ from taugrad.files import user_path
 
 _URL = "https://www.cs.toronto.edu/~kriz/"
 _PYTHON, _BINARY = "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"
-_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # of the pickled archive
+_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # hash of the pickled archive
 _FOLDERS = {_PYTHON: "cifar-10-batches-py", _BINARY: "cifar-10-batches-bin"}
 _TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 _IMAGE = 3, 32, 32
@@ -112,7 +112,7 @@ def _pickled(raw: bytes, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     except Exception as error:  # a damaged pickle raises nearly anything
         raise DataError(f"{path} is no batch of CIFAR-10: {error}") from error
     named = content if isinstance(content, dict) else {}
-    data, labels = (named.get(key.encode(), named.get(key)) for key in ("data", "labels"))  # of Python 2, and of 3
+    data, labels = (named.get(key.encode(), named.get(key)) for key in ("data", "labels"))  # by Python 2, or by 3
     if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == _PIXELS):
         raise DataError(f"{path} is no batch of CIFAR-10: it holds no array data of uint8 (n, {_PIXELS})")
     if not (isinstance(labels, list) and len(labels) == len(data) and all(type(y) is int for y in labels)):

@@ -33,7 +33,7 @@ from taugrad.files import user_path
 X = TypeVar("X")
 Y = TypeVar("Y")
 
-SPLIT_SEED = 0  # of the choice of the images that are set aside
+SPLIT_SEED = 0  # seed that chooses the images set aside
 
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
@@ -42,7 +42,7 @@ _MODES = {"rgb": "RGB", "grey": "L"}
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _DEEP_GREYS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-_BROKEN = (  # what Pillow and zipfile raise for a damaged picture
+_BROKEN = (  # errors of Pillow and zipfile for a damaged picture
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile),
     *(IndexError, KeyError, TypeError, OverflowError, MemoryError, Image.DecompressionBombError),
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taugrad.data.pictures_on_disk import PicturesOnDisk
 
-BINARIZATION_SEED = 0  # of the one fixed binarization, in the package's own data set and in `binarize=static`
+BINARIZATION_SEED = 0  # seed of the fixed binarization, in the package's own data set and in `binarize=static`
 
 
 class Split(NamedTuple):

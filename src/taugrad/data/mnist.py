@@ -165,7 +165,7 @@ def _splits(files: list[Path]) -> tuple[Split, Split]:
 
 def _downloaded(root: Path, published: _Published) -> list[Path]:
     """Return the four files; download missing ones, unless that would complete another set than the published one."""
-    directory, found = _found(root, published.name.replace("-", ""))  # as torchvision's folder
+    directory, found = _found(root, published.name.replace("-", ""))  # named as torchvision's folder
     if None in found:
         for part, path in enumerate(found):
             if path is not None and not published.holds(part, path):

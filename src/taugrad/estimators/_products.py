@@ -15,7 +15,7 @@ from taugrad.ops.gumbel import gumbel_max
 from taugrad.ops.onehot import straight_through, tangent
 from taugrad.ops.softmax import softmax
 
-Product = Callable[..., Tensor]  # of (g, pi, D, tau), all (..., K) but tau, perhaps of seeds, and of named arguments
+Product = Callable[..., Tensor]  # takes (g, pi, D, tau), all (..., K) but tau, perhaps seeds, and named arguments
 
 
 def sample(

@@ -131,7 +131,7 @@ def _solution(pi: Tensor, a: Tensor) -> Tensor:
     K = pi.shape[-1]
     low, high = 1 / (1 + math.log(K) / 1.5), 2.0
     middle, half = (high + low) / 2, (high - low) / 2
-    rate = middle / half - math.sqrt((middle / half) ** 2 - 1)  # of the error, a step
+    rate = middle / half - math.sqrt((middle / half) ** 2 - 1)  # factor of the error in each step
     steps = math.ceil(math.log(torch.finfo(pi.dtype).eps / 2) / math.log(rate))
     blocks = list(_weights(pi)) if K <= _BLOCK else None
     degree = torch.full_like(pi, torch.finfo(pi.dtype).tiny)  # a masked class has no other

@@ -187,7 +187,7 @@ class LogisticMixture:
         """Return log p(x), (*more, batch); an intensity counts as its nearest of the 256 levels."""
         log_pi, mu, log_s, k = self._split(parameters, x.shape[-3])
         level = (x * (_LEVELS - 1)).round()
-        x = (2 * level / (_LEVELS - 1) - 1).unsqueeze(-4)  # (batch, 1, C, height, width) beside the components
+        x = (2 * level / (_LEVELS - 1) - 1).unsqueeze(-4)  # (batch, 1, C, height, width), broadcast over the components
         mu = self._following(mu, k, list(x.unbind(-3)))
         s = log_s.exp()
         a, b = ((x - mu + side / (_LEVELS - 1)) / s for side in (1, -1))

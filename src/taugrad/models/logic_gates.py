@@ -33,7 +33,7 @@ from taugrad.ops.gumbel import gumbel_max
 from taugrad.ops.onehot import one_hot
 from taugrad.ops.softmax import softmax
 
-Choose = Callable[[Tensor], Tensor]  # from logits (..., K) to choices: one-hot, or weights
+Choose = Callable[[Tensor], Tensor]  # maps logits (..., K) to choices: one-hot, or weights
 
 PASSES_A = 12  # the function whose output is a
 _FUNCTIONS = 16
@@ -102,7 +102,7 @@ class LogicLayer(nn.Module):
 
     def forward(self, x: Tensor, choose: Choose) -> Tensor:
         """Return the outputs (gates, batch) of inputs (inputs, batch), by the choices that logits (..., K) get."""
-        c = (choose(self.logits) @ self.C).to(x.dtype)  # of one-hots exact in half precision too
+        c = (choose(self.logits) @ self.C).to(x.dtype)  # exact for one-hots in half precision too
         if self.candidates is None:
             return gates(x, c, self.a, self.b)
         a, b = (chosen_rows(z, x, places) for z, places in zip(choose(self.wiring_logits), self.places, strict=True))

@@ -84,7 +84,7 @@ class Structured(nn.Module):
     def check(self, estimator: Estimator, labels: Tensor | None = None) -> None:
         """Raise ValueError if there are too many codes to enumerate."""
         if isinstance(estimator, Enumeration):
-            check_enumerable(2 * self.samples * self.latents, self.categories)  # of both layers, nested
+            check_enumerable(2 * self.samples * self.latents, self.categories)  # codes of both layers, nested
 
     @torch.no_grad()
     def start(self, mean: Tensor) -> None:

@@ -20,7 +20,7 @@ from taugrad.models.pictures import grid
 from taugrad.models.tokenizer import Tokenizer
 from taugrad.ops.gumbel import gumbel_max
 
-_ROWS, _COLUMNS = 5, 10  # of the picture of samples
+_ROWS, _COLUMNS = 5, 10  # grid of the picture of samples
 
 
 class TokenPrior(nn.Module):

@@ -1,4 +1,4 @@
-"""Which kernels may be used, by the environment variable TAUGRAD_BACKEND.
+"""Choice of the kernels by the environment variable TAUGRAD_BACKEND.
 
 `auto` (the default) takes the native kernels on a CPU and Triton's on a GPU, where they can be compiled, and torch
 where not. `native` and `triton` fail where theirs cannot be compiled, and take no others; `torch` takes none. On a CPU

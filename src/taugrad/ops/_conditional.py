@@ -84,5 +84,5 @@ def seeded_noise(like: Tensor, seed: Tensor) -> Tensor:
         state = state * factor
     bits = 53 if like.dtype is torch.float64 else 24
     u = (state >> 64 - bits & ((1 << bits) - 1)).to(like.dtype) * 2.0**-bits
-    smallest = torch.finfo(like.dtype).eps / 4  # as of torch's numbers: the noise is finite
+    smallest = torch.finfo(like.dtype).eps / 4  # least value as of torch's numbers: the noise is finite
     return u.clamp(smallest, 1 - 2 * smallest).log().neg().log().neg()

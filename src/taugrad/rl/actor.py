@@ -16,7 +16,7 @@ from taugrad.ops.gumbel import gumbel_argmax
 from taugrad.rl.masks import allowed
 from taugrad.rl.spaces import Sizes
 
-_CLIP = 10.0  # of a normalized observation
+_CLIP = 10.0  # bound on a normalized observation
 
 
 class Policy(nn.Module):
@@ -104,12 +104,12 @@ class FactoredActor(nn.Module, ABC):
 
 
 class Trunk(NamedTuple):
-    """What stands before a network's layers: a module, its number of outputs, and the hidden layers that remain."""
+    """First part of a network: a module, its number of outputs, and the hidden layers that follow it."""
 
     front: nn.Module
     outputs: int
     hidden: Sequence[int]
-    unit: float  # what observations are divided by if they are not normalized
+    unit: float  # divisor of observations that are not normalized
 
 
 def check_trunk(kind: str, hidden: Sequence[int]) -> None:
@@ -152,7 +152,7 @@ class Actor(FactoredActor):
     ) -> None:
         super().__init__()
         self.shape = F, K = len(factors), max(factors)
-        self.front = front or nn.Identity()  # from observations to `observation_size` features
+        self.front = front or nn.Identity()  # maps observations to `observation_size` features
         self.net = mlp(observation_size, hidden, F * K, "Tanh")
         orthogonal(nn.Sequential(self.front, self.net), last_gain=0.01)
         self.allowed = nn.Buffer(allowed(factors), persistent=False)

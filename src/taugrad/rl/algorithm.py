@@ -30,8 +30,8 @@ class Clock(NamedTuple):
     0.75
     """
 
-    steps: int  # of the environment, done
-    total: int  # in all
+    steps: int  # environment steps that were made
+    total: int  # environment steps of the whole training
 
     @property
     def remaining(self) -> float:

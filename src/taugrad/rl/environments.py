@@ -36,7 +36,7 @@ from taugrad.rl.spaces import (
 
 
 class Seen(NamedTuple):
-    """What E environments show to choose by, N agents in each, 1 if not several."""
+    """Observations, masks and living agents of E environments, N agents in each, 1 if not several."""
 
     observation: Tensor  # (E, D), float32 or float64: the environment's numbers, exactly
     mask: Tensor  # (E, F, K), bool: the choices that are allowed
@@ -138,7 +138,7 @@ class Environments:
 
     @property
     def masked(self) -> bool:
-        """Whether the environments give action masks."""
+        """True if the environments give action masks."""
         return self._masks is not None
 
     @property
@@ -191,12 +191,12 @@ class Environments:
         try:
             drawn = self.env.render()
         except Exception as error:  # foreign code may raise anything, such as that there is no display
-            raise ConfigError(f"this environment cannot be drawn: {str(error) or type(error).__name__}") from error
+            raise ConfigError(f"this environment cannot be rendered: {str(error) or type(error).__name__}") from error
         if drawn is None or drawn[0] is None:
-            raise ConfigError("this environment cannot be drawn: it returns no picture")
+            raise ConfigError("this environment cannot be rendered: it returns no picture")
         picture = np.asarray(drawn[0])
         if picture.ndim != 3:
-            raise ConfigError(f"this environment cannot be drawn: its picture has shape {picture.shape}")
+            raise ConfigError(f"this environment cannot be rendered: its picture has shape {picture.shape}")
         return picture
 
     def close(self) -> None:
@@ -252,7 +252,7 @@ class Environments:
         return values.reshape(self.num_envs)
 
 
-_SAME_STEP = {"final_obs", "final_observation"}  # in the info of those that reset in the last step of an episode
+_SAME_STEP = {"final_obs", "final_observation"}  # keys of info of environments that reset in an episode's last step
 
 
 def _check_resets(metadata: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from taugrad.checks import check_count
 from taugrad.rl.environments import Environments
 
-_MOST_STEPS = 20_000  # of an episode; an evaluation of an environment without a time limit stops here
+_MOST_STEPS = 20_000  # steps of an episode, after which an evaluation stops; for environments without a time limit
 
 
 Choose = Callable[[Tensor, Tensor], Tensor]  # observations (E, D) and masks (E, F, K) to choices (E, F)
@@ -23,8 +23,8 @@ class Evaluation:
     """Settings of the evaluation of a policy: how often, and on how many episodes; ValueError if a count is below 1."""
 
     every: int = 10_000  # environment steps between two evaluations during training
-    episodes: int = 10  # of each
-    test_episodes: int = 100  # of the evaluation at the end
+    episodes: int = 10  # episodes of each evaluation during training
+    test_episodes: int = 100  # episodes of the evaluation at the end
 
     changeable: ClassVar[tuple[str, ...]] = ("every", "episodes", "test_episodes")
 
@@ -91,7 +91,7 @@ def interquartile_mean(values: Tensor) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def record(environments: Environments, choose: Choose, seed: int, most: int = 1000) -> np.ndarray:
-    """Record pictures (n, height, width, 3) of the first environment's first episode; ConfigError if it draws none.
+    """Record pictures (n, height, width, 3) of the first environment's first episode; ConfigError if it renders none.
 
     There are at most `most` of them; a warning says so if the episode is longer.
     """

@@ -60,7 +60,7 @@ Q = Callable[[Tensor], Tensor]  # joint actions (*more, B, N or 1, F, K) to the 
 class MADDPG(Algorithm):
     """Hyperparameters of MADDPG; ValueError if a number is out of range."""
 
-    estimator: Estimator = field(default_factory=STGumbelSoftmax)  # of the actors' gradients
+    estimator: Estimator = field(default_factory=STGumbelSoftmax)  # estimator of the actors' gradients
     tau: Schedule = field(default_factory=lambda: Constant(1.0))  # temperature, over environment steps
     critic: Literal["concat", "multilinear"] = "multilinear"  # form of Q(x, a)
     shared: bool = False  # one actor and one critic for all agents, told which agent it is
@@ -75,7 +75,7 @@ class MADDPG(Algorithm):
     actor_clip: float = 0.5  # largest norm of the actors' gradient
     critic_clip: float = 2.0  # largest norm of the critics' gradient
     normalize: bool = False  # observations by their running mean and variance
-    normalize_rewards: bool = True  # by the root of their mean square
+    normalize_rewards: bool = True  # rewards by the root of their mean square
 
     changeable: ClassVar[tuple[str, ...]] = (
         *("estimator", "tau", "learning_starts", "updates", "batch_size", "gamma", "polyak"),

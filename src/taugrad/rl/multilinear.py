@@ -44,11 +44,11 @@ from taugrad.rl.rollouts import Window
 from taugrad.rl.spaces import Sizes
 from taugrad.schedules import Constant, Schedule
 
-_CLIP = 4.0  # of an advantage, in units of its scale
+_CLIP = 4.0  # bound on an advantage, in units of its scale
 _SCALE_MEMORY = 0.99
-_BETA = 1.0, 0.03, 30.0  # of the KL penalty: at first, least, most
+_BETA = 1.0, 0.03, 30.0  # coefficient of the KL penalty: at first, least, most
 _BETA_FACTOR = 1.5
-_ENT = 1e-3, 30.0  # of the factor that adapts ent_coef: least, most
+_ENT = 1e-3, 30.0  # factor that adapts ent_coef: least, most
 _ENT_FACTOR = 1.05
 
 
@@ -57,11 +57,11 @@ _ENT_FACTOR = 1.05
 class MultilinearActorCritic(Algorithm):
     """Hyperparameters of the actor-critic; ValueError if a number is out of range."""
 
-    estimator: Estimator = field(default_factory=STGumbelSoftmax)  # of the actor's gradient
+    estimator: Estimator = field(default_factory=STGumbelSoftmax)  # estimator of the actor's gradient
     tau: Schedule = field(default_factory=lambda: Constant(1.0))  # temperature, over environment steps
     hidden: Sequence[int] = (64, 64)  # sizes of the hidden layers of actor, advantage and value
     trunk: str = "mlp"  # or "conv", for pictures
-    pairwise: bool = False  # whether the critic has terms for pairs of factors
+    pairwise: bool = False  # terms of the critic for pairs of factors
     newest: int = 6  # rollouts that every training step uses
     replayed: int = 12  # older ones that it draws from the window
     minibatches: int = 16  # optimizer steps of a training step
@@ -71,7 +71,7 @@ class MultilinearActorCritic(Algorithm):
     ent_coef: float = 0.01  # coefficient of the entropy at the start
     ent_target: float | None = None  # entropy that ent_coef holds, a share of the largest, falling to 0; None: it falls
     kl_target: float = 0.02  # KL between the policies before and after a training step, nats
-    kl_falls: bool = False  # whether that falls to 0 with the training
+    kl_falls: bool = False  # let kl_target fall to 0 with the training
     actor_clip: float = 0.5  # largest norm of the actor's gradient
     critic_clip: float = 2.0  # largest norm of the critics' gradient
     normalize: bool = True  # observations by their running mean and variance
@@ -111,7 +111,7 @@ class MultilinearAgent(Agent):
         self.hp = hp
         front, features, hidden, unit = trunk(hp.trunk, sizes, hp.hidden)
         self.policy = Policy(Actor(features, factors, hidden, front), sizes.observation, hp.normalize, unit)
-        self.front = trunk(hp.trunk, sizes, hp.hidden).front  # of advantage and value
+        self.front = trunk(hp.trunk, sizes, hp.hidden).front  # first layers of advantage and value
         self.advantage = Advantage(features, factors, hidden, hp.pairwise)
         self.value = mlp(features, hidden, 1, "ReLU", layer_norm=True)
         self.scale = nn.Buffer(torch.zeros(()))

@@ -142,7 +142,7 @@ class Collection:
     num_envs: int = 8  # E, environments stepped at once
     rollout_steps: int = 32  # T, steps of each in a rollout
     window: int = 1  # rollouts kept
-    seed: int = 0  # of the environments
+    seed: int = 0  # seed of the environments
 
     changeable: ClassVar[tuple[str, ...]] = ("max_env_steps",)
 
@@ -157,7 +157,7 @@ class Collector:
     def __init__(self, environments: Environments, seed: int) -> None:
         self.environments = environments
         self.env_steps = 0
-        self.returns: deque[float] = deque(maxlen=100)  # of the last episodes that ended
+        self.returns: deque[float] = deque(maxlen=100)  # returns of the last episodes that ended
         self.each: deque[list[float]] = deque(maxlen=100)  # the returns of each agent
         self.lengths: deque[int] = deque(maxlen=100)
         self.restart(seed)

@@ -21,7 +21,7 @@ from taugrad.rl.spaces import Part
 
 
 class Layout(nn.Module):
-    """Which numbers of an observation and which factors of an action belong to which of N agents.
+    """Map from numbers of an observation and factors of an action to the N agents that they belong to.
 
     >>> layout = Layout([Part("a", 1, (2,)), Part("b", 2, (3, 2))])
     >>> layout.observations(torch.tensor([1.0, 2.0, 3.0]))

@@ -20,7 +20,7 @@ from taugrad.rl.masks import KEY, has_mask
 
 
 class Part(NamedTuple):
-    """What one of several agents sees and chooses: numbers of the observation and factors of the action, in order."""
+    """Numbers of the observation that one agent sees, and factors of the action that it chooses, in order."""
 
     name: str
     observation: int  # numbers
@@ -35,9 +35,9 @@ class Sizes(NamedTuple):
     (400, (Part(name='agent', observation=400, factors=(6,)),))
     """
 
-    shape: tuple[int, ...]  # of an observation, before it is flattened
+    shape: tuple[int, ...]  # shape of an observation before it is flattened
     factors: tuple[int, ...]  # number of choices of each factor of an action
-    agents: tuple[Part, ...] = ()  # of several agents
+    agents: tuple[Part, ...] = ()  # one entry for each of several agents
     unit: float = 1.0  # the largest number, for pictures of integers
 
     @property
@@ -101,7 +101,8 @@ def observed(space: Space) -> Space:
     if not (isinstance(space, Dict) and has_mask(space)):
         return space
     rest = {key: part for key, part in space.spaces.items() if key != KEY}
-    return next(iter(rest.values())) if len(rest) == 1 else Dict(list(rest.items()))  # of a dict it would sort the keys
+    # A list, because `Dict` would sort a dict's keys.
+    return next(iter(rest.values())) if len(rest) == 1 else Dict(list(rest.items()))
 
 
 def flat_space(space: Space) -> Box | MultiBinary:

@@ -22,8 +22,8 @@ from taugrad.files import writing
 from taugrad.sweeps.jobs import Job, directions, name_of, objectives
 from taugrad.training.checkpoints import write_whole
 
-_CHARACTERS = 30  # of marks side by side below an axis of the plot
-_LONGEST = 28  # of a mark
+_CHARACTERS = 30  # characters of marks side by side below an axis
+_LONGEST = 28  # characters of one mark
 _MOST_TICKS = 6  # marks at the values themselves
 
 

@@ -15,7 +15,7 @@ from taugrad.extras import extra
 from taugrad.sweeps.jobs import Job, directions, job, name_of, objectives, values
 from taugrad.training.task import task_of
 
-NAME = "sweep"  # of the one study in a sweep's study.db
+NAME = "sweep"  # name of the one study in a sweep's study.db
 
 
 def storage(directory: str | Path) -> str:

@@ -21,7 +21,7 @@ from lightning.fabric.plugins.io import CheckpointIO
 from taugrad import __version__
 from taugrad.errors import CheckpointError
 
-_END = b"PK\x05\x06"  # of an archive: 22 bytes, of which the last two are the length of a comment behind them
+_END = b"PK\x05\x06"  # end of an archive: 22 bytes, the last two of them the length of a comment that follows
 _DIGEST = 64  # hexadecimal digits of SHA-256
 
 

@@ -101,7 +101,7 @@ class ImageTask(Task):
         self.input_size: tuple[int, ...] = tuple(getattr(model, "image_size", ()))
         self.gradient_clip_val: float | None = None  # a trainer clips only where it makes the optimizer steps itself
         self.epoch_losses: list[Tensor] = []  # one for each step of the epoch, or of its part since a resume
-        self._finite_losses = 0  # of them, known to be finite
+        self._finite_losses = 0  # how many of these are known to be finite
         self.aggregate: Tensor | None = None  # sum of the codes' probabilities, (N, K), or counts, over the evaluation
 
     def greedy(self, x: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class ImageTask(Task):
         images, labels = (part if batch[1].ndim == 2 else part.unsqueeze(0) for part in batch)
         self._check_size(images.shape[2:])
         if self.global_step == 0 and isinstance(self.model, Started):
-            mean = self.trainer.strategy.reduce(images.flatten(0, 1).mean(0), reduce_op="mean")  # of all processes
+            mean = self.trainer.strategy.reduce(images.flatten(0, 1).mean(0), reduce_op="mean")  # over processes
             self.model.start(cast(Tensor, mean))
         terms: dict[str, Tensor] = {}
         for x, y in zip(images, labels, strict=True):

@@ -25,7 +25,7 @@ _LOCK = ".lock"
 _PATIENCE = 0.5  # seconds: a process that only checks the lock holds it for a moment
 _LEFT_BY_A_RUN = ("*.ckpt", "checkpoints/*", "tensorboard/*", "csv/*", "wandb/*", "mlflow.db", "metrics.json")
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set for each of several processes that train together
-_TIME = "${now:"  # in a directory's name, which nobody chose then
+_TIME = "${now:"  # in the name of a directory that nobody chose
 
 
 @contextmanager

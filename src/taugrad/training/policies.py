@@ -30,8 +30,8 @@ from taugrad.schedules import Schedule
 from taugrad.training.task import MakeOptimizer, Task, is_kept, scale_lr
 
 _EVALUATION_SEED = 1_000_000
-_BEST_SEED = 2_000_000  # of episodes by which no checkpoint was chosen
-_MOST_SHARES = 64  # of choices that are logged one by one
+_BEST_SEED = 2_000_000  # seed of episodes by which no checkpoint was chosen
+_MOST_SHARES = 64  # shares of choices that are logged one by one
 _CHARTS = {
     "return": ("rollout/ep_rew_mean", "eval/mean_reward", "eval_sampled/mean_reward"),
     "loss": ("train/actor_loss", "train/critic_loss"),
@@ -41,7 +41,7 @@ _CHARTS = {
     "speed": ("time/fps",),
 }
 _OF_AGENTS = ("rollout/ep_rew_mean", "eval/mean_reward", "eval_sampled/mean_reward")
-_EVALUATED = ("mean_reward", "std_reward", "ep_len")  # of episodes by the greedy policy, and by sampling
+_EVALUATED = ("mean_reward", "std_reward", "ep_len")  # by the greedy policy, and by sampling
 
 
 @final
@@ -200,7 +200,7 @@ class PolicyTask(Task):
         try:
             environments = build(self.make_env, 1, render_mode="rgb_array")
         except TypeError as error:
-            raise ConfigError(f"this environment cannot be drawn: {error}") from error
+            raise ConfigError(f"this environment cannot be rendered: {error}") from error
         with closing(environments):
             frames = record(environments, self.agent.policy.greedy, _EVALUATION_SEED)
             return frames, environments.env.metadata.get("render_fps", 30)

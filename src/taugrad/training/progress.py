@@ -16,7 +16,7 @@ from taugrad.checks import check_count
 from taugrad.config import in_sweep
 from taugrad.training.task import task_of
 
-_QUIET_SECONDS = 30.0  # after which a log file gets another line
+_QUIET_SECONDS = 30.0  # seconds after which a log file gets another line
 
 
 class ShowConfig(Callback):

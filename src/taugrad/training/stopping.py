@@ -15,7 +15,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 _HANGUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
-CODES = tuple(128 + s for s in (signal.SIGINT, signal.SIGTERM, _HANGUP) if s is not None)  # of programs that they end
+CODES = tuple(128 + s for s in (signal.SIGINT, signal.SIGTERM, _HANGUP) if s is not None)  # what these exit with
 
 
 class Stopped(SystemExit):
@@ -117,7 +117,7 @@ class LastStep(Callback):
         """Validate and save the last step."""
         if _ends(trainer):
             self._close(trainer)
-            trainer.fit_loop.epoch_loop._skip_next_val = True  # which may be due now
+            trainer.fit_loop.epoch_loop._skip_next_val = True  # skip the validation that may be due now
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Record the validation; if it ends the fit, as early stopping does, save the state that it has changed."""

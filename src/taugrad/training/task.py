@@ -24,9 +24,9 @@ class Task(LightningModule, ABC):
     speed: ClassVar[str]  # tag of the training speed
 
     charts: dict[str, tuple[str, ...]]  # tags side by side in TensorBoard
-    metrics: tuple[str, ...]  # what a run reports, and may be an objective
+    metrics: tuple[str, ...]  # metrics that a run reports and that may be an objective
     changeable: tuple[str, ...]  # arguments of the task that may change on resume, by their dotted keys
-    input_size: tuple[int, ...]  # of one input of `greedy`
+    input_size: tuple[int, ...]  # size of one input of `greedy`
     input_dtype: torch.dtype = torch.float32
 
     def __init__(self, optimizer: MakeOptimizer, lr_factor: Schedule) -> None:

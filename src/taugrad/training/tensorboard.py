@@ -117,11 +117,11 @@ class Pictures(Callback):
 
     def _board(self, trainer: Trainer, pl_module: LightningModule) -> TensorBoardLogger | None:
         if not trainer.is_global_zero or not isinstance(pl_module, ImageTask):
-            return None  # of several processes the others have no TensorBoard
+            return None  # only the first of several processes has TensorBoard
         return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
     def _write_pictures(self, board: TensorBoardLogger, trainer: Trainer, pl_module: LightningModule) -> None:
-        batches = trainer.val_dataloaders  # which a training without a validation has not asked for
+        batches = trainer.val_dataloaders  # a training without a validation has not asked for them
         if batches is None and (data := getattr(trainer, "datamodule", None)) is not None:
             batches = data.val_dataloader()
         if not batches:

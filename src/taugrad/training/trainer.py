@@ -116,7 +116,7 @@ def check_test(data: LightningDataModule | None, given: Config) -> None:
     limit = given.get("limit_test_batches")
     if not isinstance(limit, float) or limit == 1.0:
         return
-    batches = 1  # of a policy
+    batches = 1  # a policy has one
     if data is not None:
         data.prepare_data()
         data.setup("test")

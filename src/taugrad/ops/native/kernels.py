@@ -26,7 +26,7 @@ _EMPTY = torch.empty(0, device="cpu")
 _MOST = 2**31  # elements, because an index in a lane is as wide as a float
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-_ARGUMENTS = {  # of each kernel, before the pool and the number of threads
+_ARGUMENTS = {  # arguments of each kernel, before the pool and the number of threads
     "sample": [_P, _I, _I, _P, _I, _D, _D, _P, _P, _P],
     "softmax_backward": [_P, _P, _I, _I, _D, _P],
     "reinmax_backward": [_P, _P, _I, _I, _D, _P],

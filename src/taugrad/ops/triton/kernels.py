@@ -49,7 +49,7 @@ def _tau(tau, taus, tau_step, row, live, like):
 
 @triton.jit
 def _scale(t):
-    """What exp2 takes in place of exp(x / t)."""
+    """Factor `c` with exp(x / t) = exp2(c x)."""
     return 1.4426950408889634 / t
 
 

@@ -52,7 +52,7 @@ def devices() -> tuple[str, ...]:
 
 
 class _Layout(NamedTuple):
-    """Where rows of a tensor start and how far its classes lie apart: the kernels' `inner` and three strides."""
+    """Starts of a tensor's rows and distance of its classes: the kernels' `inner` and three strides."""
 
     inner: int
     outer: int
@@ -141,7 +141,7 @@ def _number(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
     if isinstance(value, Tensor):
         if value.device == like.device:
             return 0.0, value
-        value = value.item()  # of a CPU: nothing waits
+        value = value.item()  # the value lies on a CPU: nothing waits
     if like.dtype is torch.float64:
         return 0.0, torch.full((), value, dtype=torch.float64, device=like.device)
     return value, None

@@ -44,9 +44,9 @@ class _Agent(NamedTuple):
     name: str
     sees: Space
     chooses: Space
-    numbers: slice  # of the observation
-    factors: slice  # of the action
-    choices: slice  # of the mask
+    numbers: slice  # its part of the observation
+    factors: slice  # its part of the action
+    choices: slice  # its part of the mask
 
 
 class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -116,7 +116,7 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
         return observation, float(rewards.sum()), bool(ended and not timeout), timeout, info
 
     def render(self) -> Any:
-        """Draw the environment; gymnasium's interface."""
+        """Render the environment; gymnasium's interface."""
         return self.env.render()
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ class _Tuples:
             raise DataError(f"the environment must return a reward for each of its {N} agents, got {reward}")
         ends = [
             np.broadcast_to(np.asarray(end, dtype=bool), N) for end in (terminated, truncated)
-        ]  # of all, or of each
+        ]  # one value for all agents, or one for each
         over = ends[0] | ends[1]
         self.agents = [name for name in self.agents if not over[self.possible_agents.index(name)]]
         each = self._each

@@ -63,7 +63,7 @@ class Processes(VectorEnv):
         return observation, reward, terminated, truncated, _joined(info)
 
     def render(self) -> Any:
-        """Draw this process's environments, the first of all among them; gymnasium's interface."""
+        """Render this process's environments, the first of all among them; gymnasium's interface."""
         return self._own.render()
 
     def close_extras(self, **kwargs: Any) -> None:
