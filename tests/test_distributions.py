@@ -160,9 +160,12 @@ def test_validation_and_bad_arguments_get_a_sentence():
     with pytest.raises(TypeError, match="estimator must be a pathwise estimator"):
         OneHotCategorical(RLOO(2), torch.zeros(3))
     for make in (lambda *a, **k: OneHotCategorical(ST, *a, **k), RelaxedOneHotCategorical):
+        for logits in (torch.tensor([0.0, torch.inf]), torch.full((2,), -torch.inf)):
+            with pytest.raises(ValueError, match="logits must have a finite entry in every row and no NaN"):
+                make(logits, validate_args=False).rsample()
         with pytest.raises(ValueError, match=r"tau must be a positive finite number, got 0\.0"):
             make(torch.zeros(3), 0.0)
-        with pytest.raises(ValueError, match=r"share must be in \[0, 1\), got 1\.5"):
+        with pytest.raises(ValueError, match=r"unimix must be in \[0, 1\), got 1\.5"):
             make(torch.zeros(3), unimix=1.5)
         with pytest.raises(TypeError, match=r"logits must be a floating-point tensor, got torch\.int64"):
             make(torch.tensor([0, 1]))

@@ -9,6 +9,17 @@ from torch import Tensor
 from taugrad.errors import NonFiniteLossError
 
 
+def check_number(name: str, value: float) -> None:
+    """Raise unless `value` is a number.
+
+    >>> check_number("weight", "1")
+    Traceback (most recent call last):
+    TypeError: weight must be a number, got '1'
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise unless `value` is a positive, finite number.
 
@@ -16,8 +27,7 @@ def check_positive(name: str, value: float) -> None:
     Traceback (most recent call last):
     ValueError: gap must be a positive finite number, got -1.0
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive finite number, got {value}")
 
@@ -29,10 +39,21 @@ def check_share(name: str, value: float) -> None:
     Traceback (most recent call last):
     ValueError: gamma must be in [0, 1], got 1.5
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def check_mixed(name: str, value: float) -> None:
+    """Raise unless `value` is a number in [0, 1), such as the share of the uniform categorical in a mixture.
+
+    >>> check_mixed("unimix", 1.0)
+    Traceback (most recent call last):
+    ValueError: unimix must be in [0, 1), got 1.0
+    """
+    check_number(name, value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
 def check_count(name: str, value: int, smallest: int = 1) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
+from taugrad.checks import check_mixed
 from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops import categorical
-from taugrad.ops._checks import check_logits, check_tau, compute_dtype
+from taugrad.ops._checks import check_logits, check_rows, check_tau, compute_dtype
 from taugrad.ops.gumbel import gumbel_max
 from taugrad.ops.noise import perturbed
 from taugrad.ops.onehot import one_hot
@@ -157,9 +158,14 @@ class RelaxedOneHotCategorical(Distribution):
         return _expanded(self, new, batch_shape)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, as in torch
-        """Draw `y`, (*sample_shape, ..., K), with its gradient."""
+        """Draw `y`, (*sample_shape, ..., K), with its gradient.
+
+        Raises:
+            LogitsError: a row of the logits allows no class, or holds NaN or +inf.
+        """
         s = perturbed(self.logits.expand(self._extended_shape(sample_shape)))
         log_y = torch.log_softmax(s / self.tau, -1)
+        check_rows(log_y, -1, self.tau)
         y = log_y.exp().to(self.logits.dtype)
         self._last = y, log_y
         return y
@@ -188,6 +194,7 @@ class RelaxedOneHotCategorical(Distribution):
 def _mixed(logits: Tensor, unimix: float) -> Tensor:
     """Return the logits of the mixture with the uniform categorical, or those given, to the bit, for a share of 0."""
     check_logits(logits, -1)
+    check_mixed("unimix", unimix)
     return logits if unimix == 0 else categorical.unimix(logits, unimix)
 
 

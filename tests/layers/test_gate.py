@@ -121,6 +121,10 @@ def test_what_a_gate_cannot_take_gets_a_sentence():
         HardConcreteGate(gamma=0.1)
     with pytest.raises(ValueError, match=r"zeta must be a finite number above 1, got 1\.0"):
         HardConcreteGate(zeta=1.0)
+    with pytest.raises(TypeError, match="gamma must be a number, got 'a'"):
+        HardConcreteGate("a")
+    with pytest.raises(ValueError, match=r"tau must be a positive finite number, got -1\.0"):
+        HardConcreteGate().expected_l0(torch.zeros(2), -1.0)
     for gate in (BinaryGate(GumbelSoftmax()), HardConcreteGate()):
         for mode in (True, False):
             gate.train(mode)

@@ -223,6 +223,21 @@ def bad(**changes):
         (lambda: small()(torch.full((3, 6), torch.nan)), LogitsError, "x must be finite features, got NaN or an inf"),
         (lambda: small(logits="distance")(torch.zeros(1, 6)), ValueError, "x must have at least 2 positions"),
         (lambda: ResidualQuantizer(4, 8, STGumbelSoftmax(), levels=0), ValueError, "levels must be at least 1, got 0"),
+        (lambda: ResidualQuantizer(-1, 8, STGumbelSoftmax(), levels=2), ValueError, "dim must be at least 1, got -1"),
+        (
+            lambda: ResidualQuantizer(4, 8, STGumbelSoftmax(), levels=2)(torch.zeros(1, 4, dtype=torch.int64)),
+            ValueError,
+            "x must have at least 2 positions, to be standardized in training, got 1",
+        ),
+        (lambda: small()([[0.0] * 6]), TypeError, "x must be a tensor of real features, got list"),
+        (lambda: small()(torch.zeros(3, 6).cfloat()), TypeError, "x must be a tensor of real features, got torch.comp"),
+        (lambda: small().eval()(torch.zeros(3, 6), 0.0), ValueError, "tau must be a positive finite number, got 0.0"),
+        (lambda: small().mix(torch.zeros(3, 2, 6)), ValueError, r"z must have shape \(..., 2, 5\), got \(3, 2, 6\)"),
+        (
+            lambda: small().eval().embed(torch.zeros(3, 1, 5)),
+            ValueError,
+            r"logits must have shape \(..., 2, 5\), got \(3, 1, 5\)",
+        ),
         (
             lambda: ResidualQuantizer(4, 8, STGumbelSoftmax(), levels=2)(torch.zeros(3, 5)),
             ValueError,

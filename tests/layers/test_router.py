@@ -132,6 +132,7 @@ def test_what_a_router_cannot_take_gets_a_sentence():
         ((D, two, 3), ValueError, "k must be at most 2, the number of experts, got 3"),
         ((D, two, 0), ValueError, "k must be at least 1, got 0"),
         ((0, two), ValueError, "features must be at least 1, got 0"),
+        ((D, 4), TypeError, "experts must be a sequence of modules, got int"),
         ((D, two, 1, RLOO(2)), TypeError, "estimator must be a pathwise estimator"),
         ((D, two, 2, GumbelSoftmax()), ValueError, "estimator must be None for k > 1"),
     ]:
@@ -139,6 +140,13 @@ def test_what_a_router_cannot_take_gets_a_sentence():
             Router(*arguments)
     with pytest.raises(ValueError, match=r"x must have features = 4 last, got shape \(2, 3\)"):
         Router(D, two)(torch.zeros(2, 3))
+    for x in (torch.zeros(2, D).half(), torch.zeros(2, D).long(), [0.0] * D):
+        with pytest.raises(TypeError, match=r"x must be a tensor of torch\.float32, as the router's weights are, got"):
+            Router(D, two)(x)
+    with pytest.raises(ValueError, match=r"experts must give outputs of one shape, got \(2,\), \(4,\)"):
+        Router(D, [nn.Identity(), nn.Linear(D, 2)])(torch.zeros(2, D))
+    empty = Router(D, two)(torch.zeros(0, D))
+    assert (empty.output.shape, empty.loss.item()) == ((0, D), 0)
     for mode in (True, False):
         with pytest.raises(ValueError, match="logits must have a finite entry in every row and no NaN"):
             Router(D, two).train(mode)(torch.full((2, D), torch.nan))

@@ -52,6 +52,18 @@ def test_training_is_a_product_with_the_estimators_samples_and_evaluation_is_ind
         assert torch.equal(layer(x), x[..., layer.indices()])
 
 
+def test_a_temperature_a_row_is_that_of_each_selection():
+    tau, x = torch.tensor([[0.1], [5.0]]), torch.randn(6, 4)
+    for repetition in (True, False):
+        layer = selector(repetition, GumbelSoftmax())
+        seeded = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+        both = layer(x, tau, generator=seeded())
+        torch.testing.assert_close(both[:, 0], layer(x, 0.1, generator=seeded())[:, 0])
+        if repetition:
+            torch.testing.assert_close(both[:, 1], layer(x, 5.0, generator=seeded())[:, 1])
+        assert not torch.allclose(both[:, 1], layer(x, 0.1, generator=seeded())[:, 1])
+
+
 def test_without_repetition_no_feature_is_taken_twice_and_a_taken_one_gets_no_gradient():
     layer = selector(False, STGumbelSoftmax(), k=4)
     with torch.no_grad():
@@ -93,4 +105,14 @@ def test_what_a_selector_cannot_take_gets_a_sentence():
         Selector(3, 2, RLOO(2))
     with pytest.raises(ValueError, match=r"x must have features = 3 in its last dimension, got shape \(5, 4\)"):
         Selector(3, 2, GumbelSoftmax())(torch.zeros(5, 4))
+    for x in (torch.arange(3), [0.0] * 3):
+        with pytest.raises(TypeError, match="x must be a floating-point tensor, got"):
+            Selector(3, 2, GumbelSoftmax())(x)
+    for mode in (True, False):
+        layer = Selector(3, 2, GumbelSoftmax()).train(mode)
+        with pytest.raises(ValueError, match=r"tau must be a positive finite number, got 0\.0"):
+            layer(torch.zeros(3), 0.0)
+        torch.nn.init.constant_(layer.logits, torch.nan)
+        with pytest.raises(ValueError, match="logits must have a finite entry in every row and no NaN"):
+            layer(torch.zeros(3))
     assert repr(Selector(3, 2, GumbelSoftmax())) == "Selector(features=3, k=2, GumbelSoftmax(), repetition=True)"

@@ -28,7 +28,7 @@ from taugrad.estimators import (
 )
 from taugrad.extras import extra
 from taugrad.layers import CategoricalQuantizer
-from taugrad.layers.quantizer import usage_of
+from taugrad.layers.codes import usage_of
 from taugrad.models.tokenizer import Tokenizer
 from taugrad.schedules import Cosine, Exponential, Schedule
 

@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from taugrad.checks import check_number
 from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops._checks import check_logits, check_tau
 from taugrad.ops._torch import readable
@@ -87,6 +88,8 @@ class HardConcreteGate(nn.Module):
 
     def __init__(self, gamma: float = -0.1, zeta: float = 1.1) -> None:
         super().__init__()
+        check_number("gamma", gamma)
+        check_number("zeta", zeta)
         for name, value, side, right in (("gamma", gamma, "below 0", gamma < 0), ("zeta", zeta, "above 1", zeta > 1)):
             if not (right and math.isfinite(value)):
                 raise ValueError(f"{name} must be a finite number {side}, got {value}")
@@ -106,7 +109,9 @@ class HardConcreteGate(nn.Module):
 
     def expected_l0(self, logits: Tensor, tau: float | Tensor = 2 / 3) -> Tensor:
         r"""Return $P(z \ne 0) = \sigma(l - \beta \log(-\gamma / \zeta))$, (...), at the `tau` that the gates take."""
-        return torch.sigmoid(logits - tau * math.log(-self.gamma / self.zeta))
+        _, beta = _two_classes(logits, tau)
+        beta = beta.squeeze(-1) if isinstance(beta, Tensor) and beta.ndim else beta
+        return torch.sigmoid(logits - beta * math.log(-self.gamma / self.zeta))
 
     def extra_repr(self) -> str:
         """Show the interval in the module's repr."""

@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from taugrad.checks import check_mixed
 from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops import categorical
 from taugrad.ops._checks import classes_last
@@ -33,8 +34,7 @@ class OneHotSample(nn.Module):
         check_pathwise(estimator)
         if isinstance(dim, bool) or not isinstance(dim, int):
             raise TypeError(f"dim must be a whole number, got {dim!r}")
-        if isinstance(unimix, bool) or not isinstance(unimix, int | float) or not 0 <= unimix < 1:
-            raise ValueError(f"unimix must be in [0, 1), got {unimix!r}")
+        check_mixed("unimix", unimix)
         self.estimator = estimator
         self.dim = dim
         self.unimix = unimix

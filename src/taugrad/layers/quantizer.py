@@ -13,14 +13,20 @@ from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
 
-from taugrad.checks import check_count, check_positive
-from taugrad.errors import LogitsError
+from taugrad.checks import check_count, check_mixed, check_number, check_positive
 from taugrad.estimators import Pathwise, check_pathwise
-from taugrad.ops._torch import readable, tracing
-from taugrad.ops.categorical import entropy, kl_to_uniform, unimix
-from taugrad.ops.softmax import softmax
+from taugrad.layers.codes import (
+    check_mask,
+    divergence,
+    features_last,
+    indices_of,
+    standardized,
+    usage_of,
+)
+from taugrad.ops._checks import check_tau
+from taugrad.ops._torch import tracing
+from taugrad.ops.categorical import unimix
 
 _LOGITS = ("linear", "distance")
 _LOSSES = ("kl", "diversity")
@@ -109,13 +115,10 @@ class CategoricalQuantizer(nn.Module):
         if code_dim % groups:
             raise ValueError(f"groups must divide code_dim, {code_dim}, got {groups}")
         check_positive("precision", precision)
-        for name, value in {"weight": weight, "unimix": unimix}.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+        check_mixed("unimix", unimix)
+        check_number("weight", weight)
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be a finite number >= 0, got {weight}")
-        if not 0 <= unimix < 1:
-            raise ValueError(f"unimix must be in [0, 1), got {unimix}")
         self.dim, self.codes, self.groups, self.code_dim = dim, codes, groups, code_dim
         self.estimator, self.weight, self.loss, self.unimix = estimator, weight, loss, unimix
         self.restore, self.channel_first = restore, channel_first
@@ -148,9 +151,9 @@ class CategoricalQuantizer(nn.Module):
     ) -> Quantized:
         """Quantize features (..., D), or (batch, D, ...), to `code_dim`; indices are (...), or (..., G) for G > 1.
 
-        Positions where the boolean `mask` (...) is False do not count in the loss.
+        Positions where the boolean `mask` (...) is False count neither in the loss nor in what standardizes.
         """
-        logits = self.logits(x)
+        logits = self._logits(x, self.training, mask)
         e, indices = self.embed(logits, tau, generator=generator)
         loss = self.divergence(logits, mask) if self.weight else logits.new_zeros(())
         return Quantized(self._out(e), indices if self.groups > 1 else indices.squeeze(-1), loss)
@@ -159,18 +162,17 @@ class CategoricalQuantizer(nn.Module):
         """Return the logits (..., G, K) of features; float32 at least."""
         return self._logits(x, self.training)
 
-    def _logits(self, x: Tensor, training: bool) -> Tensor:
-        x = channels_last(x, self.dim, self.channel_first)
-        if readable(x) and not torch.isfinite(x).all():
-            raise LogitsError("x must be finite features, got NaN or an infinity")
+    def _logits(self, x: Tensor, training: bool, mask: Tensor | None = None) -> Tensor:
+        x = features_last(x, self.dim, self.channel_first, self.codebook.dtype)
+        if mask is not None:
+            check_mask(mask, x.shape[:-1])
         kind = x.device.type
         plain = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
         with plain:  # differences of near numbers need their digits
-            dtype = self.codebook.dtype
             if self.projection is not None:
-                logits = self.projection(x.to(dtype)).unflatten(-1, (self.groups, self.codes))
+                logits = self.projection(x).unflatten(-1, (self.groups, self.codes))
             else:
-                logits = self._by_distance(x.to(dtype), training)
+                logits = self._by_distance(x, training, mask)
             return unimix(logits, self.unimix) if self.unimix else logits
 
     def embed(
@@ -185,7 +187,9 @@ class CategoricalQuantizer(nn.Module):
 
         The estimator is this layer's, or another one. In evaluation mode they are the most probable ones.
         """
+        self._check_sizes("logits", logits)
         if not self.training:
+            check_tau(tau, logits.select(-2, 0))
             indices = logits.argmax(-1)
             return self._restored(self._chosen(indices)), indices
         estimator = self.estimator if estimator is None else estimator
@@ -201,23 +205,9 @@ class CategoricalQuantizer(nn.Module):
         """Return the weighted loss of logits (..., G, K), a scalar, over the positions of a boolean `mask` (...)."""
         rows = logits.flatten(0, -3) if logits.ndim > 3 else logits.view(-1, *logits.shape[-2:])
         if mask is not None:
-            shape = logits.shape[:-2]
-            if mask.dtype is not torch.bool or (not tracing() and mask.shape != shape):
-                found = f"{mask.dtype} of {tuple(mask.shape)}"
-                raise ValueError(f"mask must be boolean, of shape {tuple(shape)}, got {found}")
-            if readable(mask) and not mask.any():
-                raise ValueError("mask must select a position, got none")
-        if self.loss == "kl":
-            each = kl_to_uniform(rows).sum(-1)
-            if mask is None:
-                return self.weight * each.mean()
-            return self.weight * each.masked_fill(~mask.flatten(), 0.0).sum() / mask.sum()
-        q = softmax(rows)
-        mean = q.mean(0) if mask is None else q.masked_fill(~mask.reshape(-1, 1, 1), 0.0).sum(0) / mask.sum()
-        # An entry that no place thinks of rounds to zero, where the gradient of the logarithm would be NaN.
-        perplexity = entropy(mean.clamp_min(torch.finfo(q.dtype).tiny).log()).exp().sum()
-        n = self.groups * self.codes
-        return self.weight * (n - perplexity) / n
+            check_mask(mask, logits.shape[:-2])
+            mask = mask.flatten()
+        return self.weight * divergence(rows, self.loss, mask)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the indices of the most probable codes, (...), or (..., G) for G > 1; the same in training."""
@@ -229,40 +219,53 @@ class CategoricalQuantizer(nn.Module):
 
         Raises:
             ValueError: an index is out of range, or there is not one for each group.
+            TypeError: the indices are no whole numbers.
         """
-        if not tracing() and self.groups > 1 and indices.shape[-1:] != (self.groups,):
-            raise ValueError(
-                f"indices must have shape (..., {self.groups}), a code a group, got {tuple(indices.shape)}"
-            )
-        if readable(indices) and indices.numel() and not 0 <= indices.min() <= indices.max() < self.codes:
-            found = f"{indices.min().item()} to {indices.max().item()}"
-            raise ValueError(f"indices must be in [0, {self.codes - 1}], got {found}")
-        return self._out(self._restored(self._chosen(indices if self.groups > 1 else indices.unsqueeze(-1))))
+        return self._out(self._restored(self._chosen(self._of_groups(indices))))
 
     def mix(self, z: Tensor) -> Tensor:
         """Return entries (..., code_dim) of one-hot, or soft, `z` (..., G, K)."""
+        self._check_sizes("z", z)
         return self._restored(
             torch.cat([part @ book for part, book in zip(z.unbind(-2), self.entries, strict=True)], -1)
         )
 
     def usage(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the perplexity of codes and the share of the codebook in use, means over groups, of all processes."""
-        rows = indices.reshape(-1, self.groups)
+        """Return the perplexity of codes and the share of the codebook in use, means over groups, of all processes.
+
+        Raises:
+            ValueError, TypeError: as of `decode`; or there is no index in any process.
+        """
+        rows = self._of_groups(indices).reshape(-1, self.groups)
         counts = torch.stack([column.bincount(minlength=self.codes) for column in rows.unbind(-1)]).float()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
+        if not counts.any():
+            raise ValueError("indices must hold a code, got none")
         return usage_of(counts)
 
     def extra_repr(self) -> str:
         """Show sizes and estimator in the module's repr."""
         return f"{self.dim}, codes={self.codes}, estimator={self.estimator!r}, groups={self.groups}"
 
-    def _by_distance(self, x: Tensor, training: bool) -> Tensor:
+    def _check_sizes(self, name: str, x: Tensor) -> None:
+        if not tracing() and x.shape[-2:] != (self.groups, self.codes):
+            raise ValueError(f"{name} must have shape (..., {self.groups}, {self.codes}), got {tuple(x.shape)}")
+
+    def _of_groups(self, indices: Tensor) -> Tensor:
+        """Return the indices as (..., G), checked."""
+        indices = indices_of(indices, self.codes)
+        if not tracing() and self.groups > 1 and indices.shape[-1:] != (self.groups,):
+            raise ValueError(
+                f"indices must have shape (..., {self.groups}), a code a group, got {tuple(indices.shape)}"
+            )
+        return indices if self.groups > 1 else indices.unsqueeze(-1)
+
+    def _by_distance(self, x: Tensor, training: bool, mask: Tensor | None) -> Tensor:
         assert self.standardize is not None
         rows = x.reshape(-1, self.dim)
-        if training and not tracing() and len(rows) < 2:
-            raise ValueError(f"x must have at least 2 positions, to be standardized in training, got {len(rows)}")
-        rows = standardized(self.standardize, rows, training).unflatten(-1, (self.groups, -1)).transpose(0, 1)
+        mask = None if mask is None else mask.flatten()
+        rows = standardized(self.standardize, rows, training, mask).unflatten(-1, (self.groups, -1)).transpose(0, 1)
         s = self.log_precision.exp().view(-1, 1, 1)
         # -s |x - e|^2 + s |x|^2, which is the same for all k; s meets the small tensors, not the logits
         e = self.entries
@@ -285,27 +288,3 @@ class CategoricalQuantizer(nn.Module):
 
     def _out(self, e: Tensor) -> Tensor:
         return e.movedim(-1, 1).contiguous() if self.channel_first else e
-
-
-def usage_of(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the perplexity of codes by their counts (..., K), and the share of them in use; means over the rest.
-
-    >>> usage_of(torch.tensor([2.0, 2.0, 0.0, 0.0]))
-    (tensor(2.0000), tensor(0.5000))
-    """
-    share = counts / counts.sum(-1, keepdim=True)
-    return entropy(share.log()).exp().mean(), (counts > 0).float().mean()
-
-
-def standardized(norm: nn.BatchNorm1d, rows: Tensor, training: bool) -> Tensor:
-    """Standardize rows by their own statistics, which the running ones follow, or by the running ones."""
-    mean, var = norm.running_mean, norm.running_var
-    return norm(rows) if training else batch_norm(rows, mean, var, eps=norm.eps)
-
-
-def channels_last(x: Tensor, dim: int, channel_first: bool) -> Tensor:
-    """Return features as (..., D), of (batch, D, ...) if `channel_first`; ValueError if D is not `dim`."""
-    if not tracing() and (x.ndim < 2 or x.shape[1 if channel_first else -1] != dim):
-        layout = f"(batch, {dim}, ...)" if channel_first else f"(..., {dim})"
-        raise ValueError(f"x must have shape {layout}, got {tuple(x.shape)}")
-    return x.movedim(1, -1) if channel_first else x

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from taugrad.checks import check_count
 from taugrad.estimators import Pathwise
-from taugrad.layers.quantizer import CategoricalQuantizer, Quantized, channels_last, standardized
+from taugrad.layers.codes import features_last, indices_of, standardized
+from taugrad.layers.quantizer import CategoricalQuantizer, Quantized
 from taugrad.ops._torch import tracing
 
 
@@ -56,8 +57,9 @@ class ResidualQuantizer(nn.Module):
         channel_first: bool = False,
     ) -> None:
         super().__init__()
+        check_count("dim", dim)
         check_count("levels", levels)
-        self.channel_first = channel_first
+        self.codes, self.channel_first = codes, channel_first
         self.standardize = nn.BatchNorm1d(dim, affine=False)
         arguments: dict[str, Any] = {"logits": "distance", "loss": loss, "weight": weight, "unimix": unimix}
         self.quantizers = nn.ModuleList(
@@ -82,10 +84,14 @@ class ResidualQuantizer(nn.Module):
 
         Raises:
             ValueError: n is more than `levels`, or an index is out of range.
+            TypeError: the indices are no whole numbers.
         """
-        if not tracing() and not 1 <= indices.shape[-1] <= len(self.quantizers):
+        indices = indices_of(indices, self.codes)
+        fewest = 2 if self.channel_first else 1  # dimensions
+        if not tracing() and not (indices.ndim >= fewest and 1 <= indices.shape[-1] <= len(self.quantizers)):
             most = len(self.quantizers)
-            raise ValueError(f"indices must have shape (..., n) with n in [1, {most}], got {tuple(indices.shape)}")
+            layout = f"({'batch, ' * self.channel_first}..., n)"
+            raise ValueError(f"indices must have shape {layout} with n in [1, {most}], got {tuple(indices.shape)}")
         levels = zip(self.quantizers, indices.unbind(-1), strict=False)
         total = torch.stack([cast(CategoricalQuantizer, q).decode(index) for q, index in levels]).sum(0)
         return total.movedim(-1, 1).contiguous() if self.channel_first else total
@@ -94,7 +100,7 @@ class ResidualQuantizer(nn.Module):
         self, x: Tensor, draw: Callable[[CategoricalQuantizer, Tensor], Quantized], training: bool
     ) -> Quantized:
         D = self.standardize.num_features
-        x = channels_last(x, D, self.channel_first)
+        x = features_last(x, D, self.channel_first, cast(CategoricalQuantizer, self.quantizers[0]).codebook.dtype)
         rest = standardized(self.standardize, x.reshape(-1, D), training).view(x.shape)
         parts = []
         for quantizer in self.quantizers:

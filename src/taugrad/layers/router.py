@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from taugrad.checks import check_count
 from taugrad.estimators import Pathwise, check_pathwise
 from taugrad.ops._checks import check_rows, compute_dtype
+from taugrad.ops._torch import tracing
 from taugrad.ops.onehot import one_hot
 from taugrad.ops.subsets import gumbel_top_k
 
@@ -59,6 +60,8 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         check_count("features", features)
+        if not isinstance(experts, (Sequence, nn.ModuleList)):
+            raise TypeError(f"experts must be a sequence of modules, got {type(experts).__name__}")
         check_count("the number of experts", len(experts), 2)
         check_count("k", k)
         if k > len(experts):
@@ -81,8 +84,15 @@ class Router(nn.Module):
             generator: a source of randomness; default torch's own.
 
         Raises:
-            ValueError: the last dimension of `x` is not D, or the logits of a row are NaN or infinite.
+            ValueError: the last dimension of `x` is not D, the logits of a row are NaN or infinite, or the experts'
+                outputs differ in shape.
+            TypeError: `x` is not of the router's dtype, outside of autocast.
         """
+        W = self.gate.weight
+        floating = isinstance(x, Tensor) and x.is_floating_point()
+        if not floating or (x.dtype != W.dtype and not torch.is_autocast_enabled(x.device.type)):
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a tensor of {W.dtype}, as the router's weights are, got {got}")
         if x.ndim == 0 or x.shape[-1] != self.gate.in_features:
             raise ValueError(f"x must have features = {self.gate.in_features} last, got shape {tuple(x.shape)}")
         rows = x.reshape(-1, x.shape[-1])
@@ -92,7 +102,8 @@ class Router(nn.Module):
         check_rows(p, -1)
         weights, index = self._choose(logits, tau, generator)
         chosen = one_hot(index, logits.unsqueeze(-2).expand(-1, self.k, -1))  # (N, k, E)
-        f, P = chosen.mean((0, 1)), p.mean(0)
+        n = len(rows) if tracing() else max(len(rows), 1)  # no rows are balanced: 0, not NaN
+        f, P = chosen.sum((0, 1)) / (n * self.k), p.sum(0) / n
         loss = len(self.experts) * (f * P).sum()
         y = self._dispatch(rows, weights, index, chosen.sum((0, 1)))
         return Routed(y.reshape(*x.shape[:-1], *y.shape[1:]), index.view(*x.shape[:-1], self.k), loss)
@@ -114,7 +125,10 @@ class Router(nn.Module):
         """Return (N, *out): rows are sorted by expert, so that the host waits for a device once, for all counts."""
         order = index.flatten().argsort(stable=True)
         parts = rows[order // self.k].split(counts.long().tolist())
-        outputs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
+        each = [expert(part) for expert, part in zip(self.experts, parts, strict=True)]
+        if not tracing() and len(shapes := {tuple(y.shape[1:]) for y in each}) > 1:
+            raise ValueError(f"experts must give outputs of one shape, got {', '.join(map(str, sorted(shapes)))}")
+        outputs = torch.cat(each)
         w = weights.flatten()[order].to(outputs.dtype).view(-1, *[1] * (outputs.ndim - 1))
         y = outputs.new_zeros(len(rows), *outputs.shape[1:])
         return y.index_add(0, order // self.k, w * outputs)

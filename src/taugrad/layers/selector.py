@@ -2,6 +2,7 @@ r"""Selection of k of d features, learned with the network that reads them: a co
 
 import math
 from collections.abc import Callable
+from itertools import repeat
 from typing import final
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from taugrad.checks import check_count
 from taugrad.estimators import Pathwise, check_pathwise
+from taugrad.ops._checks import check_rows, check_tau
 from taugrad.ops.onehot import one_hot
 
 
@@ -52,23 +54,36 @@ class Selector(nn.Module):
     def forward(self, x: Tensor, tau: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
         """Select k features, (..., k), of `x` (..., d), in the dtype of `x`.
 
+        Args:
+            x: (..., d), floating point.
+            tau: temperature of the estimator, a positive number or a tensor that broadcasts to (k, 1).
+            generator: a source of randomness; default torch's own.
+
         Raises:
-            ValueError: the last dimension of `x` is not d.
+            TypeError: `x` is not floating point.
+            ValueError: the last dimension of `x` is not d, or `tau` is not positive.
+            LogitsError: a logit is NaN or infinite.
         """
-        d = self.logits.shape[-1]
+        k, d = self.logits.shape
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a floating-point tensor, got {got}")
         if x.ndim == 0 or x.shape[-1] != d:
             raise ValueError(f"x must have features = {d} in its last dimension, got shape {tuple(x.shape)}")
+        tau = check_tau(tau, self.logits)
         if not self.training:
             return x[..., self.indices()]
         if self.repetition:
             z = self.estimator.sample(self.logits, tau, generator=generator)
         else:
-            z = self._one_after_another(lambda row: self.estimator.sample(row, tau, generator=generator))
+            each = iter(tau.expand(k, 1).split(1)) if isinstance(tau, Tensor) else repeat(tau)
+            z = self._one_after_another(lambda row: self.estimator.sample(row, next(each), generator=generator))
         return x @ z.to(x.dtype).mT
 
     @torch.no_grad()
     def indices(self) -> Tensor:
         """Return the k features of evaluation mode, (k,), int64: the most probable of each row, of those not taken."""
+        check_rows(self.logits.softmax(-1), -1)
         if self.repetition:
             return self.logits.argmax(-1)
         return self._one_after_another(lambda row: one_hot(row.argmax(-1), row)).argmax(-1)

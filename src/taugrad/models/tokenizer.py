@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from taugrad.checks import check_count, check_counts, check_image_size
 from taugrad.estimators import Enumeration, Estimator, Pathwise, StraightThrough, check_enumerable
 from taugrad.layers import CategoricalQuantizer
-from taugrad.layers.quantizer import usage_of
+from taugrad.layers.codes import usage_of
 from taugrad.models.likelihoods import Gaussian, Likelihood
 from taugrad.models.pictures import grid
 from taugrad.ops.categorical import kl_to_uniform

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
+from taugrad.checks import check_mixed
 from taugrad.ops import _fused
 from taugrad.ops._checks import check_logits, compute_dtype
 
@@ -155,8 +156,7 @@ def unimix(logits: Tensor, share: float, dim: int = -1) -> Tensor:
     if has_torch_function_unary(logits):
         return handle_torch_function(unimix, (logits,), logits, share, dim)
     check_logits(logits, dim)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise ValueError(f"share must be in [0, 1), got {share!r}")
+    check_mixed("share", share)
     log_p = torch.log_softmax(logits, dim, dtype=compute_dtype(logits.dtype))
     if share == 0:
         return log_p.to(logits.dtype)

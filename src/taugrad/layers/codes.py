@@ -1,0 +1,122 @@
+r"""Functions of features and of codes that the quantizers share.
+
+KL(q_g || uniform), the mean over positions, and the sum over g              2102.12092
+1 - sum_g exp H(mean of q_g) / (G K)                                         2006.11477
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm
+
+from taugrad.errors import LogitsError
+from taugrad.ops._torch import readable, tracing
+from taugrad.ops.categorical import entropy, kl_to_uniform
+from taugrad.ops.softmax import softmax
+
+
+def features_last(x: Tensor, dim: int, channel_first: bool, dtype: torch.dtype) -> Tensor:
+    """Return finite features as (..., D) in `dtype`, of (batch, D, ...) if `channel_first`.
+
+    Raises:
+        TypeError: x is no tensor of real numbers.
+        ValueError: D is not `dim`.
+        LogitsError: a feature is NaN or infinite, where reading is free.
+    """
+    if not isinstance(x, Tensor) or x.is_complex():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a tensor of real features, got {got}")
+    if not tracing() and (x.ndim < 2 or x.shape[1 if channel_first else -1] != dim):
+        layout = f"(batch, {dim}, ...)" if channel_first else f"(..., {dim})"
+        raise ValueError(f"x must have shape {layout}, got {tuple(x.shape)}")
+    if readable(x) and not torch.isfinite(x).all():
+        raise LogitsError("x must be finite features, got NaN or an infinity")
+    return (x.movedim(1, -1) if channel_first else x).to(dtype)
+
+
+def standardized(norm: nn.BatchNorm1d, rows: Tensor, training: bool, mask: Tensor | None = None) -> Tensor:
+    """Standardize rows (n, D) by their own statistics, which the running ones follow, or by the running ones.
+
+    Raises:
+        ValueError: fewer than two rows of `mask` (n,) have no variance; or theirs overflows, where reading is free.
+    """
+    mean, var = norm.running_mean, norm.running_var
+    if not training:
+        return batch_norm(rows, mean, var, eps=norm.eps)
+    if not tracing() and (mask is None or readable(mask)):
+        n = len(rows) if mask is None else int(mask.sum())
+        if n < 2:
+            raise ValueError(f"x must have at least 2 positions, to be standardized in training, got {n}")
+    if readable(rows) and not torch.isfinite(torch.linalg.vector_norm(rows.detach())):
+        raise LogitsError(f"x must be features of finite variance, got some as large as {rows.abs().max().item():.3g}")
+    if mask is None:
+        return norm(rows)
+    assert mean is not None
+    assert var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    left_out, n = ~mask.unsqueeze(-1), mask.sum().clamp_min(2)
+    m = rows.masked_fill(left_out, 0).sum(0) / n
+    v = (rows - m).square().masked_fill(left_out, 0).sum(0) / n
+    with torch.no_grad():  # as BatchNorm1d does
+        norm.num_batches_tracked.add_(1)
+        mean.lerp_(m, norm.momentum)
+        var.lerp_(v * n / (n - 1), norm.momentum)
+    return (rows - m) / (v + norm.eps).sqrt()
+
+
+def check_mask(mask: Tensor, shape: torch.Size) -> None:
+    """Raise unless `mask` is boolean, of that shape, and selects a position."""
+    if mask.dtype is not torch.bool or (not tracing() and mask.shape != shape):
+        raise ValueError(f"mask must be boolean, of shape {tuple(shape)}, got {mask.dtype} of {tuple(mask.shape)}")
+    if readable(mask) and not mask.any():
+        raise ValueError("mask must select a position, got none")
+
+
+def divergence(logits: Tensor, loss: str, mask: Tensor | None = None) -> Tensor:
+    """Return the loss "kl" or "diversity" of logits (n, G, K) over the positions of a `mask` (n,); 0 for none.
+
+    >>> certain = torch.tensor([[[50.0, 0.0]]])
+    >>> divergence(certain, "kl"), divergence(certain, "diversity")
+    (tensor(0.6931), tensor(0.5000))
+    """
+    if not tracing() and not len(logits):
+        return logits.sum()
+    if loss == "kl":
+        each = kl_to_uniform(logits).sum(-1)
+        return each.mean() if mask is None else each.masked_fill(~mask, 0.0).sum() / mask.sum()
+    q = softmax(logits)
+    mean = q.mean(0) if mask is None else q.masked_fill(~mask[:, None, None], 0.0).sum(0) / mask.sum()
+    # An entry that no place thinks of rounds to zero, where the gradient of the logarithm would be NaN.
+    perplexity = entropy(mean.clamp_min(torch.finfo(q.dtype).tiny).log()).exp().sum()
+    n = mean.numel()
+    return (n - perplexity) / n
+
+
+def indices_of(indices: Tensor, codes: int) -> Tensor:
+    """Return indices of `codes` entries as int64.
+
+    Raises:
+        TypeError: they are no tensor of whole numbers.
+        ValueError: one is out of range, where reading is free.
+
+    >>> indices_of(torch.tensor([3, 4]), 4)
+    Traceback (most recent call last):
+    ValueError: indices must be in [0, 3], got 3 to 4
+    """
+    if not isinstance(indices, Tensor) or indices.dtype is torch.bool or indices.is_floating_point():
+        got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"indices must be a tensor of whole numbers, got {got}")
+    indices = indices.long()  # else a byte would compare with 256 as with 0, and index as a mask
+    if readable(indices) and indices.numel() and not 0 <= indices.min() <= indices.max() < codes:
+        raise ValueError(f"indices must be in [0, {codes - 1}], got {indices.min().item()} to {indices.max().item()}")
+    return indices
+
+
+def usage_of(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the perplexity of codes by their counts (..., K), and the share of them in use; means over the rest.
+
+    >>> [round(x.item(), 4) for x in usage_of(torch.tensor([2.0, 2.0, 0.0, 0.0]))]
+    [2.0, 0.5]
+    """
+    share = counts / counts.sum(-1, keepdim=True)
+    return entropy(share.log()).exp().mean(), (counts > 0).float().mean()
