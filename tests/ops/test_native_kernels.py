@@ -47,7 +47,7 @@ over_dtypes = each("dtype", TOLERANCES)
 
 
 @pytest.fixture(autouse=True)
-def _with_kernels() -> None:
+def _with_kernels(binding) -> None:
     assert kernels.available()
 
 
