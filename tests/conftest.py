@@ -33,8 +33,10 @@ else:
     build_binding()  # before the first use of the kernels, so that they are found with it; to fail is no reason to skip
 
 
-UNIT = ("ops", "estimators", "layers", "models", "rl", "data")  # folders of the library
-UNIT_FILES = ("bounds", "distributions", "nets", "probe", "schedules", "checks")
+LIBRARY = {  # parts of the package, of which tests/ has the same tree
+    *("ops", "estimators", "layers", "circuits", "models", "rl", "data"),
+    *("bounds", "distributions", "nets", "probe", "schedules", "checks"),
+}
 COMPILED = "taugrad.circuits.c.compile_circuit"  # a doctest, which has no marks of its own
 TIERS = {"unit", "command", "system", "triton", "slow"}
 
@@ -45,11 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if torch.accelerator.is_available() and item.get_closest_marker("triton"):
             item.add_marker("gpu")
         if not TIERS & {mark.name for mark in item.iter_markers()}:
-            folder, file = item.path.parent.name, item.path.stem.removeprefix("test_")
-            library = folder in (*UNIT, "native") or (folder in ("tests", "taugrad") and file in UNIT_FILES)
-            item.add_marker("unit" if library else "command")
+            item.add_marker("unit" if part_of(item) in LIBRARY and item.name != COMPILED else "command")
         if item.name == COMPILED:
             item.add_marker(pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER))
+
+
+def part_of(item: pytest.Item) -> str:
+    """Return the part of the package that a test is of: the first folder or file in tests/ or in src/taugrad/."""
+    _, first, *_ = [*item.nodeid.partition("::")[0].removeprefix("src/").split("/"), ""]
+    return first.removeprefix("test_").removesuffix(".py")
 
 
 def pytest_collection_finish() -> None:

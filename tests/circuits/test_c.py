@@ -14,6 +14,8 @@ from taugrad.circuits.c import _cuts
 from taugrad.compiler import BuildError
 from taugrad.errors import DataError
 
+pytestmark = pytest.mark.command  # most compile C
+
 EDGES = [0, 1, 7, 8, 63, 64, 65, 511, 512, 513, 1030]  # of bytes, of words, of blocks
 
 
