@@ -198,7 +198,7 @@ DATACLASSES = [
 OTHERS = {"tau": "taugrad.schedules.Linear"}  # annealed, as every model's
 
 
-@pytest.mark.parametrize(("option", "node", "dataclass"), DATACLASSES, ids=lambda x: getattr(x, "__name__", ""))
+@pytest.mark.parametrize(("option", "node", "dataclass"), DATACLASSES, ids=[row[2].__name__ for row in DATACLASSES])
 def test_the_files_hold_the_defaults_of_the_dataclasses(option, node, dataclass):
     config = composed(option)[node]
     assert set(config) == {"_target_", *(field.name for field in fields(dataclass))}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.backends import by_torch_alone
 from helpers.cases import each
-from helpers.samples import FALSE_FAILURE, distribution_p_value, frequencies_p_value
+from helpers.samples import FALSE_FAILURE, distribution_p_value, frequencies_p_value, generator
 from helpers.words import double_words, float_words, gumbel_of, threefry, words_of
 from scipy import stats
 
@@ -29,10 +29,6 @@ def on_both_backends(test):
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 WORDS = 2**32
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @on_both_backends
