@@ -17,16 +17,27 @@ if not torch.accelerator.is_available():
 from helpers.compositions import remember_compositions
 from hydra.core.hydra_config import HydraConfig
 
+from taugrad.compiler import BuildError, find_compiler
 from taugrad.data import binarized_mnist
 from taugrad.ops.native import kernels
 from taugrad.ops.native.build import build_binding
 
 gc.disable()  # until all is imported: to look for garbage among it is a sixth of the time of the imports
-build_binding()  # before the first use of the kernels, so that they are found with it
+
+NO_COMPILER = ""
+try:
+    find_compiler("the native kernels")
+except BuildError as error:  # a compiler is optional, for users and for the tests of all else
+    NO_COMPILER = str(error)
+else:
+    build_binding()  # before the first use of the kernels, so that they are found with it; to fail is no reason to skip
 
 
-UNIT = ("ops", "estimators", "layers", "models", "rl", "data")  # folders of the library
-UNIT_FILES = ("bounds", "distributions", "nets", "probe", "schedules", "checks")
+LIBRARY = {  # parts of the package, of which tests/ has the same tree
+    *("ops", "estimators", "layers", "circuits", "models", "rl", "data"),
+    *("bounds", "distributions", "nets", "probe", "schedules", "checks"),
+}
+COMPILED = "taugrad.circuits.c.compile_circuit"  # a doctest, which has no marks of its own
 TIERS = {"unit", "command", "system", "triton", "slow"}
 
 
@@ -36,9 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if torch.accelerator.is_available() and item.get_closest_marker("triton"):
             item.add_marker("gpu")
         if not TIERS & {mark.name for mark in item.iter_markers()}:
-            folder, file = item.path.parent.name, item.path.stem.removeprefix("test_")
-            library = folder in (*UNIT, "native") or (folder in ("tests", "taugrad") and file in UNIT_FILES)
-            item.add_marker("unit" if library else "command")
+            item.add_marker("unit" if part_of(item) in LIBRARY and item.name != COMPILED else "command")
+        if item.name == COMPILED:
+            item.add_marker(pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER))
+
+
+def part_of(item: pytest.Item) -> str:
+    """Return the part of the package that a test is of: the first folder or file in tests/ or in src/taugrad/."""
+    _, first, *_ = [*item.nodeid.partition("::")[0].removeprefix("src/").split("/"), ""]
+    return first.removeprefix("test_").removesuffix(".py")
 
 
 def pytest_collection_finish() -> None:
@@ -55,10 +72,25 @@ def _seeded() -> Iterator[None]:
     HydraConfig.instance().cfg = None  # of a command that the test ran in this process
 
 
+@pytest.fixture(scope="session")
+def users_compiler() -> None:
+    """Skips what compiles, where there is no compiler."""
+    if NO_COMPILER:
+        pytest.skip(NO_COMPILER)
+
+
+@pytest.fixture(scope="session")
+def binding(users_compiler) -> None:
+    """The native kernels, with their binding."""
+    assert kernels.bound()
+
+
 @pytest.fixture(params=["bound", "native", "torch"])
 def backend(request, monkeypatch) -> str:
     """Runs a test with the kernels, bound to torch's autograd in C++ and in Python, and by torch alone."""
-    assert kernels.bound()
+    if request.param != "torch":
+        request.getfixturevalue("binding")
+        assert kernels.bound()
     if request.param == "native":
         monkeypatch.setattr(kernels, "_binding", lambda: None)
     if request.param == "torch":

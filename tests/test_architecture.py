@@ -42,6 +42,9 @@ def violations(path, source=imported):
         kernels = name.startswith(("taugrad.ops.native", "taugrad.ops.triton"))
         if kernels and path.stem != "_fused" and path.parent.name not in ("native", "triton"):
             yield f"{path.stem} imports {name}: only ops/_fused.py knows the kernels"
+        choice = name.startswith(("taugrad.ops._fused", "taugrad.ops._backend"))
+        if choice and own != "ops" and LEVEL[own] <= LEVEL["rl"]:
+            yield f"{own} imports {name}: of the library, only ops chooses between kernels and torch"
 
 
 def test_the_page_names_every_part_of_the_package_and_no_other():
@@ -63,6 +66,10 @@ def test_imports_follow_the_rules(path):
         ("errors.py", "omegaconf.errors"),
         ("estimators/relaxed.py", "taugrad.ops.native.kernels"),
         ("commands/train.py", "taugrad.ops.native"),
+        ("estimators/relaxed.py", "taugrad.ops._fused"),
+        ("layers/gate.py", "taugrad.ops._fused.backend"),
+        ("models/cat_vae.py", "taugrad.ops._backend"),
+        ("rl/ppo.py", "taugrad.ops._backend.backend_chosen"),
     ],
 )
 def test_an_import_that_breaks_a_rule_is_found(file, name):

@@ -199,6 +199,30 @@ def test_every_page_is_in_the_sites_order(document):
     assert f": {document.name}\n" in (ROOT / "mkdocs.yml").read_text()
 
 
+LIBRARY = (
+    *("ops", "schedules", "bounds", "nets", "estimators", "layers"),
+    *("distributions", "probe", "circuits", "models", "rl", "data"),
+)
+KERNELS = ("taugrad.ops.native", "taugrad.ops.triton")  # which only ops knows
+
+
+def undocumented(pages):
+    """Public modules of the library that no page of the reference has."""
+    shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
+    for part in LIBRARY:
+        there = ROOT / "src" / "taugrad" / part
+        for path in sorted(there.rglob("*.py")) if there.is_dir() else [there.with_suffix(".py")]:
+            name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+            if "._" not in name and not name.startswith(KERNELS) and name not in shown:
+                yield name
+
+
+def test_every_public_module_of_the_library_is_in_the_reference():
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    assert list(undocumented(pages)) == []
+    assert list(undocumented(pages.replace("::: taugrad.rl.envs.turns\n", ""))) == ["taugrad.rl.envs.turns"]
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     if importlib.util.find_spec("mkdocs") is None:

@@ -14,6 +14,8 @@ from taugrad.circuits.c import _cuts
 from taugrad.compiler import BuildError
 from taugrad.errors import DataError
 
+pytestmark = pytest.mark.command  # most compile C
+
 EDGES = [0, 1, 7, 8, 63, 64, 65, 511, 512, 513, 1030]  # of bytes, of words, of blocks
 
 
@@ -23,12 +25,12 @@ def circuit():
 
 
 @pytest.fixture(scope="module")
-def compiled(circuit):
+def compiled(circuit, users_compiler):
     return compile_circuit(circuit)
 
 
 @pytest.fixture(scope="module")
-def of_intensities():
+def of_intensities(users_compiler):
     circuit = random_circuit(3 * 20, [64, 64], 2)
     return circuit, compile_circuit(circuit, thresholds=3)
 
@@ -42,6 +44,7 @@ def test_sums_and_classes_are_those_of_the_layers(circuit, compiled, n):
     assert torch.equal(compiled.classes_of_words(compiled.pack(bits), n).long(), expected.argmax(1))
 
 
+@pytest.mark.usefixtures("users_compiler")
 def test_every_input_of_circuits_without_gates_or_with_one_class_gets_its_sums():
     for inputs, widths, classes in ((3, [8], 8), (8, [40, 7], 1)):
         circuit = random_circuit(inputs, widths, classes)

@@ -8,14 +8,15 @@ from importlib.util import find_spec
 import pytest
 import torch
 from helpers.configs import CONF, composed
+from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import OmegaConf
 
 from taugrad.config import instantiate
 from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
+from taugrad.rl.algorithm import Algorithm
 from taugrad.rl.evaluation import Evaluation
-from taugrad.rl.maddpg import MADDPG
-from taugrad.rl.mappo import MAPPO
 from taugrad.rl.multilinear import MultilinearActorCritic
 from taugrad.rl.ppo import PPO
 from taugrad.rl.rollouts import Collection
@@ -38,6 +39,13 @@ NEEDED = {
 
 def options(group):
     return [option for option in OPTIONS if option.startswith(f"{group}=")]
+
+
+CLASSES = {
+    option: get_class(OmegaConf.load(CONF / f"{option.replace('=', '/')}.yaml").model._target_)
+    for option in options("model")
+}
+ALGORITHMS = {option: cls for option, cls in CLASSES.items() if issubclass(cls, Algorithm)}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -77,7 +85,7 @@ def test_every_model_trains_by_default_through_hard_samples_with_an_annealed_tau
         config = composed(option, *NEEDED.get(option, []))
         node = config["task"] if "estimator" in config["task"] else config["model"]
         if "estimator" not in node:
-            assert option in ("model=ppo", "model=mappo")  # the score function, of one action
+            assert "estimator" not in {field.name for field in fields(ALGORITHMS[option])}  # the score function
             continue
         if option == "model=logic_gates":  # measured: Gumbel noise in the gradient and any annealing lose there
             assert node["estimator"]["_target_"] == "taugrad.estimators.StraightThrough"
@@ -182,26 +190,22 @@ def defaults(dataclass):
     return {name: list(x) if isinstance(x, tuple) else x for name, x in made.items() if x is not MISSING}
 
 
-@pytest.mark.parametrize(
-    ("node", "dataclass", "others"),
-    [
-        ("model", PPO, {}),
-        ("model", MultilinearActorCritic, {"tau": "taugrad.schedules.Linear"}),  # annealed, as every model's
-        ("model", MADDPG, {"tau": "taugrad.schedules.Linear"}),
-        ("model", MAPPO, {}),
-        ("collection", Collection, {}),
-        ("evaluation", Evaluation, {}),
-    ],
-    ids=lambda x: getattr(x, "__name__", ""),
-)
-def test_the_files_hold_the_defaults_of_the_dataclasses(node, dataclass, others):
-    models = {MultilinearActorCritic: "policy", MADDPG: "maddpg", MAPPO: "mappo"}
-    config = composed(f"model={models.get(dataclass, 'ppo')}")[node]
+DATACLASSES = [
+    *((option, "model", algorithm) for option, algorithm in ALGORITHMS.items()),
+    ("model=ppo", "collection", Collection),
+    ("model=ppo", "evaluation", Evaluation),
+]
+OTHERS = {"tau": "taugrad.schedules.Linear"}  # annealed, as every model's
+
+
+@pytest.mark.parametrize(("option", "node", "dataclass"), DATACLASSES, ids=[row[2].__name__ for row in DATACLASSES])
+def test_the_files_hold_the_defaults_of_the_dataclasses(option, node, dataclass):
+    config = composed(option)[node]
     assert set(config) == {"_target_", *(field.name for field in fields(dataclass))}
     for name, value in defaults(dataclass).items():
         here = config[name]
-        if name in others:
-            assert here["_target_"] == others[name]
+        if name in OTHERS:
+            assert here["_target_"] == OTHERS[name]
         else:
             assert (instantiate(here) if isinstance(here, dict) else here) == value, name
 

@@ -3,16 +3,12 @@
 import pytest
 import torch
 from helpers.cases import each
-from helpers.samples import FALSE_FAILURE, frequencies_p_value
+from helpers.samples import FALSE_FAILURE, frequencies_p_value, generator
 
 from taugrad.estimators import ReDGE, ReinDGE, ReinMax, StraightThrough
 from taugrad.estimators.second_order import zgr_product
 
 ROWS, K = 6, 5
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def last_x(theta, x, steps, tau):

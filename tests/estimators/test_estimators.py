@@ -7,7 +7,7 @@ from helpers.backends import by_torch_alone, once
 from helpers.cases import each
 from helpers.estimators import BY_TORCH, EVERY, HARD, PATHWISE, UNBIASED
 from helpers.oracles import enumerated_expectation
-from helpers.samples import FALSE_FAILURE, frequencies_p_value, mean_p_value
+from helpers.samples import FALSE_FAILURE, frequencies_p_value, generator, mean_p_value
 from scipy import stats
 
 from taugrad import estimators
@@ -38,10 +38,6 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 def every_shape_and_every_dtype(*shapes):
     """Each shape in single precision, and each dtype in the last shape: no code depends on both."""
     return [*((shape, torch.float32) for shape in shapes[:-1]), *((shapes[-1], dtype) for dtype in DTYPES)]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def gradient(estimator, f, logits, tau=1.0, **kwargs):

@@ -3,19 +3,12 @@
 import pytest
 import torch
 from helpers.cases import each
-from helpers.samples import FALSE_FAILURE, mean_p_value
+from helpers.oracles import jacobian
+from helpers.samples import FALSE_FAILURE, generator, mean_p_value
 
 from taugrad.estimators import ReinMax, ReinMaxCV, ReinMaxRao, StraightThrough
 
 K = 4
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def jacobian(y):
-    return torch.diag_embed(y) - y.unsqueeze(-1) * y.unsqueeze(-2)
 
 
 def gradients(estimator, logits, g, tau, draws):

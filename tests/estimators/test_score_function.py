@@ -3,16 +3,12 @@
 import pytest
 import torch
 from helpers.cases import each
-from helpers.samples import FALSE_FAILURE, frequencies_p_value, mean_p_value
+from helpers.samples import FALSE_FAILURE, frequencies_p_value, generator, mean_p_value
 from torch.nn.functional import logsigmoid
 
 from taugrad.estimators import REBAR, RLOO, DisARM, Enumeration, IndeCateR, control_variates, relax
 
 N, K = 2, 3
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def problem(N=N, K=K, seed=1):

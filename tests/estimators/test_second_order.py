@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from helpers.cases import each
+from helpers.oracles import jacobian
 
 from taugrad.estimators import ZGR, MinimumVarianceStraightThrough, ReinMax, ReinMaxRao
 from taugrad.ops.onehot import one_hot
@@ -20,10 +21,6 @@ def families(logits, estimator):
     (columns,) = torch.autograd.grad(z, leaf, torch.eye(K, dtype=logits.dtype).expand(400, K, K))
     drawn = z.argmax(-1)
     return torch.stack([torch.stack([columns[drawn[:, j] == D, j][0] for j in range(K)], -1) for D in range(K)])
-
-
-def jacobian(pi):
-    return torch.diag(pi) - torch.outer(pi, pi)
 
 
 def spread(J, pi):

@@ -3,14 +3,10 @@
 import pytest
 import torch
 from helpers.cases import each
-from helpers.samples import FALSE_FAILURE, frequencies_p_value
+from helpers.samples import FALSE_FAILURE, frequencies_p_value, generator
 
 from taugrad.estimators import CAGE, DecoupledStraightThrough, StraightThrough
 from taugrad.estimators.straight_through import confidence
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @each("tau", [0.4, 1.0, torch.tensor([[0.4], [2.0]], dtype=torch.float64)])

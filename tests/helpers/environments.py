@@ -1,8 +1,8 @@
-"""An environment that counts its steps."""
+"""An environment that counts its steps, and numbers of actions."""
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, Tuple
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
@@ -27,3 +27,10 @@ class Counter(gymnasium.Env):
 def counters(limit=None, **options):
     one = (lambda: TimeLimit(Counter(), limit)) if limit else Counter
     return Environments(SyncVectorEnv([one] * 2, **options))
+
+
+def from_zero(action, space):
+    """An action's numbers in the order of its factors, each less its smallest."""
+    if isinstance(space, Tuple):
+        return [n for a, part in zip(action, space, strict=True) for n in from_zero(a, part)]
+    return np.subtract(action, getattr(space, "start", 0), dtype=int).ravel().tolist()

@@ -87,6 +87,15 @@ def images(n=130):
     return Split(255 * torch.randint(2, (n, 4, 4), generator=g, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64))
 
 
+def stripes(n=120):
+    """Three classes that differ by one bright row, under some noise."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % C
+    x = (torch.rand(n, 4, 4, generator=g) < 0.05).to(torch.uint8)
+    x[torch.arange(n), labels] = 1
+    return Split(255 * x, labels)
+
+
 def loaders(split=None, stack=1):
     """Training and validation batches: 13 steps an epoch."""
     split = split or images()

@@ -12,13 +12,17 @@ def textbook_softmax(x: Tensor, tau: float, dim: int) -> Tensor:
     return shifted.exp() / shifted.exp().sum(dim, keepdim=True)
 
 
+def jacobian(y: Tensor) -> Tensor:
+    """dy/dx of y = softmax(x), (..., K, K), written out."""
+    return torch.diag_embed(y) - y.unsqueeze(-1) * y.unsqueeze(-2)
+
+
 def relaxed_gradient(s: Tensor, weights: Tensor, tau: float) -> Tensor:
     """d <weights, softmax(s / tau)> / ds by the dense Jacobian, a row at a time, in float64; classes last."""
     y = textbook_softmax(s, tau, -1)
     gradient = torch.empty_like(y)
     for row in itertools.product(*map(range, s.shape[:-1])):
-        jacobian = (torch.diag(y[row]) - torch.outer(y[row], y[row])) / tau
-        gradient[row] = jacobian @ weights.double()[row]
+        gradient[row] = jacobian(y[row]) / tau @ weights.double()[row]
     return gradient
 
 

@@ -6,10 +6,16 @@ fail a right library with a probability below 1e-6.
 """
 
 import numpy as np
+import torch
 from scipy import stats
 from torch import Tensor
 
 FALSE_FAILURE = 1e-9
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A generator of the seed, apart from torch's own."""
+    return torch.Generator().manual_seed(seed)
 
 
 def frequencies_p_value(counts: Tensor, probabilities: Tensor) -> float:

@@ -7,13 +7,12 @@ import pytest
 import torch
 from helpers.cases import each
 from helpers.estimators import PATHWISE
-from helpers.images import C, logic_gates, trainer
+from helpers.images import C, logic_gates, stripes, trainer
 from torch.nn.functional import cross_entropy
 
 from taugrad import REBAR, GumbelSoftmax, STGumbelSoftmax
 from taugrad.circuits import Circuit, input_bits
 from taugrad.data.batches import Batches, ShuffledBatches
-from taugrad.data.images import Split
 from taugrad.errors import DataError
 from taugrad.models.logic_gates import (
     LogicGates,
@@ -52,15 +51,6 @@ def shuffled(model, seed=0):
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=g) * 3)
     return model
-
-
-def stripes(n=120):
-    """Three classes that differ by one bright row, under some noise."""
-    g = torch.Generator().manual_seed(0)
-    labels = torch.arange(n) % C
-    x = (torch.rand(n, 4, 4, generator=g) < 0.05).to(torch.uint8)
-    x[torch.arange(n), labels] = 1
-    return Split(255 * x, labels)
 
 
 @each("inputs, gates", [(784, 8000), (8000, 8000), (9, 9), (2, 2), (2, 30), (50, 3), (3, 3)])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from helpers.cases import each
-from helpers.images import C, semi_supervised, trainer
+from helpers.images import C, semi_supervised, stripes, trainer
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from taugrad import Enumeration, GumbelSoftmax, STGumbelSoftmax, estimators
@@ -24,15 +24,6 @@ def sharp(**changes):
         for p in model.parameters():
             p.mul_(2)
     return model
-
-
-def stripes(n=120):
-    """Three classes that differ by one bright row, under some noise."""
-    g = torch.Generator().manual_seed(0)
-    labels = torch.arange(n) % C
-    x = (torch.rand(n, 4, 4, generator=g) < 0.05).to(torch.uint8)
-    x[torch.arange(n), labels] = 1
-    return Split(255 * x, labels)
 
 
 def log_p_x_given_y(model, x, y):

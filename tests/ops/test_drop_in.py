@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from helpers.backends import by_torch_alone
 from helpers.cases import each
 from helpers.oracles import relaxed_gradient, textbook_softmax
+from helpers.samples import generator
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -42,10 +43,6 @@ SOFT = [GumbelSoftmax()]
 TAUGHT = [STGumbelSoftmax(), GumbelRao(draws=2), StraightThrough(), GappedStraightThrough()]  # tau has a gradient
 PATHWISE = [*SOFT, *TAUGHT, DecoupledSTGumbelSoftmax(), ReinMax()]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 # Layout

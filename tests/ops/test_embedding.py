@@ -88,6 +88,7 @@ def test_no_rows_and_no_columns_are_no_error(rows, D):
     assert (x.grad.shape, weight.grad.shape) == (x.shape, weight.shape)
 
 
+@pytest.mark.usefixtures("binding")
 def test_neither_samples_nor_their_gradients_are_there_whole(monkeypatch):
     N, K, D = 64, 1024, 8
     monkeypatch.setattr(module, "_SHARE", 4 * K)

@@ -5,7 +5,7 @@ import torch
 from helpers.backends import by_torch_alone, of_programs
 from helpers.cases import each
 from helpers.oracles import relaxed_gradient, textbook_softmax
-from helpers.samples import FALSE_FAILURE, frequencies_p_value
+from helpers.samples import FALSE_FAILURE, frequencies_p_value, generator
 from scipy import stats
 from torch.nn import functional as F
 
@@ -17,10 +17,6 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 LOGITS = torch.tensor([0.5, -1.0, 2.0, 0.0, -torch.inf])
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 # Frequencies

@@ -44,7 +44,7 @@ def forget() -> None:
 
 
 @pytest.fixture(scope="module")
-def library() -> Path:
+def library(binding) -> Path:
     """The kernels as the compiler made them, with the binding, to be copied by compilers that need no time."""
     return build.build_binding()
 
@@ -98,7 +98,7 @@ def noise() -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def expected() -> list[float]:
+def expected(binding) -> list[float]:
     return noise()
 
 
@@ -486,6 +486,7 @@ def test_loading_changes_nothing_about_denormal_numbers(cache, compiler):
     assert kernels.softmax(x, 1.0)[0, 1].item() == pytest.approx(textbook_softmax(x, 1.0, -1)[0, 1].item(), rel=1e-5)
 
 
+@pytest.mark.usefixtures("users_compiler")
 def test_a_library_linked_for_fast_mathematics_would_be_noticed(tmp_path):
     source, fast = tmp_path / "fast.c", tmp_path / "fast.so"
     source.write_text("int nothing;\n")

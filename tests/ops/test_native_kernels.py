@@ -12,6 +12,7 @@ import torch
 from helpers.backends import by_torch_alone
 from helpers.cases import each
 from helpers.oracles import textbook_softmax
+from helpers.samples import generator
 from helpers.words import double_words, float_words, gumbel_of
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -47,12 +48,8 @@ over_dtypes = each("dtype", TOLERANCES)
 
 
 @pytest.fixture(autouse=True)
-def _with_kernels() -> None:
+def _with_kernels(binding) -> None:
     assert kernels.available()
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def cases(K: int, dtype: torch.dtype):

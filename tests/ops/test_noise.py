@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.backends import by_torch_alone
 from helpers.cases import each
-from helpers.samples import FALSE_FAILURE, distribution_p_value, frequencies_p_value
+from helpers.samples import FALSE_FAILURE, distribution_p_value, frequencies_p_value, generator
 from helpers.words import double_words, float_words, gumbel_of, threefry, words_of
 from scipy import stats
 
@@ -29,10 +29,6 @@ def on_both_backends(test):
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 WORDS = 2**32
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @on_both_backends
@@ -154,6 +150,7 @@ def test_the_oracle_gives_the_published_words_at_twenty_rounds(counter, key, wor
     assert (threefry(counter[None], key, 20) == words).all()
 
 
+@pytest.mark.usefixtures("binding")
 @each("n", [1, 15, 64, 2048, 2049, 20_000])
 @each("seed", SEEDS)
 def test_the_noise_is_that_of_twelve_rounds_of_threefry(seed, n):
@@ -167,6 +164,7 @@ def test_the_noise_is_that_of_twelve_rounds_of_threefry(seed, n):
         torch.testing.assert_close(g.double(), torch.from_numpy(oracle)[:n], rtol=rtol, atol=atol)
 
 
+@pytest.mark.usefixtures("binding")
 def test_thirteen_rounds_are_not_twelve():
     g = kernels.noise(torch.empty(64), torch.tensor(0))
     oracle = gumbel_of(float_words(0, 0, 1, rounds=13))
@@ -225,7 +223,7 @@ extern "C" void lanes(int64_t name, const float* x, int64_t n, float* out) {
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory) -> ctypes.CDLL:
+def harness(tmp_path_factory, binding) -> ctypes.CDLL:
     directory = tmp_path_factory.mktemp("harness")
     source, library = directory / "harness.cpp", directory / "harness.so"
     source.write_text(HARNESS)
@@ -365,12 +363,14 @@ def test_noise_of_successive_calls_is_independent():
     assert dependence_p_value([(first[1:].flatten(), first[:-1].flatten())]) > FALSE_FAILURE
 
 
+@pytest.mark.usefixtures("binding")
 @each("start", [0, 2**32 - 10, 2**62])
 def test_noise_of_neighbouring_seeds_is_independent(start):
     seeds = [noise_of(start + i, 100_000) for i in range(21)]
     assert dependence_p_value(pairwise(seeds)) > FALSE_FAILURE
 
 
+@pytest.mark.usefixtures("binding")
 @each("shift", [1, 16, 64])
 def test_noise_at_a_later_place_is_independent_of_that_of_the_next_seed(shift):
     # Counter c + 1 under one seed and c under the next start from the same sum: only the later rounds part them.
@@ -387,12 +387,14 @@ def test_noise_of_neighbouring_streams_is_independent(harness):
     assert dependence_p_value(zip(streams[1:], next_seed[:-1], strict=True)) > FALSE_FAILURE
 
 
+@pytest.mark.usefixtures("binding")
 @each("seed", [0, 0x123456789ABCDEF])
 def test_noise_of_seeds_that_differ_by_a_bit_is_independent(seed):
     g = noise_of(seed, 32_000)
     assert dependence_p_value((g, noise_of(seed ^ (1 << bit), 32_000)) for bit in range(63)) > FALSE_FAILURE
 
 
+@pytest.mark.usefixtures("binding")
 @pytest.mark.parametrize("seed", [0, 0x123456789ABCDEF])
 def test_noise_at_one_place_under_consecutive_seeds_is_gumbel_distributed_and_independent(seed):
     g = torch.stack([noise_of(seed + i, 16) for i in range(30_000)])
@@ -400,6 +402,7 @@ def test_noise_at_one_place_under_consecutive_seeds_is_gumbel_distributed_and_in
     assert dependence_p_value([(g[1:].flatten(), g[:-1].flatten())]) > FALSE_FAILURE
 
 
+@pytest.mark.usefixtures("binding")
 def test_the_independence_test_has_power():
     a, b = noise_of(0, 2_000_000), noise_of(1, 2_000_000)
     assert dependence_p_value([(a, b)]) > FALSE_FAILURE

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.cases import each
 from helpers.estimators import HARD, PATHWISE, UNBIASED
-from helpers.oracles import textbook_softmax
+from helpers.oracles import jacobian, textbook_softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -89,8 +89,7 @@ def oracle(s: Tensor, tau: float, dim: int, weights: Tensor) -> tuple[Tensor, Te
     """softmax(s / tau) and the gradient of its sum with weights, by the dense Jacobian, in float64."""
     y = textbook_softmax(s, tau, dim).movedim(dim, -1)
     w = weights.double().movedim(dim, -1)
-    jacobian = (torch.diag_embed(y) - y.unsqueeze(-1) * y.unsqueeze(-2)) / tau
-    return y.movedim(-1, dim), (jacobian @ w.unsqueeze(-1)).squeeze(-1).movedim(-1, dim)
+    return y.movedim(-1, dim), (jacobian(y) / tau @ w.unsqueeze(-1)).squeeze(-1).movedim(-1, dim)
 
 
 def gradient_of(call, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,15 +3,12 @@ import itertools
 import pytest
 import torch
 from helpers.cases import each
+from helpers.samples import generator
 
 from taugrad.ops.noise import gumbel_noise
 from taugrad.ops.permutations import gumbel_sinkhorn, sinkhorn
 
 pytestmark = pytest.mark.usefixtures("backend")
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

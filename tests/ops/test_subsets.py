@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 from helpers.cases import each
-from helpers.samples import FALSE_FAILURE, frequencies_p_value
+from helpers.samples import FALSE_FAILURE, frequencies_p_value, generator
 
 from taugrad.ops.gumbel import gumbel_softmax
 from taugrad.ops.noise import gumbel_noise
@@ -13,10 +13,6 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 LOGITS = torch.tensor([0.5, -1.0, 1.5, 0.0, -torch.inf])
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def ordered_probabilities(k):

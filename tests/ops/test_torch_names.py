@@ -24,6 +24,9 @@ NAMES = [
     "_softmax_backward_data",
     "autograd.forward_ad._current_level",
 ]
+OF_OBJECTS = {  # attributes that no class has, and objects that have them
+    "_step_supports_amp_scaling": lambda: torch.optim.Adam([torch.zeros(2, requires_grad=True)], fused=True),
+}
 ELSEWHERE = {("commands/bench.py", "torch._softmax_backward_data")}  # torch's own backward, which ours is compared with
 
 
@@ -33,6 +36,11 @@ def test_torch_has_every_private_name(name):
     for part in name.split("."):
         assert hasattr(found, part), f"torch {torch.__version__} has no torch.{name}, which taugrad.ops._torch needs"
         found = getattr(found, part)
+
+
+@each("name", OF_OBJECTS)
+def test_torchs_objects_have_every_private_attribute(name):
+    assert hasattr(OF_OBJECTS[name](), name), f"torch {torch.__version__} has no {name}, which taugrad.ops._torch needs"
 
 
 def dotted(node: ast.AST) -> list[str]:
@@ -48,8 +56,18 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__")
 
 
+BY_STRING = ("getattr", "hasattr", "setattr", "delattr")
+
+
+def private_strings(tree: ast.AST) -> set[str]:
+    """Private names of attributes that are got, set or looked for by a string, of whatever object."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) > 1]
+    names = [call.args[1] for call in calls if isinstance(call.func, ast.Name) and call.func.id in BY_STRING]
+    return {name.value for name in names if isinstance(name, ast.Constant) and is_private(str(name.value))}
+
+
 def private_names(source: str) -> set[str]:
-    """Private names of torch that a file uses: in an import, after a name that is imported, or of a tensor."""
+    """Private names of torch that a file uses: in an import, after an imported name, of a tensor, in a string."""
     tree = ast.parse(source)
     modules, used = {}, set()
     for node in ast.walk(tree):
@@ -71,7 +89,9 @@ def private_names(source: str) -> set[str]:
             used.add(".".join([modules[first], *rest]))
         elif is_private(node.attr) and hasattr(torch.Tensor, node.attr):
             used.add(f"torch.Tensor.{node.attr}")
-    return used
+        elif node.attr in OF_OBJECTS:
+            used.add(f"*.{node.attr}")
+    return used | {f"*.{name}" for name in private_strings(tree)}
 
 
 def test_no_other_module_uses_a_private_name_of_torch():
@@ -90,6 +110,7 @@ import torch, torch._dynamo
 from torch.autograd import forward_ad
 from torch._C import _has_storage
 torch._C._get_tracing_state(), forward_ad._current_level, x._is_zerotensor(), torch.__version__, self._mine
+optimizer._step_supports_amp_scaling, getattr(optimizer, "_one", 0), hasattr(x, "_two"), getattr(x, "__len__")
 """
     assert private_names(source) == {
         "torch._dynamo",
@@ -98,6 +119,9 @@ torch._C._get_tracing_state(), forward_ad._current_level, x._is_zerotensor(), to
         "torch._C",
         "torch.autograd.forward_ad._current_level",
         "torch.Tensor._is_zerotensor",
+        "*._step_supports_amp_scaling",
+        "*._one",
+        "*._two",
     }
 
 
@@ -105,4 +129,5 @@ def test_every_private_name_that_is_used_is_in_the_list():
     tree = ast.parse(Path(_torch.__file__).read_text(encoding="utf-8"))
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_private(node.attr)}
     used -= {"_dynamo_marked_constant"}  # set for the compiler to read
-    assert used == {part for name in NAMES for part in name.split(".") if is_private(part)}
+    used |= private_strings(tree)
+    assert used == {part for name in NAMES for part in name.split(".") if is_private(part)} | set(OF_OBJECTS)

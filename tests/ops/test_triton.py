@@ -147,6 +147,7 @@ def sparse_gradient(s: Tensor, weights: Tensor, tau: float) -> Tensor:
     return (weights.double() - (weights.double() * y).sum(-1, keepdim=True)) * y / tau
 
 
+@pytest.mark.usefixtures("binding")
 @each("dtype", [torch.float32, torch.float64])
 def test_the_noise_is_that_of_the_cpus_kernels(dtype):
     g = torch.empty(5000, dtype=dtype)
@@ -215,6 +216,7 @@ def test_common_layouts_are_not_copied():
             assert held[0].data_ptr() == x.data_ptr()
 
 
+@pytest.mark.usefixtures("binding")
 @each("draws", [1, 5])
 @each("shape", [(5, 10), (2, 1024)])
 @each("dtype", [torch.float32, torch.float64])
@@ -227,6 +229,7 @@ def test_gumbel_raos_gradient_is_that_of_the_cpus_kernel(shape, dtype, draws):
     torch.testing.assert_close(dx, expected, rtol=0, atol=TOLERANCE[dtype])
 
 
+@pytest.mark.usefixtures("binding")
 def test_gumbel_rao_in_chunks():
     x, dz = logits(1, 8200, torch.float32), torch.randn(1, 8200)
     _, kept, index = launch.sample(x, seed(), Relaxation.NONE, 1.0, keeps=True)
@@ -262,6 +265,7 @@ def test_a_temperature_a_row_follows_the_classes_to_any_dimension(estimator, sha
     torch.testing.assert_close(outputs[0], outputs[1])
 
 
+@pytest.mark.usefixtures("binding")
 @each("estimator", [GumbelSoftmax(), STGumbelSoftmax(), StraightThrough(), GappedStraightThrough(gap=1.0)])
 @each("shape", [(), (1,), (6, 1)])
 def test_a_temperature_that_learns_gets_the_gradient_of_torchs_code(shape, estimator):

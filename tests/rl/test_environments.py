@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Sequence, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from helpers.environments import Counter, counters
+from helpers.environments import Counter, counters, from_zero
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -254,13 +254,6 @@ class Echo(gymnasium.Env):
         assert self.action_space.contains(action), f"{action!r} of {action.dtype}"
         self.got.append(action)
         return self.observation_space.sample(), 0.0, False, False, {}
-
-
-def from_zero(action, space):
-    """An action's numbers in the order of its factors, each less its smallest."""
-    if isinstance(space, Tuple):
-        return [n for a, part in zip(action, space, strict=True) for n in from_zero(a, part)]
-    return np.subtract(action, getattr(space, "start", 0), dtype=int).ravel().tolist()
 
 
 starts, dtypes = st.integers(-20, 20), st.sampled_from([np.int64, np.int32, np.int8])

@@ -13,6 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers import FrameStackObservation
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from helpers.cases import each
+from helpers.environments import from_zero
 from helpers.estimators import EVERY
 
 from taugrad.errors import ConfigError, DataError
@@ -88,12 +89,6 @@ def space_of(mask):
     if isinstance(mask, tuple):
         return Tuple([space_of(part) for part in mask])
     return Box(0, 1, np.shape(mask), np.asarray(mask).dtype)
-
-
-def from_zero(action, space):
-    if isinstance(space, Tuple):
-        return [n for a, part in zip(action, space, strict=True) for n in from_zero(a, part)]
-    return np.subtract(action, getattr(space, "start", 0), dtype=int).ravel().tolist()
 
 
 class Vector(VectorEnv):

@@ -1,7 +1,8 @@
 """Private names of torch: every one that the library uses, behind a function with a plain name.
 
 Torch may remove any of them in any release. They are looked up when this module is imported: a missing one fails there,
-and not in the middle of a training run. The test of this module says which one it is.
+and not in the middle of a training run; but for an attribute that only some objects have. The test of this module says
+which one it is.
 """
 
 from collections.abc import Callable
@@ -101,6 +102,16 @@ def has_plain_memory(x: Tensor) -> bool:
     (True, False)
     """
     return _has_storage(x) and not x.is_neg() and not _is_zero(x)
+
+
+def unscales_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the optimizer divides scaled gradients itself, in its fused step, so that nobody can clip them.
+
+    >>> p = torch.zeros(2, requires_grad=True)
+    >>> unscales_gradients(torch.optim.Adam([p], fused=True)), unscales_gradients(torch.optim.Adam([p]))
+    (True, False)
+    """
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def constant_for_compilers(function: Callable[..., Any]) -> Callable[..., Any]:

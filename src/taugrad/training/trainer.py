@@ -22,6 +22,7 @@ from taugrad.config import Config, in_sweep, instantiate
 from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError
 from taugrad.files import writing
+from taugrad.ops._torch import unscales_gradients
 from taugrad.training import checkpoints, hyperparameters
 from taugrad.training.images import ImageTask
 from taugrad.training.task import Task
@@ -90,7 +91,7 @@ def check_optimization(trainer: Trainer, given: Config, task: Task) -> None:
             "trainer.gradient_clip_val is for models of images: a policy clips by arguments of its own, such as "
             f"model.actor_clip or model.max_grad_norm, got {trainer.gradient_clip_val}"
         )
-    if trainer.scaler is not None and getattr(task.configure_optimizers(), "_step_supports_amp_scaling", False):
+    if trainer.scaler is not None and unscales_gradients(task.configure_optimizers()):
         raise ConfigError("trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false")
     task.gradient_clip_val, trainer.gradient_clip_val = trainer.gradient_clip_val, None
 
