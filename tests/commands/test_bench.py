@@ -171,10 +171,13 @@ def test_tokenizers_trains_the_same_net_around_every_quantizer(records, tmp_path
     data = ["data=image_folder", f"data.source.root={tmp_path}/set", "data.source.validation=0"]
     found = records("tokenizers", *data, "--codes", "512", "--steps", "1", "--batch", "4", "--seeds", "0", "1")
     names = {name for _, name in found}
-    assert len(names) == 14
+    assert len(names) == 18
     assert {"FSQ", "LFQ", "rotation trick, 8 dimensions", "taugrad, ReinMax"} <= names
     assert all(1 <= record["perplexity"] <= 16 and record["in_use"] <= 16 / 512 for record in found.values())
     assert all(record["mse_sd"] > 0 for record in found.values())
+    short = ["--codes", "512", "--steps", "1", "--batch", "4"]
+    chosen = records("tokenizers", *data, *short, "--only", "taugrad, ReinMax", "FS")  # a whole name is that one alone
+    assert {name for _, name in chosen} == {"FSQ", "taugrad, ReinMax"}
 
 
 @pytest.mark.parametrize(

@@ -257,8 +257,10 @@ def bench_tokenizers(arguments: argparse.Namespace) -> list[Record]:
         for part in arguments.only or []:  # also a config's option that follows, which argparse takes for a part
             if not any(part in name for name in every):
                 raise ConfigError(f"--only must be parts of the names {'; '.join(every)}, got {part}")
-        wanted = arguments.only or [""]
-        chosen[K] = {name: one for name, one in every.items() if any(part in name for part in wanted)}
+        chosen[K] = {}
+        for part in arguments.only or [""]:  # a whole name chooses that one alone
+            names = [part] if part in every else [name for name in every if part in name]
+            chosen[K] |= {name: every[name] for name in names}
     _, _, data = loops.parts(["run_dir=.", "model=tokenizer", *arguments.overrides])
     train, _, test = data.splits
     records: list[Record] = []

@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     tokenizers.add_argument("--batch", type=count, default=64, help="pictures of a step")
     tokenizers.add_argument("--lr", type=float, default=1e-3)
     tokenizers.add_argument("--seeds", type=int, nargs="+", default=[0], help="the numbers are means over them")
-    tokenizers.add_argument("--only", nargs="+", help="parts of the names of those to run")
+    tokenizers.add_argument("--only", nargs="+", help="names of those to run, or parts of them")
     tokenizers.add_argument("overrides", nargs="*", help="of the config, such as data=image_folder data.source.root=x")
     caption = (
         "mse: of intensities in [0, 1], on the test split; mse_sd: its deviation over seeds; psnr: in dB; in use: share"
