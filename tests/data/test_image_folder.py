@@ -182,7 +182,9 @@ def test_a_folder_that_cannot_be_used_gets_a_sentence(tmp_path):
         r"test must be in \[1, 11\]": {"test": 0},
         "test must leave at least one of 12 images to train on, got 0.99": {"test": 0.99},
         "validation must leave at least one of 1 images to train on, got 0.1": {"test": 11},
-        r"validation must be a whole number of images, or a share of them in \(0, 1\), got nan": {"validation": math.nan},
+        r"validation must be a whole number of images, or a share of them in \(0, 1\), got nan": {
+            "validation": math.nan
+        },
         r"test must be a whole number of images, or a share of them in \(0, 1\), got inf": {"test": math.inf},
         r"test must be a whole number of images, or a share of them in \(0, 1\), got 2.5": {"test": 2.5},
         'in_memory must be a number of bytes, or such as "2 GB", got much': {"in_memory": "much"},
