@@ -121,7 +121,7 @@ class TokenPrior(nn.Module):
 
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return pictures of the prior's samples, and of the first images as the tokenizer knows them."""
+        """Return pictures of the prior's samples, and of the first of `x` as the tokenizer knows them."""
         generator = Generator(x.device).manual_seed(0)
         samples = self.tokenizer.picture(self.sample(_ROWS * _COLUMNS, generator)).unflatten(0, (_ROWS, _COLUMNS))
         return {"prior_samples": grid(samples)} | self.tokenizer.pictures(x, labels)

@@ -108,7 +108,8 @@ class ImageTask(Task):
     def greedy(self, x: Tensor) -> Tensor:
         """Return the model's most probable choices for images (batch, ...); ConfigError if it has none."""
         if not isinstance(self.model, Greedy):
-            part = next((name for name, child in self.model.named_children() if isinstance(child, Greedy)), None)
+            children = cast(nn.Module, self.model).named_children()
+            part = next((name for name, child in children if isinstance(child, Greedy)), None)
             instead = f"; its {part} has: export a run of that" if part else ""
             raise ConfigError(f"{type(self.model).__name__} cannot be exported: it has no greedy{instead}")
         return self.model.greedy(x)
