@@ -133,7 +133,7 @@ def _require_the_same_tokenizer(module: TokenPrior, state: dict[str, Any], prefi
     Other weights of the same shapes do no harm: the state holds those that the prior was trained with, and they win.
     """
     sizes = (("codes", "head.weight", module.codes), ("tokens of a picture", "position", len(module.position)))
-    replaced = "was the run of model.tokenizer.run replaced by another?"
+    replaced = "was the run of model.tokenizer.run replaced?"
     for what, name, own in sizes:
         weight = state.get(f"{prefix}{name}")
         if weight is not None and len(weight) != own:
