@@ -196,7 +196,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("case", CONFIGS, ids=lambda case: " ".join(case[0]))
-def test_a_config_that_cannot_be_used_ends_before_training_in_a_sentence(case, command):
+def test_a_config_that_cannot_be_used_ends_before_training_in_a_sentence(case, command, tmp_path):
     arguments, *sentences = case
     small = SMALL[1:] if not any(a.startswith("model=") for a in arguments) else []
     keys = {a.partition("=")[0].lstrip("~+") for a in arguments}
@@ -209,6 +209,7 @@ def test_a_config_that_cannot_be_used_ends_before_training_in_a_sentence(case, c
     assert "training ━" not in out
     if "the environment returned" not in sentences[0]:  # which a step of the training finds
         assert "_target_: taugrad" not in out
+        assert not [*tmp_path.rglob("events.out.*")]  # with which the directory would hold a run
 
 
 def test_debug_shows_where_it_failed(command):
@@ -312,8 +313,14 @@ RUNS = [
     ("evaluate", "flipped", [], "last.ckpt is whole, of step 60"),
     ("evaluate", "stranger", ["checkpoint=best"], "error: os._exit is not trusted: trust=[os] allows it, if you know"),
     ("evaluate", "version", ["checkpoint=best"], ", written by taugrad 9.9, does not load: "),
-    ("evaluate", "shape", ["checkpoint=best"], "does not load: Error(s) in loading state_dict for ImageTask"),
+    ("evaluate", "shape", ["checkpoint=best"], "does not load: Error(s) in loading state_dict for ImageTask: size mis"),
     ("evaluate", "whole", ["checkpoint=middle"], "that holds checkpoints/middle.ckpt, got"),
+    (
+        "export",
+        "",
+        ["run=", "out=model.pt2"],
+        "error: run must be a run's directory that holds checkpoints/best.ckpt, got /",
+    ),
     ("evaluate", "whole", ["num_samples=0"], "nll_samples must be at least 1, got 0"),
     ("evaluate", "whole", ["num_samples=many"], "error: num_samples must be int or null, got 'many'"),
     ("evaluate", "whole", ["episodes=3"], "error: test_episodes cannot be set for a run of ImageTask, which has none"),

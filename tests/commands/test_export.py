@@ -55,7 +55,9 @@ def test_an_exported_model_chooses_as_the_run_does(name, tmp_path):
     x = 5 * torch.randn(60, *model.input_size)  # loud, so that choices differ after this short a training
     with torch.no_grad():
         expected = model.greedy(x).numpy()
-    (onnx,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"x": x.numpy()})
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    assert [part.shape[0] for part in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
+    (onnx,) = session.run(None, {"x": x.numpy()})
     program = torch.export.load(tmp_path / "a.pt2").module()(x).numpy()
     assert len(np.unique(expected, axis=0)) > 1  # not one choice for all
     np.testing.assert_allclose(onnx, expected, atol=1e-5)
@@ -118,6 +120,7 @@ def test_a_policy_whose_environment_gives_masks_is_exported_with_a_second_input(
     assert mask.gather(-1, expected[..., None]).all()
     assert not torch.equal(expected, task.greedy(x))
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    assert [part.shape[0] for part in (*session.get_inputs(), *session.get_outputs())] == ["batch"] * 3
     assert np.array_equal(session.run(None, {"x": x.numpy(), "mask": mask.numpy()})[0], expected)
     assert torch.equal(torch.export.load(tmp_path / "a.pt2").module()(x, mask), expected)
 

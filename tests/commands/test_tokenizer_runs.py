@@ -87,6 +87,13 @@ def test_a_prior_is_trained_on_the_tokens_and_gives_bits(tokenizer, pictures, tm
     assert "error: model.tokenizer.run must be given, as model.tokenizer.run=..., got none" in result.stderr
     result = run("train.py", *pictures, *prior, f"model.tokenizer.run={tmp_path}/prior", cwd=tmp_path)
     assert "tokenizer.run must be a run of model=tokenizer, got one of TokenPrior" in result.stderr
+    result = run("train.py", *pictures, *prior, "model.tokenizer.run=nope", cwd=tmp_path)
+    assert "error: tokenizer.run must be a run's directory that holds checkpoints/best.ckpt, got nope" in result.stderr
+    larger = ["data.source.size=[16,24]", "hydra.run.dir=larger"]
+    result = run("train.py", *pictures, *prior, given, *larger, cwd=tmp_path)
+    assert (
+        "error: the data's images must be [3, 8, 12], the size that TokenPrior takes, got [3, 16, 24]" in result.stderr
+    )
     result = run("export.py", f"run={tmp_path}/prior", "out=a.onnx", "part=decoder", cwd=tmp_path)
     assert "error: part must be encoder for a run of TokenPrior, which has no decoder" in result.stderr
 

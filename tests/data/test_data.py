@@ -19,11 +19,12 @@ from scipy import stats
 
 from taugrad.data import binarized_mnist as embedded
 from taugrad.data import mnist as module
-from taugrad.data.batches import Batches, ShuffledBatches
+from taugrad.data.batches import Batches, ShuffledBatches, images_to_show
 from taugrad.data.datamodule import ImageData
 from taugrad.data.images import Split, balanced, binarize, split
 from taugrad.data.mnist import fashion_mnist, mnist, read_idx
 from taugrad.data.mnist import idx as idx_files
+from taugrad.data.pictures_on_disk import PicturesOnDisk
 from taugrad.errors import ConfigError, DataError
 
 # IDX
@@ -376,6 +377,23 @@ def test_training_drops_the_incomplete_batch_and_evaluation_keeps_it():
     assert [y.shape for _, y in shuffled] == [(1, 4), (1, 4)]
     assert [y.tolist() for _, y in ordered] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert (len(shuffled), len(ordered)) == (2, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 10, 50, 233, 1000])
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_images_to_show_are_spread_over_a_sorted_split_and_so_are_the_first_of_them(size, where):
+    images, labels = numbered(size)
+    if where == "disk":
+        images = PicturesOnDisk(lambda name: torch.full((1, 1), name % 256, dtype=torch.uint8), range(size), (1, 1))
+    x, rows = images_to_show(Batches(Split(images, labels), 1), 100)
+    assert len({*rows.tolist()}) == len(rows) == min(100, size)
+    assert torch.equal(x.flatten(), rows.to(torch.uint8).float() / 255)
+    for n in (10, 50, 100):
+        first = rows[:n].sort().values
+        gaps = torch.diff(torch.cat([first, torch.tensor([size])]))
+        assert gaps.max() <= max(1, 3 * size / n)
+    own = [(x[:3], rows[:3]), (x[3:], rows[3:])]  # of a user's own loader only the first can be had
+    assert torch.equal(images_to_show(own, 2)[1], rows[:2])
 
 
 def test_images_become_floats_in_the_unit_interval_and_stay_with_their_labels():

@@ -1,3 +1,4 @@
+import math
 import os
 import zipfile
 from functools import partial
@@ -151,6 +152,11 @@ def test_a_folder_that_cannot_be_used_gets_a_sentence(tmp_path):
     folder(tmp_path / "tests", split="test")
     picture(folder(tmp_path / "beside") / "x.png")
     picture(folder(tmp_path / "extra", split="train") / "more" / "x.png")
+    folder(tmp_path / "one", 1, ["cat"])
+    folder(tmp_path / "two", 1)
+    folder(folder(tmp_path / "tested", 1, ["cat"], split="train"), 1, ["cat"], split="test")
+    assert [len(part.labels) for part in image_folder(tmp_path / "two", validation=0)] == [1, 1, 1]
+    assert [len(part.labels) for part in image_folder(tmp_path / "tested", validation=0)] == [1, 1, 1]
     cases = {
         "absent": "data.source.root=.*absent does not exist: name a folder of pictures, or a .zip of one",
         "empty": "empty holds no pictures: they end in .jpg",
@@ -161,6 +167,9 @@ def test_a_folder_that_cannot_be_used_gets_a_sentence(tmp_path):
         "tests": "tests holds test, but no folder train",
         "beside": "x.png is next to folders of classes: move it into one of them",
         "extra": "more/x.png is next to the folder train: move it into train, val or test",
+        "one": "one holds 1 picture: at least 3 are needed to train, validate and test",
+        "two": "two holds 2 pictures: at least 3 are needed to train, validate and test",
+        "tested": "tested holds 1 picture of train: at least 2 are needed to train and validate",
     }
     for name, sentence in cases.items():
         with pytest.raises(DataError, match=sentence):
@@ -171,11 +180,27 @@ def test_a_folder_that_cannot_be_used_gets_a_sentence(tmp_path):
         "mode must be one of rgb, grey, got blue": {"mode": "blue"},
         r"validation must be in \[0, 9\], or a share in \(0, 1\), of 10 images, got 10": {"validation": 10, "test": 2},
         r"test must be in \[1, 11\]": {"test": 0},
+        "test must leave at least one of 12 images to train on, got 0.99": {"test": 0.99},
+        "validation must leave at least one of 1 images to train on, got 0.1": {"test": 11},
+        r"validation must be a whole number of images, or a share of them in \(0, 1\), got nan": {
+            "validation": math.nan
+        },
+        r"test must be a whole number of images, or a share of them in \(0, 1\), got inf": {"test": math.inf},
+        r"test must be a whole number of images, or a share of them in \(0, 1\), got 2.5": {"test": 2.5},
         'in_memory must be a number of bytes, or such as "2 GB", got much': {"in_memory": "much"},
     }
     for sentence, given in arguments.items():
         with pytest.raises(ValueError, match=sentence):
             image_folder(good, **given)
+    arguments = {
+        "^size must be height and width, or one whole number for both, got 16.0": {"size": 16.0},
+        "^size must be height and width, or one whole number for both, got '16'": {"size": "16"},
+        "^size must be a whole number, got 4.5": {"size": [4, 4.5]},
+        "^validation must be a number of images, or a share of them, got '3'": {"validation": "3"},
+    }
+    for sentence, given in arguments.items():
+        with pytest.raises(TypeError, match=sentence):
+            image_folder(tmp_path / "sizes", **given)  # before a picture is read
 
 
 def test_a_real_set_of_jpegs_is_whole():

@@ -175,12 +175,47 @@ def test_bits_a_dimension_are_of_a_discrete_likelihood_alone():
     assert "test/bits_per_dim" not in other.metrics
 
 
-def test_a_tokenizer_of_another_codebook_is_refused_when_a_prior_is_loaded():
-    state = TokenPrior(small(codes=5), width=8, depth=1, heads=2).state_dict()
-    with pytest.raises(
-        ConfigError, match="tokenizer must have the 5 codes that the prior was trained on, got one of 7"
-    ):
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"codes": 5}, "tokenizer must have the 5 codes that the prior was trained on, got one of 7: was the run"),
+        (
+            {"channels": [4]},
+            "tokenizer must have the 24 tokens of a picture that the prior was trained on, got one of 6:",
+        ),
+        ({"blocks": 2}, "tokenizer must have the net that the prior was trained on, got another: was the run of"),
+        ({"likelihood": LogisticMixture(2)}, "tokenizer must have the net that the prior was trained on, got another:"),
+    ],
+)
+def test_a_tokenizer_of_another_net_is_refused_when_a_prior_is_loaded(changes, sentence):
+    state = TokenPrior(small(**changes), width=8, depth=1, heads=2).state_dict()
+    with pytest.raises(ConfigError, match=sentence):
         TokenPrior(small(), width=8, depth=1, heads=2).load_state_dict(state)
+
+
+def test_a_prior_keeps_the_weights_of_its_tokenizer_in_its_own_state():
+    prior, other = (TokenPrior(small(), width=8, depth=1, heads=2) for _ in range(2))
+    x = torch.rand(5, 3, 8, 12)
+    for weight in other.tokenizer.encoder.parameters():
+        torch.nn.init.normal_(weight)
+    assert not torch.equal(other.tokenizer.greedy(x), prior.tokenizer.greedy(x))
+    other.load_state_dict(prior.state_dict())  # of the same net, with other weights until now
+    assert torch.equal(other.tokenizer.greedy(x), prior.tokenizer.greedy(x))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "sentence"),
+    [
+        (torch.zeros(4, 1, 1, dtype=torch.int64), ValueError, r"tokens must be grids of \(2, 3\), got \(1, 1\)"),
+        (torch.zeros(4, 6, dtype=torch.int64), ValueError, r"tokens must be grids of \(2, 3\), got \(6,\)"),
+        (torch.zeros(4, 2, 3), TypeError, "tokens must be torch.int64, got torch.float32"),
+        (torch.full((4, 2, 3), 7), ValueError, "tokens must be in 0 to 6, got 7 to 7"),
+        (torch.full((4, 2, 3), -100), ValueError, "tokens must be in 0 to 6, got -100 to -100"),
+    ],
+)
+def test_tokens_that_no_tokenizer_gives_get_a_sentence(tokens, error, sentence):
+    with pytest.raises(error, match=sentence):
+        TokenPrior(small(), width=8, depth=1, heads=2).log_prob(tokens)
 
 
 def test_hard_gradients_reach_the_encoder_through_straight_through_as_well():

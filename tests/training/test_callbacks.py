@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from taugrad.data.batches import Batches
+from taugrad.data.images import Split
 from taugrad.training import progress
 from taugrad.training.checkpoints import RandomStates, SaveConfig
 from taugrad.training.progress import Progress, _Lines
@@ -54,6 +56,17 @@ def test_a_checkpoint_carries_the_config(tmp_path):
     run.fit(cat_vae(), *loaders())
     run.save_checkpoint(tmp_path / "c.ckpt")
     assert torch.load(tmp_path / "c.ckpt", weights_only=True)["config"] == config
+
+
+def test_pictures_are_made_of_images_of_the_whole_validation_split(tmp_path):
+    model, seen = cat_vae(), []
+    model.model.pictures = lambda x, labels: seen.append(labels.tolist()) or {}
+    images = torch.zeros(100, 4, 4, dtype=torch.uint8)
+    validation = Batches(Split(images, torch.arange(100) // 10), 5)
+    logger = TensorBoardLogger(tmp_path, name="", version="board")
+    run = trainer(tmp_path, Pictures(20), logger=logger, max_steps=1, log_every_n_steps=1)
+    run.fit(model, loaders()[0], validation)
+    assert {*seen[0]} == {*range(10)}
 
 
 def test_tensorboard_shows_scalars_images_and_histograms(tmp_path):

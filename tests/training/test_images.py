@@ -5,7 +5,7 @@ from functools import partial
 import lightning
 import pytest
 import torch
-from helpers.images import cat_vae, images, loaders, semi_supervised, structured, task, trainer
+from helpers.images import cat_vae, images, loaders, semi_supervised, structured, task, token_prior, trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -99,6 +99,24 @@ def test_what_it_does_not_have_is_not_asked_of_it(tmp_path):
     events.Reload()
     assert {"train/loss", "train/entropy", "val/loss", "val/entropy", "tau"} <= {*events.Tags()["scalars"]}
     assert (events.Tags()["images"], events.Tags()["histograms"]) == ([], [])
+
+
+def test_a_model_of_a_part_that_can_be_exported_names_it():
+    with pytest.raises(
+        ConfigError, match=r"^TokenPrior cannot be .* no greedy; its tokenizer has: export a run of that$"
+    ):
+        token_prior().greedy(torch.rand(3, 4, 4))
+
+
+def test_images_that_do_not_fit_a_model_without_an_argument_for_them_are_what_must_change():
+    data = ImageData(lambda: Splits(*[Split(torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9))] * 3))
+    own = Own()
+    own.image_size = (4, 4)
+    for other, name in ((token_prior(), "TokenPrior"), (task(own), "Own")):
+        with pytest.raises(
+            ConfigError, match=rf"^the data's images must be \[4, 4\], the size that {name} takes, got \[3, 8"
+        ):
+            other.check_data(data)
 
 
 def test_its_export_by_the_command_ends_in_a_sentence(tmp_path, monkeypatch):

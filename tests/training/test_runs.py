@@ -88,6 +88,14 @@ def test_a_directory_that_holds_a_run_is_refused_and_left_as_it_is(command):
     assert metrics("run")["steps"] == 2
 
 
+def test_a_mended_command_trains_in_the_directory_of_one_whose_data_could_not_be_used(command):
+    code, err, _ = command("train", *TINY, "data.batch_size=50001", "hydra.run.dir=run")
+    assert code == 1
+    assert "error: data.batch_size must be at most 50000" in err
+    code, err, _ = command("train", *TINY, "trainer.max_steps=1", "hydra.run.dir=run")
+    assert code == 0, err
+
+
 def test_a_run_starts_in_a_directory_that_is_named_as_run_dir(command):
     code, err, _ = command("train", *TINY, "trainer.max_steps=1", "run_dir=run")
     assert code == 0, err

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from taugrad.config import Config, read
-from taugrad.data.batches import first_images
+from taugrad.data.batches import images_to_show
 from taugrad.errors import ConfigError
 from taugrad.extras import extra
 from taugrad.files import require_file, require_folder, user_path, writing
@@ -84,9 +84,9 @@ def _film(task: Task, path: Path) -> Callable[[], None]:
 
 
 def _pictures(task: Task, data: LightningDataModule | None, directory: Path) -> dict[str, Tensor]:
-    """The model's pictures of the first test images, by name; `directory` is checked to be writable."""
+    """The model's pictures of test images, by name; `directory` is checked to be writable."""
     if not isinstance(task, ImageTask) or data is None:
         raise ConfigError(f"images is for models of images, got a run of {type(task).__name__}")
     require_folder("run", directory)
     data.setup("test")
-    return task.pictures(*first_images(data.test_dataloader(), _PICTURED))
+    return task.pictures(*images_to_show(data.test_dataloader(), _PICTURED))

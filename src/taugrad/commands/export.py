@@ -127,7 +127,9 @@ def export(config: DictConfig) -> None:
     program = torch.export.export(module, few, dynamic_shapes=(dim,) * len(inputs))
     with writing(out):
         if out.suffix == ".onnx":
-            torch.onnx.export(program, (), out, input_names=[*inputs], output_names=[outputs], verbose=False)
+            named = ({0: "batch"}, *[None] * (len(inputs) - 1))  # the program itself has a number for a name
+            names = {"input_names": [*inputs], "output_names": [outputs], "dynamic_shapes": named}
+            torch.onnx.export(program, (), out, **names, verbose=False)
         else:
             buffer = io.BytesIO()  # torch's own writer hides why a file cannot be written
             torch.export.save(program, buffer)

@@ -93,7 +93,7 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
     if checkpoint is not None:
         resuming.check_resume(checkpoint, run.task, task, lambda key: keys_of(config).set_as(f"task.{key}"))
     callbacks, loggers = _parts("callbacks", run.callbacks, Callback), _parts("logger", run.logger, Logger)
-    trainers.check_monitors(callbacks, task)
+    trainers.check_callbacks(callbacks, task)
     callbacks = [c for c in callbacks if run.trainer.get("enable_progress_bar", True) or not isinstance(c, ProgressBar)]
     show = ShowConfig(OmegaConf.to_yaml(config, resolve=True))
     saved = {key: getattr(run, key) for key in _CHECKPOINTED}
@@ -111,6 +111,9 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
 
     try:
         with stop:
+            if isinstance(data, ImageData) and isinstance(task, ImageTask):
+                data.setup("fit")  # before a logger opens its file, so that a mended command may train there
+                task.check_data(data)
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             ranked = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
             best = next((c.best_model_path for c in ranked), "")

@@ -1,5 +1,6 @@
 """Batches of images, as index slices of tensors in memory."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from taugrad.data.images import Split
 from taugrad.data.pictures_on_disk import take_each
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Batches:
@@ -25,6 +28,17 @@ class Batches:
         labels_of = self.split.labels.split(self.batch_size)
         for images, labels in zip(take_each(self.split.images, rows), labels_of, strict=True):
             yield images.float().div_(255), labels
+
+    def spread(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return `n` images of the split and their labels, or all if there are fewer, in an order to take the first of.
+
+        The first few are spread over the whole split as well, whose images may be sorted by class.
+        """
+        size = len(self.split.labels)
+        places = (torch.arange(size, dtype=torch.float64) * _GOLDEN).frac()  # multiples of it leave no large gap
+        rows = places.argsort().argsort()[:n]
+        images = next(iter(take_each(self.split.images, [rows])))
+        return images.float().div_(255), self.split.labels[rows]
 
 
 class ShuffledBatches:
@@ -123,6 +137,11 @@ def first_images(batches: Iterable[tuple[Tensor, Tensor]], n: int) -> tuple[Tens
         if sum(map(len, xs)) >= n:
             break
     return torch.cat(xs)[:n], torch.cat(labels)[:n]
+
+
+def images_to_show(batches: Iterable[tuple[Tensor, Tensor]], n: int) -> tuple[Tensor, Tensor]:
+    """Return up to `n` images and labels spread over a split; of other batches than ours the first."""
+    return batches.spread(n) if isinstance(batches, Batches) else first_images(batches, n)
 
 
 def _fitting(batch_size: int, split: Split) -> int:

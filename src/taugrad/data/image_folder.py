@@ -8,6 +8,7 @@ A picture is turned as its EXIF data say, laid on white where it is transparent,
 
 import io
 import logging
+import math
 import os
 import re
 import struct
@@ -73,12 +74,15 @@ def image_folder(
             from disk whenever a batch needs them.
 
     Raises:
-        DataError: `root` is missing, is of another kind, or holds no pictures; a picture is broken; the sizes differ
-            and `size` is None; the splits have different classes.
+        DataError: `root` is missing, is of another kind, or holds no pictures, or too few for three splits; a picture
+            is broken; the sizes differ and `size` is None; the splits have different classes.
+        TypeError: `size`, `validation` or `test` is no number.
         ValueError: an argument is out of range.
     """
     if mode not in _MODES:
         raise ValueError(f"mode must be one of {', '.join(_MODES)}, got {mode}")
+    _check_amount("validation", validation)
+    _check_amount("test", test)
     limit, shape = _bytes(in_memory), _shape(size)
     files = _Files.of(user_path(root))
     parts = _by_split(files)
@@ -257,6 +261,13 @@ def _splits(
     for split, found in rows.items():
         if not len(found):
             raise DataError(f"{files.root} holds no picture of {split} that can be read")
+    uses = ["train"]
+    uses += ["validate"] if "val" not in rows and validation != 0 else []
+    uses += ["test"] if "test" not in rows else []
+    if (n := len(rows["train"])) < len(uses):
+        pictures = f"{n} picture{'s' if n > 1 else ''}{' of train' if len(parts) > 1 else ''}"
+        to = " and ".join(filter(None, [", ".join(uses[:-1]), uses[-1]]))
+        raise DataError(f"{files.root} holds {pictures}: at least {len(uses)} are needed to {to}")
     rng = np.random.default_rng(SPLIT_SEED)
 
     def aside(name: str, amount: int | float, fewest: int) -> Tensor | None:
@@ -275,19 +286,28 @@ def _splits(
     return Splits(*(Split(images[rows[split]], labels[rows[split]]) for split in ("train", "val", "test")))
 
 
-def _count(name: str, amount: int | float, n: int, fewest: int) -> int:
+def _check_amount(name: str, amount: int | float) -> None:
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
         raise TypeError(f"{name} must be a number of images, or a share of them, got {amount!r}")
-    share = isinstance(amount, float) and 0 < amount < 1
-    count = max(1, round(amount * n)) if share else amount
-    if count != int(count) or not fewest <= count < n:
+    if not 0 <= amount < math.inf or (amount > 1 and amount != int(amount)):
+        raise ValueError(f"{name} must be a whole number of images, or a share of them in (0, 1), got {amount}")
+
+
+def _count(name: str, amount: int | float, n: int, fewest: int) -> int:
+    share = 0 < amount < 1
+    count = max(1, round(amount * n)) if share else int(amount)
+    if share and count >= n:
+        raise ValueError(f"{name} must leave at least one of {n} images to train on, got {amount}")
+    if not fewest <= count < n:
         raise ValueError(f"{name} must be in [{fewest}, {n - 1}], or a share in (0, 1), of {n} images, got {amount}")
-    return int(count)
+    return count
 
 
 def _shape(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
+    if isinstance(size, str) or not isinstance(size, (int, Sequence)):
+        raise TypeError(f"size must be height and width, or one whole number for both, got {size!r}")
     sizes = [size, size] if isinstance(size, int) else list(size)
     if len(sizes) != 2:
         raise ValueError(f"size must be height and width, or one number for both, got {size}")

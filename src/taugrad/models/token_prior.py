@@ -18,6 +18,7 @@ from taugrad.errors import ConfigError
 from taugrad.estimators import Estimator
 from taugrad.models.pictures import grid
 from taugrad.models.tokenizer import Tokenizer
+from taugrad.ops._torch import readable
 from taugrad.ops.gumbel import gumbel_max
 
 _ROWS, _COLUMNS = 5, 10  # grid of the picture of samples
@@ -67,7 +68,7 @@ class TokenPrior(nn.Module):
         )
         self.layers = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.head = nn.Linear(width, self.codes)
-        self.register_load_state_dict_pre_hook(_require_the_same_codes)
+        self.register_load_state_dict_pre_hook(_require_the_same_tokenizer)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits (batch, n, K) of tokens 1 ... n from those before each, for `tokens` (batch, n - 1)."""
@@ -78,7 +79,19 @@ class TokenPrior(nn.Module):
         return self.head(self.layers(x + self.position[:n], mask=mask, is_causal=True))
 
     def log_prob(self, tokens: Tensor) -> Tensor:
-        """Return log p(z), (batch,), in nats, of tokens (batch, height, width)."""
+        """Return log p(z), (batch,), in nats, of tokens (batch, height, width), int64.
+
+        Raises:
+            TypeError: they are of another dtype.
+            ValueError: they are grids of another size, or, where reading is free, not in 0 to K - 1.
+        """
+        if tokens.dtype != torch.int64:
+            raise TypeError(f"tokens must be torch.int64, got {tokens.dtype}")
+        if tokens.shape[1:] != self.grid_size:
+            raise ValueError(f"tokens must be grids of {self.grid_size}, got {tuple(tokens.shape[1:])}")
+        if readable(tokens) and not ((tokens >= 0) & (tokens < self.codes)).all():
+            got = f"{int(tokens.min())} to {int(tokens.max())}"
+            raise ValueError(f"tokens must be in 0 to {self.codes - 1}, got {got}")
         z = tokens.flatten(1)
         return -cross_entropy(self.logits(z[:, :-1]).transpose(1, 2), z, reduction="none").sum(1)
 
@@ -108,14 +121,26 @@ class TokenPrior(nn.Module):
 
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return pictures of the prior's samples, and of the first images as the tokenizer knows them."""
+        """Return pictures of the prior's samples, and of the first of `x` as the tokenizer knows them."""
         generator = Generator(x.device).manual_seed(0)
         samples = self.tokenizer.picture(self.sample(_ROWS * _COLUMNS, generator)).unflatten(0, (_ROWS, _COLUMNS))
         return {"prior_samples": grid(samples)} | self.tokenizer.pictures(x, labels)
 
 
-def _require_the_same_codes(module: TokenPrior, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    weight = state.get(f"{prefix}head.weight")
-    if weight is not None and len(weight) != module.codes:
-        trained = f"the {len(weight)} codes that the prior was trained on"
-        raise ConfigError(f"tokenizer must have {trained}, got one of {module.codes}")
+def _require_the_same_tokenizer(module: TokenPrior, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Refuse a state with a tokenizer of other shapes: its run may have been replaced since the prior was trained.
+
+    Other weights of the same shapes do no harm: the state holds those that the prior was trained with, and they win.
+    """
+    sizes = (("codes", "head.weight", module.codes), ("tokens of a picture", "position", len(module.position)))
+    replaced = "was the run of model.tokenizer.run replaced?"
+    for what, name, own in sizes:
+        weight = state.get(f"{prefix}{name}")
+        if weight is not None and len(weight) != own:
+            trained = f"the {len(weight)} {what} that the prior was trained on"
+            raise ConfigError(f"tokenizer must have {trained}, got one of {own}: {replaced}")
+    start = f"{prefix}tokenizer."
+    found = {name: weight.shape for name, weight in state.items() if name.startswith(start)}
+    shapes = {f"{start}{name}": weight.shape for name, weight in module.tokenizer.state_dict().items()}
+    if found and found != shapes:
+        raise ConfigError(f"tokenizer must have the net that the prior was trained on, got another: {replaced}")

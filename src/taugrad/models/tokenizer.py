@@ -156,7 +156,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return pictures of the first images, a row of theirs above a row of their reconstructions."""
+        """Return pictures of the first of `x`, a row of theirs above a row of their reconstructions."""
         columns = min(10, len(x))
         rows = min(5, len(x) // columns)
         x = x[: rows * columns]

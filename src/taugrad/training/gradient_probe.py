@@ -21,11 +21,15 @@ class GradientProbe(Callback):
     def __init__(self, every: int = 500, images: int = 4, draws: int = 100, reference_samples: int = 20_000) -> None:
         self.every, self.images, self.draws, self.reference_samples = every, images, draws, reference_samples
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a task that has no encoder and likelihood to probe."""
-        if not (isinstance(pl_module, ImageTask) and isinstance(pl_module.model, Latent)):
-            kind = type(getattr(pl_module, "model", pl_module)).__name__
+    def check(self, task: LightningModule) -> None:
+        """Raise ConfigError for a task that has no encoder and likelihood to probe."""
+        if not (isinstance(task, ImageTask) and isinstance(task.model, Latent)):
+            kind = type(getattr(task, "model", task)).__name__
             raise ConfigError(f"callbacks.probe is for a categorical VAE, got {kind}")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the task."""
+        self.check(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Probe the gradient at the current weights; the training's random state is left as it was."""

@@ -8,6 +8,7 @@ Evaluation is discrete, also where training is relaxed. Its hard samples come fr
 evaluating does not change training, and the number of evaluations does not change a result.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast, final
 
@@ -107,7 +108,10 @@ class ImageTask(Task):
     def greedy(self, x: Tensor) -> Tensor:
         """Return the model's most probable choices for images (batch, ...); ConfigError if it has none."""
         if not isinstance(self.model, Greedy):
-            raise ConfigError(f"{type(self.model).__name__} cannot be exported: it has no greedy")
+            children = cast(nn.Module, self.model).named_children()
+            part = next((name for name, child in children if isinstance(child, Greedy)), None)
+            instead = f"; its {part} has: export a run of that" if part else ""
+            raise ConfigError(f"{type(self.model).__name__} cannot be exported: it has no greedy{instead}")
         return self.model.greedy(x)
 
     def pictures(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -126,9 +130,13 @@ class ImageTask(Task):
         """Check the images' size and the labels before the first step."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageData):
-            self._check_size(data.image_size)
-            if isinstance(self.model, Checked):
-                self.model.check(self.estimator, data.labels())
+            self.check_data(data)
+
+    def check_data(self, data: ImageData) -> None:
+        """Raise ConfigError, or what the model raises, if the data's images or labels do not fit the model."""
+        self._check_size(data.image_size)
+        if isinstance(self.model, Checked):
+            self.model.check(self.estimator, data.labels())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Make an optimizer step for each batch of a stack, labels (stack, batch), or for one batch alone."""
@@ -176,9 +184,15 @@ class ImageTask(Task):
         return terms
 
     def _check_size(self, size: Sequence[int]) -> None:
-        if self.input_size and tuple(size) != self.input_size:
-            there, got = list(size), list(self.input_size)
-            raise ConfigError(f"model.image_size must be {there}, the size of the data's images, got {got}")
+        if not self.input_size or tuple(size) == self.input_size:
+            return
+        there, takes = list(size), list(self.input_size)
+        if "image_size" in inspect.signature(type(self.model)).parameters:
+            raise ConfigError(f"model.image_size must be {there}, the size of the data's images, got {takes}")
+        raise ConfigError(
+            f"the data's images must be {takes}, the size that {type(self.model).__name__} takes, got {there}: "
+            "data.source.size and data.source.mode change those of a folder"
+        )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients to `gradient_clip_val` by the trainer's `gradient_clip_algorithm`."""

@@ -27,20 +27,24 @@ _TRUSTED_ENVIRONMENTS = ("lbforaging", "mpe2", "pettingzoo", "rware")
 
 
 def load_run(
-    run: Path, checkpoint: str | None = None, trust: Sequence[str] = (), changes: Mapping[str, Any] | None = None
+    run: Path,
+    checkpoint: str | None = None,
+    trust: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
+    key: str = "run",
 ) -> tuple[Task, LightningDataModule | None, dict[str, Any]]:
     """Load a run's task with its weights, its data, and the config that its checkpoint carries.
 
     Only `checkpoints/` is read: `best` or `last`, by default the one that the task reports, its `evaluated`. The config
     may name packages of `TRUSTED` and `trust`. `changes` are arguments to set to other values than the run had, such as
-    `model.nll_samples`.
+    `model.nll_samples`. An error names the directory by the `key` that holds it.
 
     Raises:
         ConfigError: the directory holds no such checkpoint, or `changes` does not fit the task.
         CheckpointError: the checkpoint is damaged, does not fit this version, or names what is not trusted.
     """
     either = "last" if (run / "checkpoints" / "last.ckpt").is_file() else "best"
-    content = _content(run, checkpoint or either)
+    content = _content(run, checkpoint or either, key)
     config = content.get("config")
     if config is None:
         raise CheckpointError(f"{run}/checkpoints holds no config to build the model from")
@@ -51,7 +55,7 @@ def load_run(
         task = instantiate(config["task"])
         data = config["data"] and instantiate(config["data"])
         if checkpoint is None and task.evaluated != either:
-            content = _content(run, task.evaluated)
+            content = _content(run, task.evaluated, key)
         task.load_state_dict(content["state_dict"])
     except (TaugradError, RuntimeError) as error:  # an argument or a weight that is not this version's
         written = content.get("versions", {}).get("taugrad", "an unknown version")
@@ -115,12 +119,15 @@ def _within(name: str, packages: Sequence[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def _content(run: Path, checkpoint: str) -> dict[str, Any]:
+def _content(run: Path, checkpoint: str, key: str) -> dict[str, Any]:
     path = run / "checkpoints" / f"{checkpoint}.ckpt"
     if not path.is_file():
-        raise ConfigError(f"run must be a run's directory that holds checkpoints/{path.name}, got {run}")
+        got = run if run.name else run.absolute()  # an empty name is the directory at hand
+        raise ConfigError(f"{key} must be a run's directory that holds checkpoints/{path.name}, got {got}")
     return checkpoints.load(path)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(":")
+    """Return an error's first line, with the next one where the first is torch's heading of a list."""
+    first, *more = str(error).splitlines()
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first.rstrip(":")

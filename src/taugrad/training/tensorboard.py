@@ -12,7 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from torch import Tensor
 
 from taugrad.checks import check_count
-from taugrad.data.batches import first_images
+from taugrad.data.batches import images_to_show
 from taugrad.extras import extra
 from taugrad.models.base import Coded
 from taugrad.training.images import ImageTask
@@ -79,7 +79,7 @@ class Scalars(Callback):
 
 
 class Pictures(Callback):
-    """Writes to TensorBoard after each validation: pictures by the model, of the first `images`, and its code usage."""
+    """Writes to TensorBoard after each validation: the model's pictures of `images` images, and its code usage."""
 
     def __init__(self, images: int = 1000) -> None:
         check_count("images", images)
@@ -126,7 +126,7 @@ class Pictures(Callback):
             batches = data.val_dataloader()
         if not batches:
             return
-        x, labels = first_images(batches, self.images)
+        x, labels = images_to_show(batches, self.images)
         x = trainer.precision_plugin.convert_input(x)
         pictures = cast(ImageTask, pl_module).pictures(x.to(pl_module.device), labels.to(pl_module.device))
         for name, picture in pictures.items():

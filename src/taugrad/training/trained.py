@@ -18,7 +18,7 @@ def tokenizer(run: str, checkpoint: str | None = None) -> Tokenizer:
         ConfigError: the directory holds no checkpoint, or one of another model.
         CheckpointError: the checkpoint is damaged, or does not fit this version.
     """
-    task = load_run(user_path(run), checkpoint)[0]
+    task = load_run(user_path(run), checkpoint, key="tokenizer.run")[0]
     model = task.model if isinstance(task, ImageTask) else task
     if not isinstance(model, Tokenizer):
         raise ConfigError(f"tokenizer.run must be a run of model=tokenizer, got one of {type(model).__name__}: {run}")

@@ -24,6 +24,7 @@ from taugrad.errors import ConfigError
 from taugrad.files import writing
 from taugrad.ops._torch import unscales_gradients
 from taugrad.training import checkpoints, hyperparameters
+from taugrad.training.gradient_probe import GradientProbe
 from taugrad.training.images import ImageTask
 from taugrad.training.task import Task
 
@@ -55,8 +56,8 @@ def check_limits(trainer: Config) -> None:
         raise ConfigError(f"trainer.log_every_n_steps must be at least 0, got {every}")
 
 
-def check_monitors(callbacks: list[Callback], task: Task) -> None:
-    """Refuse a callback that monitors a metric which no evaluation during training reports."""
+def check_callbacks(callbacks: list[Callback], task: Task) -> None:
+    """Refuse a callback that monitors a metric which no evaluation during training reports, or that cannot probe."""
     evaluated = {name.partition("/")[0] for name in task.metrics} - {"train"}
     known = [name for name in task.metrics if not name.startswith(("test/", "best/"))]
     for callback in callbacks:
@@ -64,6 +65,8 @@ def check_monitors(callbacks: list[Callback], task: Task) -> None:
         if monitor is not None and monitor not in known and monitor.partition("/")[0] in evaluated:
             name = type(callback).__name__
             raise ConfigError(f"monitor of callback {name} must be one of {', '.join(known)}, got {monitor}")
+        if isinstance(callback, GradientProbe):
+            callback.check(task)
 
 
 def check_optimization(trainer: Trainer, given: Config, task: Task) -> None:
