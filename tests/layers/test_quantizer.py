@@ -61,7 +61,7 @@ def test_logits_by_distance_are_those_of_every_pair_of_standardized_features_and
     rows = x.view(-1, 6)
     standard = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-5).sqrt()
     d2 = (standard.view(12, 2, 1, 3) - quantizer.entries).square().sum(-1)
-    expected = -quantizer.log_precision.exp().view(2, 1) * d2
+    expected = -quantizer.distances.log_precision.exp().view(2, 1) * d2
     found = quantizer.logits(x).view(12, 2, 5)
     torch.testing.assert_close(found.softmax(-1), expected.softmax(-1))  # |x|^2 is the same for all
 
@@ -181,7 +181,7 @@ def test_autocast_keeps_the_logits_digits():
         quantized, _, _ = quantizer(x)
         assert quantizer.logits(x).dtype is torch.float32
     quantized.sum().backward()
-    assert quantizer.log_precision.grad.isfinite().all()
+    assert quantizer.distances.log_precision.grad.isfinite().all()
 
 
 def bad(**changes):

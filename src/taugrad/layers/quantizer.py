@@ -16,14 +16,8 @@ from torch import Tensor, nn
 
 from taugrad.checks import check_count, check_mixed, check_number, check_positive
 from taugrad.estimators import Pathwise, check_pathwise
-from taugrad.layers.codes import (
-    check_mask,
-    divergence,
-    features_last,
-    indices_of,
-    standardized,
-    usage_of,
-)
+from taugrad.layers.codes import check_mask, divergence, features_last, indices_of, usage_of
+from taugrad.layers.distances import Distances
 from taugrad.ops._checks import check_tau
 from taugrad.ops._torch import tracing
 from taugrad.ops.categorical import unimix
@@ -126,15 +120,12 @@ class CategoricalQuantizer(nn.Module):
         # In the state, so that one from before, whose parameter is the entries, does not load.
         self.gain = None if logits == "linear" else nn.Buffer(torch.tensor(_GAIN))
         self.codebook = nn.Parameter(book if self.gain is None else book / self.gain)
-        self.projection = self.standardize = None
         if logits == "linear":
-            self.projection = nn.Linear(dim, groups * codes)
+            self.projection, self.distances = nn.Linear(dim, groups * codes), None
             nn.init.normal_(self.projection.weight)  # as in wav2vec 2.0: smaller ones leave the choice to the noise
             nn.init.zeros_(self.projection.bias)
         else:
-            self.standardize = nn.BatchNorm1d(dim, affine=False)
-            d = dim // groups
-            self.log_precision = nn.Parameter(torch.full((groups,), math.log(precision * codes ** (2 / d) / d)))
+            self.projection, self.distances = None, Distances(dim, codes, groups, precision)
 
     @property
     def entries(self) -> Tensor:
@@ -169,10 +160,11 @@ class CategoricalQuantizer(nn.Module):
         kind = x.device.type
         plain = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
         with plain:  # differences of near numbers need their digits
-            if self.projection is not None:
-                logits = self.projection(x).unflatten(-1, (self.groups, self.codes))
+            if self.distances is not None:
+                logits = self.distances(x, self.entries, training=training, mask=mask)
             else:
-                logits = self._by_distance(x, training, mask)
+                assert self.projection is not None
+                logits = self.projection(x).unflatten(-1, (self.groups, self.codes))
             return unimix(logits, self.unimix) if self.unimix else logits
 
     def embed(
@@ -261,30 +253,13 @@ class CategoricalQuantizer(nn.Module):
             )
         return indices if self.groups > 1 else indices.unsqueeze(-1)
 
-    def _by_distance(self, x: Tensor, training: bool, mask: Tensor | None) -> Tensor:
-        assert self.standardize is not None
-        rows = x.reshape(-1, self.dim)
-        mask = None if mask is None else mask.flatten()
-        rows = standardized(self.standardize, rows, training, mask).unflatten(-1, (self.groups, -1)).transpose(0, 1)
-        s = self.log_precision.exp().view(-1, 1, 1)
-        # -s |x - e|^2 + s |x|^2, which is the same for all k; s meets the small tensors, not the logits
-        e = self.entries
-        squares = s * e.square().sum(-1).unsqueeze(1)
-        logits = torch.baddbmm(squares, s * rows, e.mT, beta=-1, alpha=2)
-        return logits.transpose(0, 1).view(*x.shape[:-1], self.groups, self.codes)
-
     def _chosen(self, indices: Tensor) -> Tensor:
         parts = [book[index] for book, index in zip(self.entries, indices.unbind(-1), strict=True)]
         return torch.cat(parts, -1)
 
     def _restored(self, e: Tensor) -> Tensor:
         """Return entries in the scale that they are to have."""
-        if self.standardize is None or not self.restore:
-            return e
-        mean, var = self.standardize.running_mean, self.standardize.running_var
-        assert mean is not None
-        assert var is not None
-        return e * (var + self.standardize.eps).sqrt() + mean
+        return self.distances.restored(e) if self.distances is not None and self.restore else e
 
     def _out(self, e: Tensor) -> Tensor:
         return e.movedim(-1, 1).contiguous() if self.channel_first else e
