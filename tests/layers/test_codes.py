@@ -34,7 +34,7 @@ def test_a_mask_leaves_what_the_selected_positions_give_alone(loss):
 
 def test_a_mask_that_does_not_fit_gets_a_sentence():
     layer, x = quantizer(), torch.zeros(3, 5, 4, dtype=torch.float64)
-    for mask in (torch.ones(3, 4, dtype=torch.bool), torch.ones(3, 5)):
+    for mask in (torch.ones(3, 4, dtype=torch.bool), torch.ones(3, 5), [[True] * 5] * 3):
         with pytest.raises(ValueError, match=r"mask must be boolean, of shape \(3, 5\), got"):
             layer(x, mask=mask)
     with pytest.raises(ValueError, match="mask must select a position, got none"):

@@ -66,8 +66,10 @@ def standardized(norm: nn.BatchNorm1d, rows: Tensor, training: bool, mask: Tenso
 
 def check_mask(mask: Tensor, shape: torch.Size) -> None:
     """Raise unless `mask` is boolean, of that shape, and selects a position."""
-    if mask.dtype is not torch.bool or (not tracing() and mask.shape != shape):
-        raise ValueError(f"mask must be boolean, of shape {tuple(shape)}, got {mask.dtype} of {tuple(mask.shape)}")
+    boolean = isinstance(mask, Tensor) and mask.dtype is torch.bool
+    if not boolean or (not tracing() and mask.shape != shape):
+        got = f"{mask.dtype} of {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"mask must be boolean, of shape {tuple(shape)}, got {got}")
     if readable(mask) and not mask.any():
         raise ValueError("mask must select a position, got none")
 
