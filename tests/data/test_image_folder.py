@@ -65,7 +65,7 @@ def test_folders_are_classes_and_images_are_set_aside_at_random_but_always_the_s
 def test_split_folders_are_kept_and_a_flat_folder_is_one_class(tmp_path):
     for split, n in {"Train": 4, "valid": 2, "test": 3}.items():
         folder(tmp_path / "set", n, split=split)
-    splits = image_folder(tmp_path / "set")
+    splits = image_folder(tmp_path / "set", validation=None, test=None)  # of no use where there are folders
     assert [part.labels.tolist() for part in splits] == [[0] * 4 + [1] * 4, [0] * 2 + [1] * 2, [0] * 3 + [1] * 3]
     for i in range(5):
         picture(tmp_path / "flat" / f"{i}.PNG")

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from taugrad import STGumbelSoftmax
+from taugrad import STGumbelSoftmax, StraightThrough
 from taugrad.errors import LogitsError
 from taugrad.layers import CategoricalQuantizer, ResidualQuantizer
 
@@ -49,7 +49,7 @@ def test_a_batch_that_is_refused_leaves_no_trace(make, ruin):
     layer(torch.randn(9, 4))
     before = copy.deepcopy(layer.state_dict())
     with pytest.raises(LogitsError, match="x must be f"):
-        layer(torch.full((3, 4), ruin, dtype=torch.float64))
+        layer(ruin * torch.randn(3, 4, dtype=torch.float64))
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
@@ -60,16 +60,52 @@ def test_no_positions_have_no_loss(options):
     assert loss.item() == 0
 
 
-def test_what_a_mask_leaves_out_does_not_move_what_standardizes():
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_what_a_mask_leaves_out_does_not_move_what_standardizes(momentum):
     layer = quantizer(logits="distance", loss="diversity", groups=2)
+    layer.distances.standardize.momentum = momentum
     twin = copy.deepcopy(layer)
     x, mask = torch.randn(3, 5, 4, dtype=torch.float64), torch.rand(3, 5) < 0.5
-    padded = torch.where(mask.unsqueeze(-1), x, 100.0).requires_grad_()
+    padded = torch.where(mask.unsqueeze(-1), x, 1e160).requires_grad_()
     loss = layer(padded, mask=mask).loss
     torch.testing.assert_close(loss, twin(x[mask]).loss)
     torch.testing.assert_close(layer.state_dict(), twin.state_dict())
     loss.backward()
     assert not padded.grad[~mask].any()
+
+
+def test_a_mask_moves_frozen_statistics_no_more_than_none_and_those_of_halves_as_little():
+    x, every = 2 * torch.randn(70_000, 4), torch.ones(70_000, dtype=torch.bool)
+    layer = CategoricalQuantizer(4, 2, STGumbelSoftmax(), logits="distance").half()
+    twin = copy.deepcopy(layer)
+    layer(x.half(), mask=every)
+    twin(x.half())
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict(), rtol=2e-3, atol=1e-3)
+    before = copy.deepcopy(layer.state_dict())
+    layer.distances.standardize.eval()
+    layer(x.half(), mask=every)
+    torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
+    alone = torch.arange(70_000) == 3
+    with pytest.raises(ValueError, match="mask must select at least 2 positions, .*, got 1"):
+        twin(x.half(), mask=alone)
+    synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(twin)
+    with pytest.raises(ValueError, match="mask cannot be used where batch norms gather"):
+        synced(x.half(), mask=every)
+
+
+@pytest.mark.command
+@pytest.mark.parametrize("logits", ["linear", "distance"])
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_of_any_size_are_exported_and_masks_compiled(logits, training):
+    layer = CategoricalQuantizer(4, 8, StraightThrough(), logits=logits, weight=0.1, loss="diversity").train(training)
+    x, mask = torch.randn(3, 10, 4), torch.rand(3, 10) < 0.5
+    sizes = {"x": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(layer, (x,), dynamic_shapes=sizes).module()
+    if not training:
+        for rows in (x, torch.randn(5, 10, 4)):
+            torch.testing.assert_close(program(rows)[0], layer(rows).quantized)
+    program = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(program(x, mask=mask).loss, layer(x, mask=mask).loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
@@ -85,7 +121,7 @@ def test_indices_of_any_whole_numbers_are_decoded(dtype):
 def test_indices_that_are_none_get_a_sentence(levels):
     options = {"levels": levels} if levels else {}
     layer = (ResidualQuantizer if levels else CategoricalQuantizer)(4, 8, STGumbelSoftmax(), **options)
-    for indices in (torch.zeros(8, 2, dtype=torch.bool), torch.zeros(8, 2), [[0, 1]]):
+    for indices in (torch.zeros(8, 2, dtype=torch.bool), torch.zeros(8, 2), torch.zeros(2, 2).cfloat(), [[0, 1]]):
         with pytest.raises(TypeError, match="indices must be a tensor of whole numbers, got"):
             layer.decode(indices)
     with pytest.raises(ValueError, match=r"indices must be in \[0, 7\], got 0 to 8"):

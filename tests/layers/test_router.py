@@ -145,6 +145,9 @@ def test_what_a_router_cannot_take_gets_a_sentence():
             Router(D, two)(x)
     with pytest.raises(ValueError, match=r"experts must give outputs of one shape, got \(2,\), \(4,\)"):
         Router(D, [nn.Identity(), nn.Linear(D, 2)])(torch.zeros(2, D))
+    assert Router(D, nn.Sequential(*two)).double()(torch.zeros(2, D).double()).output.shape == (2, D)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"got torch\.float64"):
+        Router(D, two)(torch.zeros(2, D).double())
     empty = Router(D, two)(torch.zeros(0, D))
     assert (empty.output.shape, empty.loss.item()) == ((0, D), 0)
     for mode in (True, False):

@@ -112,6 +112,7 @@ def _train(run: TrainConfig, config: DictConfig, start: float) -> float | list[f
     try:
         with stop:
             if isinstance(data, ImageData) and isinstance(task, ImageTask):
+                data.prepare_data()
                 data.setup("fit")  # before a logger opens its file, so that a mended command may train there
                 task.check_data(data)
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)

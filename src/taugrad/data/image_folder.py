@@ -81,11 +81,12 @@ def image_folder(
     """
     if mode not in _MODES:
         raise ValueError(f"mode must be one of {', '.join(_MODES)}, got {mode}")
-    _check_amount("validation", validation)
-    _check_amount("test", test)
     limit, shape = _bytes(in_memory), _shape(size)
     files = _Files.of(user_path(root))
     parts = _by_split(files)
+    for split, name, amount in (("val", "validation", validation), ("test", "test", test)):
+        if split not in parts:
+            _check_amount(name, amount)
     classes = _classes(files, parts)
     names = [name for part in parts.values() for name in part]
     failures: list[str] = []

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from taugrad.errors import LogitsError
+from taugrad.ops._checks import compute_dtype
 from taugrad.ops._torch import readable, tracing
 from taugrad.ops.categorical import entropy, kl_to_uniform
 from taugrad.ops.softmax import softmax
@@ -36,32 +37,46 @@ def features_last(x: Tensor, dim: int, channel_first: bool, dtype: torch.dtype) 
 def standardized(norm: nn.BatchNorm1d, rows: Tensor, training: bool, mask: Tensor | None = None) -> Tensor:
     """Standardize rows (n, D) by their own statistics, which the running ones follow, or by the running ones.
 
+    With a `mask` (n,) these statistics are those of the rows that it selects.
+
     Raises:
-        ValueError: fewer than two rows of `mask` (n,) have no variance; or theirs overflows, where reading is free.
+        ValueError: these are fewer than two rows, or their variance overflows, where reading is free; or `norm` gathers
+            its statistics from several processes, and there is a mask.
     """
-    mean, var = norm.running_mean, norm.running_var
-    if not training:
-        return batch_norm(rows, mean, var, eps=norm.eps)
+    if not training or not norm.training:
+        return batch_norm(rows, norm.running_mean, norm.running_var, eps=norm.eps)
     if not tracing() and (mask is None or readable(mask)):
-        n = len(rows) if mask is None else int(mask.sum())
+        n = rows.shape[0] if mask is None else int(mask.sum())
         if n < 2:
-            raise ValueError(f"x must have at least 2 positions, to be standardized in training, got {n}")
-    if readable(rows) and not torch.isfinite(torch.linalg.vector_norm(rows.detach())):
-        raise LogitsError(f"x must be features of finite variance, got some as large as {rows.abs().max().item():.3g}")
-    if mask is None:
-        return norm(rows)
+            counted = "x must have" if mask is None else "mask must select"
+            raise ValueError(f"{counted} at least 2 positions, to be standardized in training, got {n}")
+    if readable(rows) and (mask is None or readable(mask)):
+        chosen = rows.detach() if mask is None else rows.detach()[mask]
+        if not chosen.to(compute_dtype(rows.dtype)).var(0).to(rows.dtype).isfinite().all():
+            largest = chosen.abs().max().item()
+            raise LogitsError(f"x must be features of finite variance, got some as large as {largest:.3g}")
+    return norm(rows) if mask is None else _masked_batch_norm(norm, rows, mask)
+
+
+def _masked_batch_norm(norm: nn.BatchNorm1d, rows: Tensor, mask: Tensor) -> Tensor:
+    """Normalize as BatchNorm1d does in training, by the rows of the mask; shapes do not depend on its values."""
+    if isinstance(norm, nn.SyncBatchNorm):
+        raise ValueError("mask cannot be used where batch norms gather their statistics from several processes")
+    mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
     assert mean is not None
     assert var is not None
-    assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
-    left_out, n = ~mask.unsqueeze(-1), mask.sum().clamp_min(2)
-    m = rows.masked_fill(left_out, 0).sum(0) / n
-    v = (rows - m).square().masked_fill(left_out, 0).sum(0) / n
-    with torch.no_grad():  # as BatchNorm1d does
-        norm.num_batches_tracked.add_(1)
-        mean.lerp_(m, norm.momentum)
-        var.lerp_(v * n / (n - 1), norm.momentum)
-    return (rows - m) / (v + norm.eps).sqrt()
+    assert count is not None
+    x = rows.to(compute_dtype(rows.dtype))
+    left_out, n = ~mask.unsqueeze(-1), mask.sum()
+    m = x.masked_fill(left_out, 0).sum(0) / n
+    v = (x - m).square().masked_fill(left_out, 0).sum(0) / n
+    with torch.no_grad():
+        count.add_(1)
+        rate = torch.as_tensor(norm.momentum, device=x.device) if norm.momentum is not None else 1 / count
+        rate = torch.where(n > 1, rate, 0)  # one row has no variance
+        for running, found in ((mean, m), (var, v * (n / (n - 1).clamp_min(1)))):
+            running.add_((rate * (found - running)).to(running.dtype))
+    return ((x - m) / (v + norm.eps).sqrt()).to(rows.dtype)
 
 
 def check_mask(mask: Tensor, shape: torch.Size) -> None:
@@ -81,14 +96,14 @@ def divergence(logits: Tensor, loss: str, mask: Tensor | None = None) -> Tensor:
     >>> divergence(certain, "kl"), divergence(certain, "diversity")
     (tensor(0.6931), tensor(0.5000))
     """
-    if not tracing() and not len(logits):
+    if not tracing() and not logits.shape[0]:
         return logits.sum()
     if loss == "kl":
         each = kl_to_uniform(logits).sum(-1)
         return each.mean() if mask is None else each.masked_fill(~mask, 0.0).sum() / mask.sum()
     q = softmax(logits)
     mean = q.mean(0) if mask is None else q.masked_fill(~mask[:, None, None], 0.0).sum(0) / mask.sum()
-    # An entry that no place thinks of rounds to zero, where the gradient of the logarithm would be NaN.
+    # A code of probability 0 everywhere, by rounding, would have a logarithm whose gradient is NaN.
     perplexity = entropy(mean.clamp_min(torch.finfo(q.dtype).tiny).log()).exp().sum()
     n = mean.numel()
     return (n - perplexity) / n
@@ -105,13 +120,17 @@ def indices_of(indices: Tensor, codes: int) -> Tensor:
     Traceback (most recent call last):
     ValueError: indices must be in [0, 3], got 3 to 4
     """
-    if not isinstance(indices, Tensor) or indices.dtype is torch.bool or indices.is_floating_point():
+    if not isinstance(indices, Tensor) or not _whole(indices.dtype):
         got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise TypeError(f"indices must be a tensor of whole numbers, got {got}")
     indices = indices.long()  # else a byte would compare with 256 as with 0, and index as a mask
     if readable(indices) and indices.numel() and not 0 <= indices.min() <= indices.max() < codes:
         raise ValueError(f"indices must be in [0, {codes - 1}], got {indices.min().item()} to {indices.max().item()}")
     return indices
+
+
+def _whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
 
 
 def usage_of(counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         check_count("features", features)
-        if not isinstance(experts, (Sequence, nn.ModuleList)):
+        if not isinstance(experts, (Sequence, nn.ModuleList, nn.Sequential)):
             raise TypeError(f"experts must be a sequence of modules, got {type(experts).__name__}")
         check_count("the number of experts", len(experts), 2)
         check_count("k", k)
@@ -89,10 +89,10 @@ class Router(nn.Module):
             TypeError: `x` is not of the router's dtype, outside of autocast.
         """
         W = self.gate.weight
-        floating = isinstance(x, Tensor) and x.is_floating_point()
-        if not floating or (x.dtype != W.dtype and not torch.is_autocast_enabled(x.device.type)):
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not _fits(x, W):
+            dtype = W.dtype if isinstance(W, Tensor) else torch.get_default_dtype()
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x must be a tensor of {W.dtype}, as the router's weights are, got {got}")
+            raise TypeError(f"x must be a tensor of {dtype}, as the router's weights are, got {got}")
         if x.ndim == 0 or x.shape[-1] != self.gate.in_features:
             raise ValueError(f"x must have features = {self.gate.in_features} last, got shape {tuple(x.shape)}")
         rows = x.reshape(-1, x.shape[-1])
@@ -136,3 +136,12 @@ class Router(nn.Module):
     def extra_repr(self) -> str:
         """Show the number of choices and the estimator in the module's repr."""
         return f"k={self.k}, estimator={self.estimator!r}"
+
+
+def _fits(x: Tensor, W: Tensor) -> bool:
+    """Return whether a linear map takes `x`: it has the dtype of its weights, or autocast casts it."""
+    if not isinstance(W, Tensor) or x.dtype == W.dtype:  # a quantized layer has a method in the place of W
+        return True
+    kind = x.device.type
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return casts and x.dtype is not torch.float64

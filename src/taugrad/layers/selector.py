@@ -62,7 +62,7 @@ class Selector(nn.Module):
         Raises:
             TypeError: `x` is not floating point.
             ValueError: the last dimension of `x` is not d, or `tau` is not positive.
-            LogitsError: a logit is NaN or infinite.
+            LogitsError: a logit is NaN or +inf, or all logits of a row are -inf.
         """
         k, d = self.logits.shape
         if not isinstance(x, Tensor) or not x.is_floating_point():

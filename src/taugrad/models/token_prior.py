@@ -127,7 +127,9 @@ class TokenPrior(nn.Module):
         return {"prior_samples": grid(samples)} | self.tokenizer.pictures(x, labels)
 
 
-def _require_the_same_tokenizer(module: TokenPrior, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _require_the_same_tokenizer(
+    module: TokenPrior, state: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool, *_: Any
+) -> None:
     """Refuse a state with a tokenizer of other shapes: its run may have been replaced since the prior was trained.
 
     Other weights of the same shapes do no harm: the state holds those that the prior was trained with, and they win.
@@ -142,5 +144,5 @@ def _require_the_same_tokenizer(module: TokenPrior, state: dict[str, Any], prefi
     start = f"{prefix}tokenizer."
     found = {name: weight.shape for name, weight in state.items() if name.startswith(start)}
     shapes = {f"{start}{name}": weight.shape for name, weight in module.tokenizer.state_dict().items()}
-    if found and found != shapes:
+    if strict and found and found != shapes:
         raise ConfigError(f"tokenizer must have the net that the prior was trained on, got another: {replaced}")
