@@ -86,7 +86,7 @@ def test_a_mask_moves_frozen_statistics_no_more_than_none_and_those_of_halves_as
     layer(x.half(), mask=every)
     torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
     alone = torch.arange(70_000) == 3
-    with pytest.raises(ValueError, match="mask must select at least 2 positions, .*, got 1"):
+    with pytest.raises(ValueError, match=r"mask must select at least 2 positions, .*, got 1"):
         twin(x.half(), mask=alone)
     synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(twin)
     with pytest.raises(ValueError, match="mask cannot be used where batch norms gather"):
