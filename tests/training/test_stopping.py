@@ -242,6 +242,7 @@ def kill_and_go_on(cwd, arguments, kills, rng, span):
         reached = checkpoints.load(path)["global_step"] if path else 0
         assert step(cwd) - reached <= INTERVAL + 10  # a stack in progress
         (cwd / "step").write_text(str(reached))
+    time.sleep(1 - time.time() % 1)  # event files are read by their second of birth, within one by the process's number
     return whole_run(cwd, *arguments, KEPT, "ckpt_path=last")
 
 
