@@ -12,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from helpers.cases import each
 from helpers.estimators import PATHWISE, UNBIASED
-from helpers.images import cat_vae, images, loaders, logic_gates, semi_supervised, structured, tokenizer, trainer
+from helpers.images import (
+    cat_vae,
+    images,
+    loaders,
+    logic_gates,
+    semi_supervised,
+    structured,
+    token_prior,
+    tokenizer,
+    trainer,
+)
 from lightning import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
@@ -22,9 +32,17 @@ from taugrad import bounds
 from taugrad.data import datamodule
 from taugrad.data.datamodule import ImageData
 from taugrad.data.images import Splits
+from taugrad.distributions import OneHotCategorical, RelaxedOneHotCategorical
 from taugrad.errors import ConfigError, NonFiniteLossError
-from taugrad.estimators import Enumeration, GumbelSoftmax, STGumbelSoftmax
-from taugrad.layers import CategoricalQuantizer, OneHotSample
+from taugrad.estimators import Enumeration, GumbelSoftmax, ReinMax, STGumbelSoftmax
+from taugrad.layers import (
+    BinaryGate,
+    CategoricalQuantizer,
+    HardConcreteGate,
+    OneHotSample,
+    ResidualQuantizer,
+    Selector,
+)
 from taugrad.models import logic_gates as logic_gates_models
 from taugrad.models import semi_supervised as semi_supervised_models
 from taugrad.ops import _checks, _fused, categorical, embedding, gates, gumbel, permutations, softmax, subsets
@@ -108,7 +126,48 @@ def test_nothing_reads_a_value_forward_or_backward(name, kind):
         assert tau.grad.shape == ()
 
 
-@each("build", [cat_vae, structured, semi_supervised, tokenizer, logic_gates])
+LAYERS = {
+    "BinaryGate": BinaryGate,
+    "HardConcreteGate": lambda _: HardConcreteGate(),
+    **{f"Selector, {again}": lambda e, again=again: Selector(5, 2, e, repetition=again) for again in (False, True)},
+    **{
+        f"CategoricalQuantizer, {loss}": lambda e, loss=loss: CategoricalQuantizer(
+            5, 4, e, groups=2, code_dim=6, loss=loss, weight=0.1, unimix=0.01
+        )
+        for loss in ("kl", "diversity")
+    },
+    "CategoricalQuantizer, distance": lambda e: CategoricalQuantizer(5, 4, e, logits="distance", restore=True),
+    "ResidualQuantizer": lambda e: ResidualQuantizer(5, 4, e, levels=2, weight=0.1),
+}
+
+
+@each("name", LAYERS)
+@each("estimator", [GumbelSoftmax(), STGumbelSoftmax(), ReinMax()])
+def test_no_layer_reads_a_value(name, estimator):
+    """All but the router, which asks once how many rows each expert has."""
+    layer, x = LAYERS[name](estimator).to("meta"), meta(4, 3, 5)
+    for tau in (0.5, torch.ones((), device="meta")):
+        out = layer.train()(x, tau)
+        (out.quantized.sum() + out.loss if hasattr(out, "quantized") else out.sum()).backward()
+        assert x.grad.shape == x.shape
+        out = layer.eval()(x, tau)
+        if hasattr(out, "quantized"):
+            assert layer.encode(x).shape == out.indices.shape
+            assert layer.decode(out.indices).shape == out.quantized.shape
+
+
+def test_no_distribution_reads_a_value():
+    """Where torch's own validation, which is on by default, is off."""
+    x = meta(4, 5)
+    exact = OneHotCategorical(STGumbelSoftmax(), x, unimix=0.01, validate_args=False)
+    for made in (exact, RelaxedOneHotCategorical(x, 0.5, validate_args=False)):
+        z = made.rsample((3,))
+        assert z.shape == (3, 4, 5)
+        (z.sum() + made.log_prob(z.detach()).sum()).backward()
+    assert exact.entropy().shape == torch.distributions.kl_divergence(exact, exact).shape == (4,)
+
+
+@each("build", [cat_vae, structured, semi_supervised, tokenizer, token_prior, logic_gates])
 def test_no_training_step_of_a_model_reads_a_value(build):
     model = build().model.to("meta")
     x = torch.rand(6, 4, 4, device="meta")
