@@ -13,6 +13,7 @@ import torch
 
 if not torch.accelerator.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, Lightning among them
+os.environ.pop("TAUGRAD_BACKEND", None)  # a choice for one's own runs; a test makes its own
 
 from helpers.compositions import remember_compositions
 from hydra.core.hydra_config import HydraConfig
