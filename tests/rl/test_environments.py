@@ -5,7 +5,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Sequence, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, OneOf, Sequence, Text, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from helpers.environments import Counter, counters, from_zero
 from hypothesis import given, settings
@@ -344,7 +344,12 @@ def test_every_observation_keeps_all_its_digits(values, dtype):
 
 
 @pytest.mark.parametrize(
-    "space", [Sequence(Discrete(3)), Graph(Box(0, 1, (2,)), None), Dict({"a": Sequence(Discrete(2))}), Box(0, 1, (0,))]
+    "space",
+    [
+        *(Sequence(Discrete(3)), Graph(Box(0, 1, (2,)), None), Text(5), OneOf([Discrete(2), Discrete(3)])),
+        *(Dict({"a": Sequence(Discrete(2))}), Dict({"seen": Box(0, 1, (2,)), "said": Text(5)}), Tuple([Dict()])),
+        *(Box(0, 1, (0,)), Dict(), Tuple([])),
+    ],
 )
 def test_other_observations_are_refused_in_a_sentence(space):
     with pytest.raises(
