@@ -112,6 +112,7 @@ class Environments:
             if self.sizes.agents:
                 raise ConfigError("several agents must have a mask for each factor, got one of joint actions")
             self.sizes, self._joint = self.sizes._replace(factors=(math.prod(factors),)), True
+        self._owners = tuple(part.name for part in self.sizes.agents for _ in part.factors)
         self._free = allowed(self.sizes.factors).expand(self.num_envs, -1, -1)
         self._everyone = torch.ones(self.num_envs, len(self.sizes.parts), dtype=torch.bool)
 
@@ -206,7 +207,7 @@ class Environments:
     def _seen(self, observation: Any, info: Any, ended: np.ndarray) -> Seen:
         mask, alive = self._free, self._everyone
         if self._masks is not None:
-            mask = to_mask(self._given(observation, info), self.sizes.factors, ended)
+            mask = to_mask(self._given(observation, info), self.sizes.factors, ended, self._owners)
         elif isinstance(info, Mapping) and KEY in info:
             raise DataError(f"the environment gives info[{KEY!r}] in a step, but gave none when it was reset")
         if self.sizes.agents:
