@@ -144,6 +144,42 @@ def test_a_time_limit_leaves_the_agents_alive():
     assert torch.equal(episodes.each.sum(1), episodes.returns)
 
 
+class Lingers(Trio):
+    """Lists every agent for the whole episode, and takes and ignores what those do that have ended."""
+
+    def step(self, given):
+        acting, self.agents = list(given), [a for a in NAMES if self.plan[a][0] > self.t]
+        parts = super().step({a: given[a] for a in self.agents})
+        self.agents = list(NAMES)
+        assert acting == [a for a in NAMES if self.plan[a][0] >= self.t]
+        return parts
+
+
+def test_an_agent_that_has_ended_stays_so_until_the_reset_even_if_it_is_listed():
+    joint = Joint(Lingers([(2, "terminated"), (5, "truncated"), (3, "both")]))
+    for _ in range(2):
+        assert joint.reset(seed=0)[1]["alive"].all()
+        steps = [joint.step(np.zeros(6, int)) for _ in range(5)]
+        assert [info["alive"].tolist() for *_, info in steps] == [
+            [True, True, True],
+            [False, True, True],
+            [False, True, False],
+            [False, True, False],
+            [False, True, False],
+        ]
+        assert [info["rewards"].tolist()[0] for *_, info in steps] == [-10, -10, 0, 0, 0]
+        assert [truncated for *_, truncated, _ in steps] == [False] * 4 + [True]
+
+
+def test_an_agents_mask_may_be_missing_after_an_episodes_last_step():
+    joint = spoiled(lambda seen, reward, info: info["guard"].clear())
+    joint.env.ends = [(1, "truncated")] * 3
+    joint.reset(seed=0)
+    *_, truncated, info = joint.step(np.zeros(6, int))
+    assert truncated
+    assert info["action_mask"][MASKS["guard"]].all()
+
+
 class Pair(gymnasium.Env):
     """Two agents of gymnasium's tuples; the first ends after a step, both after two."""
 
@@ -209,6 +245,12 @@ WRONG = {
     r"agent guard's action_mask must have shape \(6,\), got \(2, 3\)": lambda: spoiled(
         lambda seen, reward, info: info["guard"].update(action_mask=np.ones((2, 3)))
     ),
+    "agent guard must have an action_mask in every step or in none": lambda: spoiled(
+        lambda seen, reward, info: info["guard"].clear()
+    ),
+    "agent scout must have an action_mask in every step or in none": lambda: spoiled(
+        lambda seen, reward, info: info["scout"].update(action_mask=[1, 1, 1])
+    ),
     "must return a reward for each of its 2 agents, got": lambda: Joint(Pair(reward=(1.0, 2.0, 3.0))),
 }
 
@@ -219,6 +261,13 @@ def test_what_agents_should_not_return_is_refused_in_a_sentence(sentence, functi
     joint.reset(seed=0)
     with pytest.raises(DataError, match=sentence):
         joint.step(np.zeros(len(joint.action_space.nvec), int))
+
+
+def test_an_episode_without_agents_is_refused_before_training():
+    trio = Trio()
+    trio.reset = lambda **_: ({}, {}) if vars(trio).update(agents=[]) is None else None
+    with pytest.raises(DataError, match="the environment's agents are none after its reset: an episode must begin"):
+        Joint(trio).reset()
 
 
 def module(name, **content):
@@ -233,7 +282,7 @@ class Turns:
 
 UNKNOWN = {
     r"env.make.id=no_such.env: No module named 'no_such'": lambda: make_parallel("no_such.env", 1),
-    r"env.make.id=taugrad_turns has no parallel_env: agents that take turns .*aec_to_parallel": lambda: make_parallel(
+    r"env.make.id=taugrad_turns has no parallel_env: agents .*aec_to_parallel.*env=connect_four": lambda: make_parallel(
         module("taugrad_turns", env=Turns), 1
     ),
     "those of Turns take turns: give the environment's parallel_env, or .*aec_to_parallel": lambda: Joint(Turns()),
