@@ -436,6 +436,23 @@ def test_minatars_choices_are_those_of_the_game_and_its_episodes_time_out():
     assert minatar.make("freeway", 2).envs[0].get_wrapper_attr("_max_episode_steps") == 5000
 
 
+def test_a_picture_of_minatar_has_a_colour_for_each_plane():
+    environments = Environments(minatar.make("breakout", 1, render_mode="rgb_array"))
+    environments.reset(seed=0)
+    for _ in range(3):
+        planes = environments.step(torch.zeros(1, 1, dtype=torch.int64)).seen.observation.view(10, 10, 4)
+    picture = environments.picture()
+    assert picture.shape == (160, 160, 3)
+    cells = picture.reshape(10, 16, 10, 16, 3)
+    assert (cells == cells[:, :1, :, :1]).all()
+    last = (planes * torch.arange(1, 5)).amax(-1).int()
+    pairs = {(tuple(cells[i, 0, j, 0].tolist()), last[i, j].item()) for i in range(10) for j in range(10)}
+    colours, things = zip(*pairs, strict=True)
+    assert sorted(things) == [0, 1, 2, 3, 4]  # nothing, the paddle, the ball, its trail, bricks
+    assert len(set(colours)) == 5
+    assert ((0, 0, 0), 0) in pairs
+
+
 def test_agents_act_as_one():
     environments = Environments(agents.make("lbforaging:Foraging-8x8-2p-3f-v3", 2, time_limit=50))
     assert environments.sizes.factors == (6, 6)
