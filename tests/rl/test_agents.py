@@ -11,13 +11,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, Sequence, Tuple
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Sequence, Tuple
+from gymnasium.vector import SyncVectorEnv
 from helpers.cases import each
+from helpers.environments import Counter
 from helpers.policies import POLICY, task, trainer
 from helpers.trio import CHOOSES, FACTORS, SEES, Trio
 
 from taugrad.errors import ConfigError, DataError
-from taugrad.rl.environments import build
+from taugrad.rl.environments import Environments, build
 from taugrad.rl.envs.agents import Joint, make, make_parallel
 from taugrad.rl.evaluation import evaluate
 from taugrad.rl.spaces import Part
@@ -268,6 +270,37 @@ def test_an_episode_without_agents_is_refused_before_training():
     trio.reset = lambda **_: ({}, {}) if vars(trio).update(agents=[]) is None else None
     with pytest.raises(DataError, match="the environment's agents are none after its reset: an episode must begin"):
         Joint(trio).reset()
+
+
+SCOUT, PILOT = Part("scout", 2, (3,)), Part("pilot", 1, (2, 4))
+
+
+@each(
+    "parts",
+    [
+        *(["scout", "pilot"], 2, [SCOUT], [PILOT, SCOUT]),
+        [SCOUT, ("pilot", 1, (2, 4))],
+        [SCOUT, PILOT._replace(observation=2)],
+        [SCOUT._replace(observation=3), PILOT._replace(observation=0)],
+        [SCOUT._replace(factors=(3, 2, 4)), PILOT._replace(factors=())],
+        [SCOUT, PILOT._replace(name="scout")],
+    ],
+)
+def test_parts_that_are_not_those_of_the_spaces_are_refused(parts):
+    class Own(Counter):
+        observation_space, action_space = Box(0, 9, (3,)), MultiDiscrete([3, 2, 4])
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(3, np.float32), {}
+
+    vector = SyncVectorEnv([Own])
+    vector.metadata |= {"agents": (SCOUT, PILOT)}
+    assert Environments(vector).sizes.agents == (SCOUT, PILOT)
+    vector.metadata |= {"agents": parts}
+    with pytest.raises(
+        ConfigError, match=r"^metadata\['agents'\] must hold a Part for each agent.* add up to 3 numbers"
+    ):
+        Environments(vector)
 
 
 def module(name, **content):
