@@ -61,7 +61,7 @@ def check_seen(observation, info, seen, told, alive):
             assert mask.all()
         else:
             own = (seen if name == "pilot" else told)[name]["action_mask"]
-            np.testing.assert_array_equal(mask, np.concatenate([own[0], *own[1]]) if isinstance(own, tuple) else own)
+            np.testing.assert_array_equal(mask, np.concatenate([own[0], *own[1]]) if isinstance(own, list) else own)
 
 
 def test_every_transition_is_the_raw_environments():
@@ -199,7 +199,7 @@ class Pair(gymnasium.Env):
         assert self.action_space.contains(action)
         self.got.append(action)
         self.t += 1
-        over = [True, self.t == 2] if self.ends else self.t == 2
+        over = ([True, self.t == 2] if self.ends else self.t == 2) if isinstance(self.ends, bool) else self.ends
         return self._seen(), self.reward, over, False, {} if self.masks is None else {"action_mask": self.masks}
 
     def _seen(self):
@@ -217,6 +217,10 @@ def test_tuples_over_agents_may_share_a_reward_and_an_end_or_have_their_own():
     assert pair.got == [(1, 7), (0, 7)]  # an agent that has ended does the first
     shared = Joint(Pair(reward=3.0, ends=False, masks=(np.array([1, 0]), np.array([0, 1, 1]))))
     assert shared.reset()[1]["action_mask"].tolist() == [1, 0, 0, 1, 1]
+    for masks in ([[1, 0], [0, 1, 1]], ([True, False], None)):
+        assert Joint(Pair(masks=masks)).reset()[1]["action_mask"].tolist() in ([1, 0, 0, 1, 1], [1, 0, 1, 1, 1])
+    with pytest.raises(DataError, match="must return an action_mask for each of its 2 agents, got"):
+        Joint(Pair(masks=([1, 0],))).reset()
     _, reward, terminated, _, info = shared.step(np.array([0, 1]))
     assert (reward, info["rewards"].tolist(), terminated) == (3.0, [1.5, 1.5], False)
     assert info["alive"].all()
@@ -254,6 +258,7 @@ WRONG = {
         lambda seen, reward, info: info["scout"].update(action_mask=[1, 1, 1])
     ),
     "must return a reward for each of its 2 agents, got": lambda: Joint(Pair(reward=(1.0, 2.0, 3.0))),
+    "must return a termination for each of its 2 agents, got": lambda: Joint(Pair(ends=[True] * 3)),
 }
 
 

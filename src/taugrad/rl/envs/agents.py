@@ -196,24 +196,20 @@ class _Tuples:
     def reset(self, *, seed: int | None, options: dict[str, Any] | None) -> tuple[dict, dict]:
         observation, info = self.env.reset(seed=seed, options=options)
         self.agents = self.possible_agents
-        return self._each(observation), self._masks(info)
+        return self._each("an observation", observation), self._masks(info)
 
     def step(self, given: Mapping[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
         whole = tuple({**self._first, **given}.values())  # an agent that has ended does something too
         observation, reward, terminated, truncated, info = self.env.step(whole)
-        N = len(whole)
-        rewards = np.asarray(reward, dtype=float)
-        if rewards.shape == ():
-            rewards = np.full(N, rewards / N)
-        if rewards.shape != (N,):
-            raise DataError(f"the environment must return a reward for each of its {N} agents, got {reward}")
-        ends = [
-            np.broadcast_to(np.asarray(end, dtype=bool), N) for end in (terminated, truncated)
-        ]  # one value for all agents, or one for each
-        over = ends[0] | ends[1]
+        rewards = self._numbers("a reward", reward, float)
+        if np.asarray(reward).ndim == 0:  # the team's
+            rewards = rewards / len(whole)
+        ended = self._numbers("a termination", terminated, bool)
+        late = self._numbers("a truncation", truncated, bool)
+        over = ended | late
         self.agents = [name for name in self.agents if not over[self.possible_agents.index(name)]]
-        each = self._each
-        return each(observation), each(rewards), each(ends[0]), each(ends[1]), self._masks(info)
+        seen, told = self._each("an observation", observation), self._masks(info)
+        return seen, self._named(rewards), self._named(ended), self._named(late), told
 
     def render(self) -> Any:
         return self.env.render()
@@ -221,13 +217,30 @@ class _Tuples:
     def close(self) -> None:
         self.env.close()
 
-    def _each(self, values: Any) -> dict[str, Any]:
+    def _each(self, what: str, values: Any) -> dict[str, Any]:
+        if not hasattr(values, "__len__") or len(values) != len(self.possible_agents):
+            raise self._not_each(what, values)
+        return self._named(values)
+
+    def _named(self, values: Any) -> dict[str, Any]:
         return dict(zip(self.possible_agents, values, strict=True))
+
+    def _numbers(self, what: str, values: Any, dtype: type) -> np.ndarray:
+        """Return a number for each agent, (N,), of one for all or one for each."""
+        numbers, N = np.asarray(values, dtype), len(self.possible_agents)
+        if numbers.shape not in ((), (N,)):
+            raise self._not_each(what, values)
+        return np.broadcast_to(numbers, N)
+
+    def _not_each(self, what: str, values: Any) -> DataError:
+        return DataError(
+            f"the environment must return {what} for each of its {len(self.possible_agents)} agents, got {values}"
+        )
 
     def _masks(self, info: Any) -> dict[str, Any]:
         """Return the masks of `info`, if there are any, for each agent."""
         masks = info.get(KEY) if isinstance(info, Mapping) else None
-        return {} if masks is None else {name: {KEY: mask} for name, mask in self._each(masks).items()}
+        return {} if masks is None else {name: {KEY: mask} for name, mask in self._each(f"an {KEY}", masks).items()}
 
 
 def _check_parallel(env: Any) -> None:
@@ -245,8 +258,9 @@ def _check_parallel(env: Any) -> None:
 
 
 def _row(mask: Any) -> np.ndarray:
-    """Join an agent's mask if it is one for each factor."""
-    return np.concatenate([_row(part) for part in mask]) if isinstance(mask, tuple) else np.asarray(mask)
+    """Join an agent's mask if it is one for each factor; an array of another shape stays what it is."""
+    nested = isinstance(mask, (tuple, list)) and any(hasattr(part, "__len__") for part in mask)
+    return np.concatenate([_row(part) for part in mask]) if nested else np.asarray(mask)
 
 
 def _joined(flat: list[Any]) -> Box:
