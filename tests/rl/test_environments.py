@@ -358,6 +358,16 @@ def test_other_observations_are_refused_in_a_sentence(space):
         flat_space(space)
 
 
+def test_a_dict_of_one_picture_is_the_picture():
+    picture = Box(0, 255, (12, 10, 3), np.uint8)
+    environment = Echo(Discrete(2), Dict(image=picture))
+    seen = picture.sample()
+    environment.reset = lambda **_: ({"image": seen}, {})
+    environments = Environments(SyncVectorEnv([lambda: environment] * 2))
+    assert (environments.sizes.shape, environments.sizes.unit) == ((12, 10, 3), 255)
+    assert environments.reset(0).observation.view(2, 12, 10, 3)[1].tolist() == seen.tolist()
+
+
 def test_environments_that_do_not_exist_are_refused_in_a_sentence():
     with pytest.raises(ConfigError, match=r"env.make.id=CartPoll-v1: "):
         make("CartPoll-v1", 1)

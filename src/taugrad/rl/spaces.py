@@ -94,12 +94,12 @@ def to_environment(action: Tensor, space: Space) -> Any:
 
 
 def observed(space: Space) -> Space:
-    """Return the space of an observation without its action mask; a part that then is alone stands for itself.
+    """Return the space of an observation without its action mask; the only part of a Dict stands for itself.
 
     >>> observed(Dict({"observation": Box(0, 1, (6, 7)), "action_mask": MultiBinary(7)}))
     Box(0.0, 1.0, (6, 7), float32)
     """
-    if not (isinstance(space, Dict) and has_mask(space)):
+    if not (isinstance(space, Dict) and (has_mask(space) or len(space) == 1)):
         return space
     rest = {key: part for key, part in space.spaces.items() if key != KEY}
     # A list, because `Dict` would sort a dict's keys.
@@ -177,10 +177,11 @@ def flat_one(space: Space, observation: Any) -> Any:
 
 
 def _without_mask(space: Space, observation: Any) -> tuple[Space, Any]:
-    if not has_mask(space):
+    seen = observed(space)
+    if seen is space:
         return space, observation
     rest = {key: value for key, value in observation.items() if key != KEY}
-    return observed(space), rest if len(rest) > 1 else next(iter(rest.values()))
+    return seen, rest if len(rest) > 1 else next(iter(rest.values()))
 
 
 def _leaf(observation: Any) -> Any:
