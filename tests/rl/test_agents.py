@@ -319,6 +319,7 @@ class Turns:
 
 
 UNKNOWN = {
+    r"env.make.id=.env: the 'package' argument is required": lambda: make_parallel(".env", 1),
     r"env.make.id=no_such.env: No module named 'no_such'": lambda: make_parallel("no_such.env", 1),
     r"env.make.id=taugrad_turns has no parallel_env: agents .*aec_to_parallel.*env=connect_four": lambda: make_parallel(
         module("taugrad_turns", env=Turns), 1

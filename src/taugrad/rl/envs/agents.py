@@ -327,7 +327,7 @@ def make_parallel(
     _draw_without_screen(kwargs)
     try:
         module = importlib.import_module(id)
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:  # no text, an empty one, one that begins with a dot
         raise ConfigError(f"env.make.id={id}: {error}") from error
     if not callable(getattr(module, "parallel_env", None)):
         raise ConfigError(
