@@ -250,6 +250,7 @@ REFUSED = [
     ([np.ones(4)] * 2, r"action_mask must have shape \(5,\), a mask for each of 2 factors, got \(4,\)"),
     ([np.ones(5), np.ones(4)], r"must have shape \(5,\), a mask for each of 2 factors, got \(4,\)"),
     ([(np.ones(2), np.ones(2))] * 2, "must have shape .*, got a tuple of 4"),
+    ([(None, np.ones(3))] * 2, "action_mask must have numbers for each of its parts, got None for one"),
     (np.ones((2, 4, 5)), r"must have shape .*, got \(4, 5\)"),
     (np.ones((3, 5)), "must give an action_mask for each of its 2 copies, got 3"),
     ([np.ones(5)], "must give an action_mask for each of its 2 copies, got 1"),

@@ -177,6 +177,8 @@ def _row(mask: Any) -> np.ndarray:
     if mask is None:
         raise _missing()
     if isinstance(mask, (tuple, list)) and any(hasattr(part, "__len__") for part in mask):
+        if any(part is None for part in mask):  # gymnasium's `sample` takes it for no mask
+            raise DataError(f"the environment's {KEY} must have numbers for each of its parts, got None for one")
         return np.concatenate([_row(part) for part in mask])
     return np.ravel(np.asarray(mask))
 
