@@ -42,6 +42,13 @@ def test_values_take_the_types_that_the_signature_annotates():
     assert isinstance(fitted["b"], float)
 
 
+def test_what_may_be_anything_may_be_a_mapping_too():
+    def make(id: str, grid: Any = None, **options: Any) -> None: ...
+
+    arguments = {"id": "highway-v0", "grid": {"rows": 3}, "config": {"lanes": 3}}
+    assert fit_to_signature(make, arguments) == arguments
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -289,7 +289,7 @@ def _may_be_mapping(annotation: Any) -> bool:
     if _is_union(annotation):
         return any(map(_may_be_mapping, typing.get_args(annotation)))
     origin = typing.get_origin(annotation) or annotation
-    if not inspect.isclass(origin) or origin is object:
+    if not inspect.isclass(origin) or origin in (object, Any):  # a class from Python 3.11 on
         return origin is not typing.Literal
     return issubclass(origin, Mapping) or is_dataclass(origin)
 

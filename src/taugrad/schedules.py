@@ -202,6 +202,19 @@ class Cyclical:
         return self.schedule(step % self.period)
 
 
+def check_schedule(name: str, value: object) -> None:
+    """Raise unless `value` is a schedule; a class of schedules is none.
+
+    >>> check_schedule("tau", 0.5)
+    Traceback (most recent call last):
+    TypeError: tau must be a schedule, a function from a step to a number, such as Constant(1.0), got 0.5
+    """
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(
+            f"{name} must be a schedule, a function from a step to a number, such as Constant(1.0), got {value!r}"
+        )
+
+
 def _schedules(name: str, *schedules: Schedule) -> None:
     for schedule in schedules:
         if not callable(schedule):

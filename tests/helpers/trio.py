@@ -60,7 +60,7 @@ class Trio:
         mask[[0, 3]] = 1
         guards = self.random.integers(2, size=6).astype(bool)
         guards[::2] = True
-        guards = (guards[:2], (guards[2:4], guards[4:])) if self.t % 2 else guards  # one of each factor, or joined
+        guards = [guards[:2], (guards[2:4], guards[4:])] if self.t % 2 else guards  # one of each factor, or joined
         seen = {
             "scout": self.random.normal(size=(2, 1)).astype(np.float32).clip(-5, 5),
             "pilot": {"observation": int(self.random.integers(4)), "action_mask": mask},

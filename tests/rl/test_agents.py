@@ -11,13 +11,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, Sequence, Tuple
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Sequence, Tuple
+from gymnasium.vector import SyncVectorEnv
 from helpers.cases import each
+from helpers.environments import Counter
 from helpers.policies import POLICY, task, trainer
 from helpers.trio import CHOOSES, FACTORS, SEES, Trio
 
 from taugrad.errors import ConfigError, DataError
-from taugrad.rl.environments import build
+from taugrad.rl.environments import Environments, build
 from taugrad.rl.envs.agents import Joint, make, make_parallel
 from taugrad.rl.evaluation import evaluate
 from taugrad.rl.spaces import Part
@@ -59,7 +61,7 @@ def check_seen(observation, info, seen, told, alive):
             assert mask.all()
         else:
             own = (seen if name == "pilot" else told)[name]["action_mask"]
-            np.testing.assert_array_equal(mask, np.concatenate([own[0], *own[1]]) if isinstance(own, tuple) else own)
+            np.testing.assert_array_equal(mask, np.concatenate([own[0], *own[1]]) if isinstance(own, list) else own)
 
 
 def test_every_transition_is_the_raw_environments():
@@ -144,6 +146,42 @@ def test_a_time_limit_leaves_the_agents_alive():
     assert torch.equal(episodes.each.sum(1), episodes.returns)
 
 
+class Lingers(Trio):
+    """Lists every agent for the whole episode, and takes and ignores what those do that have ended."""
+
+    def step(self, given):
+        acting, self.agents = list(given), [a for a in NAMES if self.plan[a][0] > self.t]
+        parts = super().step({a: given[a] for a in self.agents})
+        self.agents = list(NAMES)
+        assert acting == [a for a in NAMES if self.plan[a][0] >= self.t]
+        return parts
+
+
+def test_an_agent_that_has_ended_stays_so_until_the_reset_even_if_it_is_listed():
+    joint = Joint(Lingers([(2, "terminated"), (5, "truncated"), (3, "both")]))
+    for _ in range(2):
+        assert joint.reset(seed=0)[1]["alive"].all()
+        steps = [joint.step(np.zeros(6, int)) for _ in range(5)]
+        assert [info["alive"].tolist() for *_, info in steps] == [
+            [True, True, True],
+            [False, True, True],
+            [False, True, False],
+            [False, True, False],
+            [False, True, False],
+        ]
+        assert [info["rewards"].tolist()[0] for *_, info in steps] == [-10, -10, 0, 0, 0]
+        assert [truncated for *_, truncated, _ in steps] == [False] * 4 + [True]
+
+
+def test_an_agents_mask_may_be_missing_after_an_episodes_last_step():
+    joint = spoiled(lambda seen, reward, info: info["guard"].clear())
+    joint.env.ends = [(1, "truncated")] * 3
+    joint.reset(seed=0)
+    *_, truncated, info = joint.step(np.zeros(6, int))
+    assert truncated
+    assert info["action_mask"][MASKS["guard"]].all()
+
+
 class Pair(gymnasium.Env):
     """Two agents of gymnasium's tuples; the first ends after a step, both after two."""
 
@@ -161,7 +199,7 @@ class Pair(gymnasium.Env):
         assert self.action_space.contains(action)
         self.got.append(action)
         self.t += 1
-        over = [True, self.t == 2] if self.ends else self.t == 2
+        over = ([True, self.t == 2] if self.ends else self.t == 2) if isinstance(self.ends, bool) else self.ends
         return self._seen(), self.reward, over, False, {} if self.masks is None else {"action_mask": self.masks}
 
     def _seen(self):
@@ -179,6 +217,10 @@ def test_tuples_over_agents_may_share_a_reward_and_an_end_or_have_their_own():
     assert pair.got == [(1, 7), (0, 7)]  # an agent that has ended does the first
     shared = Joint(Pair(reward=3.0, ends=False, masks=(np.array([1, 0]), np.array([0, 1, 1]))))
     assert shared.reset()[1]["action_mask"].tolist() == [1, 0, 0, 1, 1]
+    for masks in ([[1, 0], [0, 1, 1]], ([True, False], None)):
+        assert Joint(Pair(masks=masks)).reset()[1]["action_mask"].tolist() in ([1, 0, 0, 1, 1], [1, 0, 1, 1, 1])
+    with pytest.raises(DataError, match="must return an action_mask for each of its 2 agents, got"):
+        Joint(Pair(masks=([1, 0],))).reset()
     _, reward, terminated, _, info = shared.step(np.array([0, 1]))
     assert (reward, info["rewards"].tolist(), terminated) == (3.0, [1.5, 1.5], False)
     assert info["alive"].all()
@@ -209,7 +251,14 @@ WRONG = {
     r"agent guard's action_mask must have shape \(6,\), got \(2, 3\)": lambda: spoiled(
         lambda seen, reward, info: info["guard"].update(action_mask=np.ones((2, 3)))
     ),
+    "agent guard must have an action_mask in every step or in none": lambda: spoiled(
+        lambda seen, reward, info: info["guard"].clear()
+    ),
+    "agent scout must have an action_mask in every step or in none": lambda: spoiled(
+        lambda seen, reward, info: info["scout"].update(action_mask=[1, 1, 1])
+    ),
     "must return a reward for each of its 2 agents, got": lambda: Joint(Pair(reward=(1.0, 2.0, 3.0))),
+    "must return a termination for each of its 2 agents, got": lambda: Joint(Pair(ends=[True] * 3)),
 }
 
 
@@ -219,6 +268,44 @@ def test_what_agents_should_not_return_is_refused_in_a_sentence(sentence, functi
     joint.reset(seed=0)
     with pytest.raises(DataError, match=sentence):
         joint.step(np.zeros(len(joint.action_space.nvec), int))
+
+
+def test_an_episode_without_agents_is_refused_before_training():
+    trio = Trio()
+    trio.reset = lambda **_: ({}, {}) if vars(trio).update(agents=[]) is None else None
+    with pytest.raises(DataError, match="the environment's agents are none after its reset: an episode must begin"):
+        Joint(trio).reset()
+
+
+SCOUT, PILOT = Part("scout", 2, (3,)), Part("pilot", 1, (2, 4))
+
+
+@each(
+    "parts",
+    [
+        *(["scout", "pilot"], 2, [SCOUT], [PILOT, SCOUT]),
+        [SCOUT, ("pilot", 1, (2, 4))],
+        [SCOUT, PILOT._replace(observation=2)],
+        [SCOUT._replace(observation=3), PILOT._replace(observation=0)],
+        [SCOUT._replace(factors=(3, 2, 4)), PILOT._replace(factors=())],
+        [SCOUT, PILOT._replace(name="scout")],
+    ],
+)
+def test_parts_that_are_not_those_of_the_spaces_are_refused(parts):
+    class Own(Counter):
+        observation_space, action_space = Box(0, 9, (3,)), MultiDiscrete([3, 2, 4])
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(3, np.float32), {}
+
+    vector = SyncVectorEnv([Own])
+    vector.metadata |= {"agents": (SCOUT, PILOT)}
+    assert Environments(vector).sizes.agents == (SCOUT, PILOT)
+    vector.metadata |= {"agents": parts}
+    with pytest.raises(
+        ConfigError, match=r"^metadata\['agents'\] must hold a Part for each agent.* add up to 3 numbers"
+    ):
+        Environments(vector)
 
 
 def module(name, **content):
@@ -232,8 +319,9 @@ class Turns:
 
 
 UNKNOWN = {
+    r"env.make.id=.env: the 'package' argument is required": lambda: make_parallel(".env", 1),
     r"env.make.id=no_such.env: No module named 'no_such'": lambda: make_parallel("no_such.env", 1),
-    r"env.make.id=taugrad_turns has no parallel_env: agents that take turns .*aec_to_parallel": lambda: make_parallel(
+    r"env.make.id=taugrad_turns has no parallel_env: agents .*aec_to_parallel.*env=connect_four": lambda: make_parallel(
         module("taugrad_turns", env=Turns), 1
     ),
     "those of Turns take turns: give the environment's parallel_env, or .*aec_to_parallel": lambda: Joint(Turns()),

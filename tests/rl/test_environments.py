@@ -5,7 +5,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Sequence, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, OneOf, Sequence, Text, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from helpers.environments import Counter, counters, from_zero
 from hypothesis import given, settings
@@ -344,13 +344,28 @@ def test_every_observation_keeps_all_its_digits(values, dtype):
 
 
 @pytest.mark.parametrize(
-    "space", [Sequence(Discrete(3)), Graph(Box(0, 1, (2,)), None), Dict({"a": Sequence(Discrete(2))}), Box(0, 1, (0,))]
+    "space",
+    [
+        *(Sequence(Discrete(3)), Graph(Box(0, 1, (2,)), None), Text(5), OneOf([Discrete(2), Discrete(3)])),
+        *(Dict({"a": Sequence(Discrete(2))}), Dict({"seen": Box(0, 1, (2,)), "said": Text(5)}), Tuple([Dict()])),
+        *(Box(0, 1, (0,)), Dict(), Tuple([])),
+    ],
 )
 def test_other_observations_are_refused_in_a_sentence(space):
     with pytest.raises(
         ConfigError, match="a policy's observations must be Box, MultiBinary, Discrete, MultiDiscrete, or a Dict"
     ):
         flat_space(space)
+
+
+def test_a_dict_of_one_picture_is_the_picture():
+    picture = Box(0, 255, (12, 10, 3), np.uint8)
+    environment = Echo(Discrete(2), Dict(image=picture))
+    seen = picture.sample()
+    environment.reset = lambda **_: ({"image": seen}, {})
+    environments = Environments(SyncVectorEnv([lambda: environment] * 2))
+    assert (environments.sizes.shape, environments.sizes.unit) == ((12, 10, 3), 255)
+    assert environments.reset(0).observation.view(2, 12, 10, 3)[1].tolist() == seen.tolist()
 
 
 def test_environments_that_do_not_exist_are_refused_in_a_sentence():
@@ -429,6 +444,23 @@ def test_minatars_choices_are_those_of_the_game_and_its_episodes_time_out():
     assert set(np.unique(x)) == {0, 1}
     assert game.action_space.n == 3
     assert minatar.make("freeway", 2).envs[0].get_wrapper_attr("_max_episode_steps") == 5000
+
+
+def test_a_picture_of_minatar_has_a_colour_for_each_plane():
+    environments = Environments(minatar.make("breakout", 1, render_mode="rgb_array"))
+    environments.reset(seed=0)
+    for _ in range(3):
+        planes = environments.step(torch.zeros(1, 1, dtype=torch.int64)).seen.observation.view(10, 10, 4)
+    picture = environments.picture()
+    assert picture.shape == (160, 160, 3)
+    cells = picture.reshape(10, 16, 10, 16, 3)
+    assert (cells == cells[:, :1, :, :1]).all()
+    last = (planes * torch.arange(1, 5)).amax(-1).int()
+    pairs = {(tuple(cells[i, 0, j, 0].tolist()), last[i, j].item()) for i in range(10) for j in range(10)}
+    colours, things = zip(*pairs, strict=True)
+    assert sorted(things) == [0, 1, 2, 3, 4]  # nothing, the paddle, the ball, its trail, bricks
+    assert len(set(colours)) == 5
+    assert ((0, 0, 0), 0) in pairs
 
 
 def test_agents_act_as_one():

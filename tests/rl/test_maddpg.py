@@ -314,6 +314,8 @@ def test_a_loss_that_is_not_finite_is_named():
 @each(
     "options, sentence",
     [
+        ({"tau": 0.5}, "tau must be a schedule, a function from a step to a number, such as .*, got 0.5"),
+        ({"estimator": STGumbelSoftmax}, "estimator must be an Estimator, such as .*, got <class"),
         ({"critic": "sum"}, "critic must be one of concat, multilinear, got 'sum'"),
         ({"polyak": 1.5}, r"polyak must be in \[0, 1\], got 1.5"),
         ({"polyak": 0.0}, "polyak must be a positive finite number"),
@@ -327,7 +329,7 @@ def test_a_loss_that_is_not_finite_is_named():
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
         MADDPG(**options).build(SIZES)
 
 

@@ -102,6 +102,15 @@ def test_a_rollout_of_resets_teaches_nothing():
     assert agent.improve(window, optimizer, Clock(collector.env_steps, 1000)) == {}
 
 
+def test_a_step_without_living_agents_teaches_nothing():
+    agent, window, collector, optimizer = filled(SMALL(batch_size=1), rollouts=1)
+    rollout = window.sample(1, 0)
+    window._all.alive[0, 3] = False  # such as in an environment of one's own, whose agents all wait for a step
+    assert len(agent._targets(window)[0]) == int(rollout.valid.sum()) - int(rollout.valid[3].sum())
+    terms = agent.improve(window, optimizer, Clock(collector.env_steps, 1000))
+    assert all(term.isfinite() for term in terms.values())
+
+
 @each(
     "options, sentence",
     [

@@ -23,7 +23,9 @@ from taugrad.rl.actor import Actor, Policy, log_prob_of
 from taugrad.rl.algorithm import Clock
 from taugrad.rl.environments import Environments
 from taugrad.rl.evaluation import evaluate, record
-from taugrad.rl.masks import KEY, allowed
+from taugrad.rl.maddpg import MADDPG
+from taugrad.rl.mappo import MAPPO
+from taugrad.rl.masks import KEY, allowed, to_mask
 from taugrad.rl.multilinear import MultilinearActorCritic, multilinear
 from taugrad.rl.ppo import PPO
 from taugrad.rl.rollouts import Collector, Window
@@ -248,6 +250,7 @@ REFUSED = [
     ([np.ones(4)] * 2, r"action_mask must have shape \(5,\), a mask for each of 2 factors, got \(4,\)"),
     ([np.ones(5), np.ones(4)], r"must have shape \(5,\), a mask for each of 2 factors, got \(4,\)"),
     ([(np.ones(2), np.ones(2))] * 2, "must have shape .*, got a tuple of 4"),
+    ([(None, np.ones(3))] * 2, "action_mask must have numbers for each of its parts, got None for one"),
     (np.ones((2, 4, 5)), r"must have shape .*, got \(4, 5\)"),
     (np.ones((3, 5)), "must give an action_mask for each of its 2 copies, got 3"),
     ([np.ones(5)], "must give an action_mask for each of its 2 copies, got 1"),
@@ -277,6 +280,23 @@ def test_what_is_no_mask_is_refused_in_a_sentence_at_once_or_when_it_comes(masks
 @each("last", [NONE, [None, None], [np.zeros(0), np.full(5, np.nan)], np.full((2, 5), np.nan)])
 def test_the_last_observation_of_an_episode_has_nothing_to_choose_and_any_mask(last):
     assert torch.equal(told(FREE, last, ended=(True, True)), allowed((2, 3)).expand(2, 2, 3))
+
+
+def test_a_mask_after_a_time_out_counts_as_the_next_choices_value_needs_it():
+    last = [np.array([0, 1, 0, 1, 1]), np.array([1, 0, 0, 0, 0])]
+    expected = [[[0, 1, 0], [0, 1, 1]], [[1, 0, 0], [1, 1, 1]]]  # the second factor of the second has nothing
+    assert told(FREE, last, ended=(True, True)).int().tolist() == expected
+    assert told(FREE, np.stack(last), ended=(True, True)).int().tolist() == expected
+
+
+def test_the_agent_is_named_that_has_nothing_to_choose():
+    masks, owners = np.array([[1, 1, 0, 0, 0, 1]]), ("scout", "pilot", "pilot")
+    for mask, what in (
+        (masks, "every choice of factor 0 of agent pilot"),
+        (masks * [0, 0, 1, 1, 1, 1], "every action of agent scout"),
+    ):
+        with pytest.raises(DataError, match=f"action_mask forbids {what}, in environment 0"):
+            to_mask(mask, (2, 3, 1), np.array([False]), owners)
 
 
 def made(source, change):
@@ -424,29 +444,38 @@ class Bandit(VectorEnv):
         a, b = actions.T if self.masked else (np.array(part)[n] for part, n in zip(self.keep, actions.T, strict=True))
         reward = np.einsum("ed,de->e", self.x, self.table[:, a, b]) * ~self.ended
         self.ended = ~self.ended & (self.random.random(4) < 0.2)
-        return self._draw(), reward, self.ended, np.zeros(4, bool), {}
+        late = self.ended & (self.random.random(4) < 0.5)
+        return self._draw(), reward, self.ended & ~late, late, {}
 
 
 ROWS = [0, 2, 4, 5, 7], [0, 1, 3, 4, 5]  # of F x K numbers, K = 4 or 3, those of the allowed choices
 PAIRS = [4 * i + j for i in (0, 2) for j in (0, 1, 3)], [3 * i + j for i in range(2) for j in range(3)]
+HEADS = ("policy.actor.net.4", "advantage.net.6")
+HEADS_OF_AGENTS = ("policy.actor.net.layers.4", "target_actor.net.layers.4", "critic.net.layers.6")
+HEADS_OF_AGENTS += ("target_critic.net.layers.6",)
 
 
 def rows_of(name, which):
     """The rows of a head that belong to the allowed choices; all of another layer."""
-    if not name.startswith(HEADS):
+    if not name.startswith(HEADS + HEADS_OF_AGENTS):
         return ...
     F, K = 2, (4, 3)[which]
-    pairs = [F * K + n for n in PAIRS[which]] if name.startswith("advantage") else []
-    return ROWS[which] + pairs
+    first = 1 if "critic" in name else 0  # V
+    rows = [*range(first), *(first + n for n in ROWS[which])]
+    rows += [first + F * K + n for n in PAIRS[which]] if name.startswith("advantage") or first else []
+    return (0, rows) if name.startswith(HEADS_OF_AGENTS) else rows
 
 
-HEADS = ("policy.actor.net.4", "advantage.net.6")
-MULTILINEAR = MultilinearActorCritic(
-    Enumeration(), hidden=[8, 8], pairwise=True, ent_target=0.9, ent_coef=0.1, batch_size=32, minibatches=4, gamma=0.9
-)
+SMALL = {"hidden": [8, 8], "batch_size": 32, "ent_coef": 0.1}
+ALGORITHMS = [
+    MultilinearActorCritic(Enumeration(), pairwise=True, ent_target=0.9, minibatches=4, gamma=0.9, **SMALL),
+    PPO(epochs=2, normalize=True, **SMALL),
+    MADDPG(Enumeration(), learning_starts=0, updates=8, polyak=0.5, logit_coef=0.1, **SMALL),
+    MAPPO(epochs=2, normalize=True, **SMALL),
+]
 
 
-@pytest.mark.parametrize("algorithm", [MULTILINEAR, PPO([8, 8], epochs=2, batch_size=32, ent_coef=0.1, normalize=True)])
+@each("algorithm", ALGORITHMS)
 def test_training_with_a_forbidden_action_is_training_without_it(algorithm):
     both = []
     for masked in (True, False):
@@ -483,7 +512,8 @@ def test_training_with_a_forbidden_action_is_training_without_it(algorithm):
     for name, part in state.items():
         ours, theirs = part[rows_of(name, 0)], other[name][rows_of(name, 1)]
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3, msg=name)
-        if name.startswith(HEADS):
-            lost = [row for row in range(len(part)) if row not in rows_of(name, 0)]
+        if name.startswith(HEADS + HEADS_OF_AGENTS):
+            lost = torch.ones_like(part, dtype=torch.bool)
+            lost[rows_of(name, 0)] = False
             assert torch.equal(part[lost], start[name][lost])  # the forbidden choices' own rows do not move
             assert (ours - start[name][rows_of(name, 0)]).abs().max() > 1e-2

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from helpers.environments import counters
 
+from taugrad.errors import ConfigError
 from taugrad.estimators import Enumeration
-from taugrad.rl import evaluation
+from taugrad.rl import evaluation, rollouts
 from taugrad.rl.actor import Actor, RunningNorm, log_prob_of
 from taugrad.rl.environments import Environments, make
 from taugrad.rl.evaluation import evaluate, interquartile_mean, record
@@ -79,6 +82,15 @@ def test_a_window_comes_back_from_its_state_and_refuses_another_size():
         ValueError, match=r"the rollouts' observation must have shape \(3, 3, 4, 1\), got \(3, 3, 1, 1\)"
     ):
         other.load_state_dict(window.state_dict())
+
+
+def test_a_window_without_memory_is_refused_in_a_sentence(monkeypatch):
+    large = Sizes((10_000, 10_000, 3), (2,))
+    with pytest.raises(ConfigError, match=r"no memory for 31,680 GB: 100 rollouts \(collection.window\) of 32 "):
+        Window(100, 32, 8, large)
+    monkeypatch.setattr(rollouts, "_memory", lambda: math.inf)  # as on a system that does not say
+    with pytest.raises(ConfigError, match=r"no memory for .* observations of 300,000,000 numbers; fewer rollouts or"):
+        Window(10**9, 32, 8, large)
 
 
 def test_the_running_mean_and_variance_are_those_of_all():

@@ -11,7 +11,7 @@ import torch
 from gymnasium.envs.registration import register
 from gymnasium.spaces import Box, Discrete
 from helpers.commands import run
-from helpers.policies import BANDIT, MADDPG, POLICY, PPO, improving, task, trainer
+from helpers.policies import BANDIT, MADDPG, POLICY, PPO, SMALL, improving, task, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Categorical, Independent, kl_divergence
 
@@ -26,6 +26,8 @@ from taugrad.rl.multilinear import MultilinearActorCritic, minibatches, multilin
 from taugrad.rl.rollouts import Collection
 from taugrad.training.policies import PolicyTask, _usage
 from taugrad.training.runs import load_run
+from taugrad.training.tensorboard import Film
+from taugrad.training.trainer import check_callbacks
 
 
 class Walk(gymnasium.Env):
@@ -370,6 +372,9 @@ def test_playing_repeats_and_disturbs_nothing():
             "actions must be Discrete, MultiDiscrete, MultiBinary or a",
         ),
         (["env=gymnasium", "env.make.id=CartPoll-v1"], "env.make.id=CartPoll-v1: "),
+        (["env.make=5"], "env must be a function from num_envs to a vector environment, got 5"),
+        (["model.tau=0.5"], r"tau must be a schedule, a function from a step to a number, such as .*, got 0.5"),
+        (["model.estimator=5"], r"estimator must be an Estimator, such as STGumbelSoftmax\(\), got 5"),
         (["collection.num_envs=0"], "num_envs must be at least 1, got 0"),
         (["model.replayed=-1"], "replayed must be at least 0, got -1"),
         (["model.kl_target=0"], "kl_target must be a positive finite number, got 0"),
@@ -381,6 +386,15 @@ def test_playing_repeats_and_disturbs_nothing():
 def test_bad_input_is_one_sentence(overrides, sentence):
     with pytest.raises(ConfigError, match=sentence):
         task(*POLICY, *overrides)
+
+
+def test_a_film_of_what_cannot_be_rendered_is_refused_before_training(tmp_path):
+    module = task(*BANDIT, *SMALL)
+    with pytest.raises(ConfigError, match="this environment cannot be rendered: "):
+        check_callbacks([Film()], module)
+    with pytest.raises(ConfigError, match="this environment cannot be rendered: "):
+        trainer(tmp_path, callbacks=[Film()]).fit(module)
+    assert module.collector.env_steps == 0
 
 
 def test_another_precision_is_refused(tmp_path):

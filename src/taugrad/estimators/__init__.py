@@ -13,7 +13,7 @@ gradient; a row with every class masked raises), any stride. Pathwise ones take 
 `torch.compile(fullgraph=True)`.
 """
 
-from taugrad.estimators.base import Estimator, Pathwise, check_pathwise
+from taugrad.estimators.base import Estimator, Pathwise, check_estimator, check_pathwise
 from taugrad.estimators.control_variates import REBAR, relax
 from taugrad.estimators.coupled import DisARM
 from taugrad.estimators.diffusion import ReDGE, ReinDGE
@@ -58,6 +58,7 @@ __all__ = [
     "STGumbelSoftmax",
     "StraightThrough",
     "check_enumerable",
+    "check_estimator",
     "check_pathwise",
     "configurations",
     "relax",

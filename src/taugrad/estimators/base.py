@@ -69,6 +69,12 @@ class Pathwise(Estimator):
         return f(self.sample(logits, tau, generator=generator))
 
 
+def check_estimator(estimator: object) -> None:
+    """Raise TypeError unless `estimator` is one; a class of estimators is none."""
+    if not isinstance(estimator, Estimator):
+        raise TypeError(f"estimator must be an Estimator, such as STGumbelSoftmax(), got {estimator!r}")
+
+
 def check_pathwise(estimator: object) -> None:
     """Raise TypeError unless an estimator gives samples."""
     if not isinstance(estimator, Pathwise):

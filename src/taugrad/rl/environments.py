@@ -25,6 +25,7 @@ from taugrad.checks import check_count
 from taugrad.errors import ConfigError, DataError, TaugradError
 from taugrad.rl.masks import KEY, allowed, has_mask, is_joint, method_of, of_info, of_observation, to_mask
 from taugrad.rl.spaces import (
+    Part,
     Sizes,
     factors_of,
     flat_observation,
@@ -103,7 +104,8 @@ class Environments:
         factors = factors_of(env.single_action_space)
         flat = flat_space(env.single_observation_space)
         self._factors = factors
-        self.sizes = Sizes(flat.shape, factors, tuple(env.metadata.get("agents", ())), unit_of(flat))
+        agents = _agents_of(env.metadata, math.prod(flat.shape), factors)
+        self.sizes = Sizes(flat.shape, factors, agents, unit_of(flat))
         self.observation_dtype = observation_dtype(flat)
         self._dtype = np.float32 if self.observation_dtype == torch.float32 else np.float64
         self._resets = np.zeros(self.num_envs, dtype=bool)
@@ -112,6 +114,7 @@ class Environments:
             if self.sizes.agents:
                 raise ConfigError("several agents must have a mask for each factor, got one of joint actions")
             self.sizes, self._joint = self.sizes._replace(factors=(math.prod(factors),)), True
+        self._owners = tuple(part.name for part in self.sizes.agents for _ in part.factors)
         self._free = allowed(self.sizes.factors).expand(self.num_envs, -1, -1)
         self._everyone = torch.ones(self.num_envs, len(self.sizes.parts), dtype=torch.bool)
 
@@ -206,7 +209,7 @@ class Environments:
     def _seen(self, observation: Any, info: Any, ended: np.ndarray) -> Seen:
         mask, alive = self._free, self._everyone
         if self._masks is not None:
-            mask = to_mask(self._given(observation, info), self.sizes.factors, ended)
+            mask = to_mask(self._given(observation, info), self.sizes.factors, ended, self._owners)
         elif isinstance(info, Mapping) and KEY in info:
             raise DataError(f"the environment gives info[{KEY!r}] in a step, but gave none when it was reset")
         if self.sizes.agents:
@@ -266,6 +269,23 @@ def _check_resets(metadata: Mapping[str, Any]) -> None:
         )
     if text.replace("_", "").replace("-", "").lower() != AutoresetMode.NEXT_STEP.value.lower():
         raise ConfigError(f"a vector environment must reset on the next step, autoreset_mode is {mode}")
+
+
+def _agents_of(metadata: Mapping[str, Any], numbers: int, factors: tuple[int, ...]) -> tuple[Part, ...]:
+    """Return the agents that the environment names; ConfigError unless their parts are all of the spaces, in order."""
+    parts = metadata.get("agents") or ()
+    if parts and not (
+        isinstance(parts, (tuple, list))
+        and all(isinstance(part, Part) and part.observation > 0 and len(part.factors) > 0 for part in parts)
+        and sum(part.observation for part in parts) == numbers
+        and tuple(n for part in parts for n in part.factors) == factors
+        and len({part.name for part in parts}) == len(parts)
+    ):
+        raise ConfigError(
+            "metadata['agents'] must hold a Part for each agent, of distinct names, whose observations add up to "
+            f"{numbers} numbers and whose factors are {factors} in order, got {parts}"
+        )
+    return tuple(parts)
 
 
 def _raised(method: str, error: Exception) -> DataError:

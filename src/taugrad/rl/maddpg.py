@@ -40,7 +40,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from taugrad.checks import check_count, check_counts, check_positive, check_share, require_finite
-from taugrad.estimators import Enumeration, Estimator, STGumbelSoftmax, check_enumerable
+from taugrad.estimators import Enumeration, Estimator, STGumbelSoftmax, check_enumerable, check_estimator
 from taugrad.ops.categorical import entropy
 from taugrad.ops.gumbel import gumbel_max
 from taugrad.ops.onehot import one_hot
@@ -50,7 +50,7 @@ from taugrad.rl.multilinear import multilinear
 from taugrad.rl.rollouts import Transitions, Window
 from taugrad.rl.several import Actors, Layout, networks
 from taugrad.rl.spaces import Sizes
-from taugrad.schedules import Constant, Schedule
+from taugrad.schedules import Constant, Schedule, check_schedule
 
 Q = Callable[[Tensor], Tensor]  # joint actions (*more, B, N or 1, F, K) to the values of N agents (*more, B, N)
 
@@ -85,6 +85,8 @@ class MADDPG(Algorithm):
     def __post_init__(self) -> None:
         if self.critic not in CRITICS:
             raise ValueError(f"critic must be one of {', '.join(CRITICS)}, got {self.critic!r}")
+        check_estimator(self.estimator)
+        check_schedule("tau", self.tau)
         check_counts("hidden", self.hidden)
         check_count("learning_starts", self.learning_starts, smallest=0)
         for name in ("updates", "batch_size"):

@@ -97,4 +97,5 @@ class MAPPOAgent(Agent):
         # Not log_mu, because the normalization has changed since.
         old = self._log_probs(self.policy.actor(x[:-1], mask), rollout.action)
         parts = x[:-1], mask, alive, rollout.action, old, g, g + value[:-1]
-        return tuple(part[rollout.valid] for part in parts)
+        some = rollout.valid & alive.any(-1)  # the mean over a minibatch without a living agent would be NaN
+        return tuple(part[some] for part in parts)

@@ -106,10 +106,11 @@ def is_joint(masks: Any, factors: Sequence[int]) -> bool:
     return len(factors) > 1 and isinstance(one, np.ndarray) and one.shape == tuple(factors)
 
 
-def to_mask(masks: Any, factors: Sequence[int], ended: np.ndarray) -> Tensor:
+def to_mask(masks: Any, factors: Sequence[int], ended: np.ndarray, owners: Sequence[str] = ()) -> Tensor:
     """Return the mask (E, F, K), bool, of masks as E environments give them; K is the largest factor.
 
-    Where an episode has just `ended`, (E,), there is nothing to choose, and all is allowed whatever the mask is.
+    Where an episode has just `ended`, (E,), there is nothing to choose: a mask that is missing or no mask, or a factor
+    whose choices it forbids, counts as all allowed. `owners` names the agent of each factor, if there are several.
 
     Raises:
         DataError: a mask is missing, has another shape, other values than 0 and 1, or forbids all choices of a factor.
@@ -122,12 +123,20 @@ def to_mask(masks: Any, factors: Sequence[int], ended: np.ndarray) -> Tensor:
     exists = _exists(tuple(factors))
     whole = np.zeros((len(ended), F, K), dtype=bool)
     whole[:, exists] = _rows(masks, factors, ended)
-    whole[ended] = exists
     if not (some := whole.any(-1)).all():
-        e, f = np.argwhere(~some)[0]
-        what = f"every choice of factor {f}" if F > 1 else "every action"
-        raise DataError(f"the environment's {KEY} forbids {what}, in environment {e}")
+        whole |= exists & (ended[:, None] & ~some)[..., None]
+        if len(nothing := np.argwhere(~(some | ended[:, None]))):
+            e, f = nothing[0]
+            raise DataError(f"the environment's {KEY} forbids {_choices(f, F, owners)}, in environment {e}")
     return torch.from_numpy(whole)
+
+
+def _choices(f: int, F: int, owners: Sequence[str]) -> str:
+    """Name the choices of a factor."""
+    if not owners:
+        return f"every choice of factor {f}" if F > 1 else "every action"
+    own = [g for g in range(F) if owners[g] == owners[f]]
+    return (f"every choice of factor {own.index(f)}" if len(own) > 1 else "every action") + f" of agent {owners[f]}"
 
 
 @functools.cache
@@ -149,8 +158,7 @@ def _rows(masks: Any, factors: Sequence[int], ended: np.ndarray) -> np.ndarray:
     if isinstance(masks, np.ndarray) and masks.dtype != object:
         rows = masks.reshape(E, -1)
     else:
-        free = np.ones(width, dtype=bool)
-        rows = [free if over else _row(mask) for mask, over in zip(masks, ended, strict=True)]
+        rows = [_last(mask, width) if over else _row(mask) for mask, over in zip(masks, ended, strict=True)]
     if any(len(row) != width for row in rows):
         wrong = next(e for e in range(E) if len(rows[e]) != width)
         shapes = f"({width},)" if len(factors) == 1 else f"({width},), a mask for each of {len(factors)} factors"
@@ -169,8 +177,19 @@ def _row(mask: Any) -> np.ndarray:
     if mask is None:
         raise _missing()
     if isinstance(mask, (tuple, list)) and any(hasattr(part, "__len__") for part in mask):
+        if any(part is None for part in mask):  # gymnasium's `sample` takes it for no mask
+            raise DataError(f"the environment's {KEY} must have numbers for each of its parts, got None for one")
         return np.concatenate([_row(part) for part in mask])
     return np.ravel(np.asarray(mask))
+
+
+def _last(mask: Any, width: int) -> np.ndarray:
+    """Join the masks of an environment whose episode has ended; all allowed if they are none."""
+    try:
+        row = _row(mask) == 1
+    except DataError:
+        return np.ones(width, dtype=bool)
+    return row if len(row) == width else np.ones(width, dtype=bool)
 
 
 def _missing() -> DataError:

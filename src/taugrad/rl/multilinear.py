@@ -33,7 +33,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from taugrad.checks import check_count, check_counts, check_positive, check_share, require_finite
-from taugrad.estimators import Enumeration, Estimator, STGumbelSoftmax, check_enumerable
+from taugrad.estimators import Enumeration, Estimator, STGumbelSoftmax, check_enumerable, check_estimator
 from taugrad.nets import mlp
 from taugrad.ops.categorical import entropy, kl
 from taugrad.ops.onehot import one_hot
@@ -42,7 +42,7 @@ from taugrad.rl.algorithm import Agent, Algorithm, Clock
 from taugrad.rl.returns import advantages
 from taugrad.rl.rollouts import Window
 from taugrad.rl.spaces import Sizes
-from taugrad.schedules import Constant, Schedule
+from taugrad.schedules import Constant, Schedule, check_schedule
 
 _CLIP = 4.0  # bound on an advantage, in units of its scale
 _SCALE_MEMORY = 0.99
@@ -82,6 +82,8 @@ class MultilinearActorCritic(Algorithm):
     )
 
     def __post_init__(self) -> None:
+        check_estimator(self.estimator)
+        check_schedule("tau", self.tau)
         check_counts("hidden", self.hidden)
         check_trunk(self.trunk, self.hidden)
         for name in ("newest", "minibatches", "batch_size"):

@@ -1,5 +1,7 @@
 """Rollouts of a policy, and a window of the last ones, in tensors allocated once; rows are time."""
 
+import math
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from taugrad.checks import check_count
+from taugrad.errors import ConfigError
 from taugrad.rl.environments import Environments
 from taugrad.rl.spaces import Sizes
 
@@ -65,6 +68,9 @@ class Window:
     """The last rollouts, `capacity` of them, each of T `steps` of E environments, in memory allocated once.
 
     Observations (D numbers, of `dtype`) are kept unnormalized because the normalization changes.
+
+    Raises:
+        ConfigError: there is no memory for them.
     """
 
     def __init__(
@@ -78,7 +84,7 @@ class Window:
         shape, seen = (capacity, steps, num_envs), (capacity, steps + 1, num_envs)
         F, K, N = len(sizes.factors), max(sizes.factors), len(sizes.parts)
         self._all = Rollout(
-            torch.zeros(*seen, sizes.observation, dtype=dtype),
+            _observations((*seen, sizes.observation), dtype),
             torch.zeros(*seen, F, K, dtype=torch.bool),
             torch.zeros(*seen, N, dtype=torch.bool),
             torch.zeros(*shape, F, dtype=torch.int64),
@@ -132,6 +138,29 @@ class Window:
                 raise ValueError(f"the rollouts' {name} must have shape {tuple(here.shape)}, got {got}")
             here.copy_(state[name])
         self.added = state["added"]
+
+
+def _observations(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    size, (window, rows, num_envs, numbers) = math.prod(shape) * dtype.itemsize, shape
+    none = ConfigError(
+        f"there is no memory for {size / 1e9:,.0f} GB: {window} rollouts (collection.window) of {rows - 1} steps of "
+        f"{num_envs} environments with observations of {numbers:,} numbers; fewer rollouts or smaller pictures help"
+    )
+    if size > _memory():  # torch may give it all the same, and the system end the process when it is written to
+        raise none
+    try:
+        return torch.zeros(shape, dtype=dtype)
+    except RuntimeError as error:
+        raise none from error
+
+
+def _memory() -> float:
+    """Bytes of memory that the machine has; infinite if it does not say."""
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+    return size if size > 0 else math.inf
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ parts of a Dict (in the order of their keys) and of a Tuple are joined.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -93,12 +94,12 @@ def to_environment(action: Tensor, space: Space) -> Any:
 
 
 def observed(space: Space) -> Space:
-    """Return the space of an observation without its action mask; a part that then is alone stands for itself.
+    """Return the space of an observation without its action mask; the only part of a Dict stands for itself.
 
     >>> observed(Dict({"observation": Box(0, 1, (6, 7)), "action_mask": MultiBinary(7)}))
     Box(0.0, 1.0, (6, 7), float32)
     """
-    if not (isinstance(space, Dict) and has_mask(space)):
+    if not (isinstance(space, Dict) and (has_mask(space) or len(space) == 1)):
         return space
     rest = {key: part for key, part in space.spaces.items() if key != KEY}
     # A list, because `Dict` would sort a dict's keys.
@@ -109,7 +110,7 @@ def flat_space(space: Space) -> Box | MultiBinary:
     """Return the space of what the networks get of observations of `space`, a mask left out.
 
     Raises:
-        ConfigError: gymnasium cannot flatten the space, or it is empty, or has a mask alone or deeper in it.
+        ConfigError: the space or a part of it is another, or it is empty, or has a mask alone or deeper in it.
 
     >>> flat_space(Box(0, 1, (10, 10, 4))).shape, flat_space(Dict({"a": Discrete(3), "b": MultiBinary(2)})).shape
     ((10, 10, 4), (5,))
@@ -119,19 +120,29 @@ def flat_space(space: Space) -> Box | MultiBinary:
     seen = observed(space)
     if _hides_mask(seen):
         raise ConfigError(f"the {KEY} must stand at the top of a Dict observation, the environment's are {space}")
-    as_it_is = isinstance(seen, (Box, MultiBinary)) or not seen.is_np_flattenable or seen == Dict()
-    flat = seen if as_it_is else flatten_space(seen)
-    if isinstance(flat, (Box, MultiBinary)) and math.prod(flat.shape) > 0:
-        return flat
+    if _is_of_numbers(seen):
+        flat = seen if isinstance(seen, (Box, MultiBinary)) else flatten_space(seen)
+        if isinstance(flat, (Box, MultiBinary)) and math.prod(flat.shape) > 0:
+            return flat
     raise ConfigError(
         "a policy's observations must be Box, MultiBinary, Discrete, MultiDiscrete, or a Dict or Tuple of them, "
         f"the environment's are {space}"
     )
 
 
+def _parts_of(space: Space) -> Iterable[Space]:
+    return space.values() if isinstance(space, Dict) else space if isinstance(space, Tuple) else ()
+
+
 def _hides_mask(space: Space) -> bool:
-    parts = space.values() if isinstance(space, Dict) else space if isinstance(space, Tuple) else ()
-    return has_mask(space) or any(map(_hides_mask, parts))
+    return has_mask(space) or any(map(_hides_mask, _parts_of(space)))
+
+
+def _is_of_numbers(space: Space) -> bool:
+    """Return whether flattened numbers of `space` mean something: gymnasium would number the letters of a Text too."""
+    if isinstance(space, (Dict, Tuple)):
+        return len(space) > 0 and all(map(_is_of_numbers, _parts_of(space)))
+    return isinstance(space, (Box, MultiBinary, Discrete, MultiDiscrete))
 
 
 def flat_observation(space: Space, observation: Any) -> Any:
@@ -166,10 +177,11 @@ def flat_one(space: Space, observation: Any) -> Any:
 
 
 def _without_mask(space: Space, observation: Any) -> tuple[Space, Any]:
-    if not has_mask(space):
+    seen = observed(space)
+    if seen is space:
         return space, observation
     rest = {key: value for key, value in observation.items() if key != KEY}
-    return observed(space), rest if len(rest) > 1 else next(iter(rest.values()))
+    return seen, rest if len(rest) > 1 else next(iter(rest.values()))
 
 
 def _leaf(observation: Any) -> Any:

@@ -20,12 +20,12 @@ from torch.optim import Optimizer
 
 from taugrad.data.datamodule import ImageData
 from taugrad.errors import ConfigError, LogitsError, NonFiniteLossError
-from taugrad.estimators import Estimator, StraightThrough
+from taugrad.estimators import Estimator, StraightThrough, check_estimator
 from taugrad.models.base import Checked, Coded, Evaluated, Greedy, ImageModel, Pictured, Started, Tested
 from taugrad.ops._torch import readable
 from taugrad.ops.categorical import entropy
-from taugrad.schedules import Constant, Schedule
-from taugrad.training.task import MakeOptimizer, Task, check_schedule, is_kept, scale_lr
+from taugrad.schedules import Constant, Schedule, check_schedule
+from taugrad.training.task import MakeOptimizer, Task, is_kept, scale_lr
 
 _EVALUATION_SEED = 0
 _WHOLE = Constant(1.0)
@@ -84,8 +84,7 @@ class ImageTask(Task):
         self.charts = _CHARTS
         if not isinstance(model, nn.Module) or not isinstance(model, ImageModel):
             raise TypeError(f"model must be an nn.Module with loss_terms, got {type(model).__name__}")
-        if not isinstance(estimator, Estimator):
-            raise TypeError(f"estimator must be an Estimator, such as STGumbelSoftmax(), got {estimator!r}")
+        check_estimator(estimator)
         check_schedule("tau", tau)
         check_schedule("kl_weight", kl_weight)
         if isinstance(model, Checked):

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from taugrad.errors import ConfigError
 from taugrad.rl.algorithm import Agent, Algorithm, Clock
-from taugrad.rl.environments import build
+from taugrad.rl.environments import Environments, build
 from taugrad.rl.evaluation import Episodes, Evaluation, evaluate, interquartile_mean, record
 from taugrad.rl.rollouts import Collection, Collector, Rollout, Window
 from taugrad.rl.spaces import Part
@@ -57,7 +57,7 @@ class PolicyTask(Task):
         lr_factor: schedule that multiplies the optimizer's learning rate, over environment steps.
 
     Raises:
-        TypeError: `model` is no algorithm, or `optimizer` or `lr_factor` is no function.
+        TypeError: `model` is no algorithm, or `env`, `optimizer` or `lr_factor` is no function.
         ConfigError: the environment's spaces are not supported.
         ValueError: the algorithm refuses the environment's sizes.
 
@@ -87,6 +87,8 @@ class PolicyTask(Task):
         super().__init__(optimizer, lr_factor)
         if not isinstance(model, Algorithm):
             raise TypeError(f"model must be an Algorithm, such as PPO(), got {model!r}")
+        if not callable(env):
+            raise TypeError(f"env must be a function from num_envs to a vector environment, got {env!r}")
         self.make_env, self.collection, self.evaluation = env, collection, evaluation
         environments = build(env, collection.num_envs)
         sizes = environments.sizes
@@ -197,13 +199,22 @@ class PolicyTask(Task):
         Raises:
             ConfigError: the environment cannot be rendered.
         """
-        try:
-            environments = build(self.make_env, 1, render_mode="rgb_array")
-        except TypeError as error:
-            raise ConfigError(f"this environment cannot be rendered: {error}") from error
-        with closing(environments):
+        with closing(self._drawn()) as environments:
             frames = record(environments, self.agent.policy.greedy, _EVALUATION_SEED)
             return frames, environments.env.metadata.get("render_fps", 30)
+
+    def check_film(self) -> None:
+        """Raise ConfigError unless a picture of the environment can be rendered."""
+        with closing(self._drawn()) as environments:
+            environments.reset(_EVALUATION_SEED)
+            environments.picture()
+
+    def _drawn(self) -> Environments:
+        """Build an environment that draws pictures."""
+        try:
+            return build(self.make_env, 1, render_mode="rgb_array")
+        except TypeError as error:
+            raise ConfigError(f"this environment cannot be rendered: {error}") from error
 
     def results(self) -> dict[str, Any]:
         """Return the environment steps, and the number at which the environment was solved."""

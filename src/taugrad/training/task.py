@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from taugrad.errors import ConfigError
-from taugrad.schedules import Schedule
+from taugrad.schedules import Schedule, check_schedule
 
 MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]  # such as partial(torch.optim.Adam, lr=1e-3)
 
@@ -67,19 +67,6 @@ class Task(LightningModule, ABC):
         """Log the terms of an evaluation; during a fit a callback writes them to the loggers."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self.log_dict(dict(terms), batch_size=batch_size, logger=False if fitting else None, sync_dist=True)
-
-
-def check_schedule(name: str, value: object) -> None:
-    """Raise unless `value` is a schedule; a class of schedules is none.
-
-    >>> check_schedule("tau", 0.5)
-    Traceback (most recent call last):
-    TypeError: tau must be a schedule, a function from a step to a number, such as Constant(1.0), got 0.5
-    """
-    if not callable(value) or isinstance(value, type):
-        raise TypeError(
-            f"{name} must be a schedule, a function from a step to a number, such as Constant(1.0), got {value!r}"
-        )
 
 
 def scale_lr(optimizer: Optimizer, factor: float) -> None:

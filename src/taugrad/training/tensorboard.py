@@ -143,6 +143,15 @@ class Film(Callback):
         self.every = every
         self._imageio = extra("imageio.v3", "video")
 
+    def check(self, task: LightningModule) -> None:
+        """Raise ConfigError for a policy whose environment cannot be rendered."""
+        if isinstance(task, PolicyTask):
+            task.check_film()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the task."""
+        self.check(pl_module)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Play the episode once more, and write its frames."""
         board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)

@@ -27,6 +27,7 @@ from taugrad.training import checkpoints, hyperparameters
 from taugrad.training.gradient_probe import GradientProbe
 from taugrad.training.images import ImageTask
 from taugrad.training.task import Task
+from taugrad.training.tensorboard import Film
 
 _FOLLOWS = {  # a trainer's arguments that are set here, and their sources
     "callbacks": "the group callbacks",
@@ -57,7 +58,7 @@ def check_limits(trainer: Config) -> None:
 
 
 def check_callbacks(callbacks: list[Callback], task: Task) -> None:
-    """Refuse a callback that monitors a metric which no evaluation during training reports, or that cannot probe."""
+    """Refuse a callback that monitors a metric which no evaluation during training reports, or cannot probe or film."""
     evaluated = {name.partition("/")[0] for name in task.metrics} - {"train"}
     known = [name for name in task.metrics if not name.startswith(("test/", "best/"))]
     for callback in callbacks:
@@ -65,7 +66,7 @@ def check_callbacks(callbacks: list[Callback], task: Task) -> None:
         if monitor is not None and monitor not in known and monitor.partition("/")[0] in evaluated:
             name = type(callback).__name__
             raise ConfigError(f"monitor of callback {name} must be one of {', '.join(known)}, got {monitor}")
-        if isinstance(callback, GradientProbe):
+        if isinstance(callback, (GradientProbe, Film)):
             callback.check(task)
 
 

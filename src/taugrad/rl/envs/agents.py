@@ -56,7 +56,7 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
         ConfigError: `env` has no parallel interface and no spaces that are tuples over agents, or an agent's spaces are
             not supported.
         DataError: in a step: an agent is unknown, or its observation, its reward or its mask is missing or has another
-            size than its space says.
+            size than its space says. After a reset also: there is no agent.
     """
 
     def __init__(self, env: Any) -> None:
@@ -77,7 +77,8 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
             numbers, factors, choices = ends
         self._agents, self._known = agents, frozenset(names)
         self._masked = any(has_mask(agent.sees) for agent in agents)
-        self._alive = np.zeros(len(names), dtype=bool)
+        self._gives: dict[Any, bool] = {}  # whether an agent's info has a mask
+        self._alive, self._over = np.zeros((2, len(names)), dtype=bool)
         self._size = numbers
         self.action_space = MultiDiscrete([n for part in parts for n in part.factors])
         self.observation_space = _joined(flat)
@@ -87,8 +88,10 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Begin a new episode; gymnasium's interface."""
         seen, info = self.env.reset(seed=seed, options=options)
-        self._alive = self._listed()
-        return self._shown(seen, info, np.zeros(len(self._agents)))
+        self._alive, self._over = self._listed(), np.zeros(len(self._agents), dtype=bool)
+        if not self._alive.any():
+            raise DataError("the environment's agents are none after its reset: an episode must begin with one")
+        return self._shown(seen, info, np.zeros(len(self._agents)), last=False)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Make one step of the living agents; gymnasium's interface."""
@@ -107,12 +110,13 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
                 raise DataError(f"the environment returned no reward of agent {agent.name}")
             rewards[i] = reward[agent.name]
             over, late[i] = bool(terminated.get(agent.name)), bool(truncated.get(agent.name))
-            left[i] &= not (over or late[i])
+            self._over[i] = over or late[i]
             late[i] &= not over
+        left &= ~self._over  # some environments go on to list an agent that has ended
         ended = not left.any()
         self._alive = late if ended else left
         timeout = bool(ended and late.any())
-        observation, info = self._shown(seen, info, rewards)
+        observation, info = self._shown(seen, info, rewards, last=ended)
         return observation, float(rewards.sum()), bool(ended and not timeout), timeout, info
 
     def render(self) -> Any:
@@ -130,8 +134,10 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
             raise DataError(f"agent {unknown[0]} appeared, which is not among the environment's possible_agents")
         return np.array([agent.name in listed for agent in self._agents])
 
-    def _shown(self, seen: Mapping[Any, Any], info: Mapping[Any, Any], rewards: np.ndarray) -> tuple[np.ndarray, dict]:
-        """Join what the living agents see."""
+    def _shown(
+        self, seen: Mapping[Any, Any], info: Mapping[Any, Any], rewards: np.ndarray, last: bool
+    ) -> tuple[np.ndarray, dict]:
+        """Join what the living agents see; in an episode's `last` observation masks may be missing."""
         observation = np.zeros(self._size, self.observation_space.dtype)
         given = {}
         for agent, alive in zip(self._agents, self._alive, strict=True):
@@ -145,6 +151,8 @@ class Joint(gymnasium.Env[np.ndarray, np.ndarray]):
                 raise DataError(f"agent {agent.name} must see {place.size} numbers, got {numbers.size}")
             place[:] = numbers
             mask = own[KEY] if has_mask(agent.sees) else (info.get(agent.name) or {}).get(KEY)
+            if not last and self._gives.setdefault(agent.name, mask is not None) != (mask is not None):
+                raise DataError(f"agent {agent.name} must have an {KEY} in every step or in none")
             if mask is not None:
                 given[agent.name] = mask
         told = {"rewards": rewards, "alive": self._alive.copy()}
@@ -188,24 +196,20 @@ class _Tuples:
     def reset(self, *, seed: int | None, options: dict[str, Any] | None) -> tuple[dict, dict]:
         observation, info = self.env.reset(seed=seed, options=options)
         self.agents = self.possible_agents
-        return self._each(observation), self._masks(info)
+        return self._each("an observation", observation), self._masks(info)
 
     def step(self, given: Mapping[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
         whole = tuple({**self._first, **given}.values())  # an agent that has ended does something too
         observation, reward, terminated, truncated, info = self.env.step(whole)
-        N = len(whole)
-        rewards = np.asarray(reward, dtype=float)
-        if rewards.shape == ():
-            rewards = np.full(N, rewards / N)
-        if rewards.shape != (N,):
-            raise DataError(f"the environment must return a reward for each of its {N} agents, got {reward}")
-        ends = [
-            np.broadcast_to(np.asarray(end, dtype=bool), N) for end in (terminated, truncated)
-        ]  # one value for all agents, or one for each
-        over = ends[0] | ends[1]
+        rewards = self._numbers("a reward", reward, float)
+        if np.asarray(reward).ndim == 0:  # the team's
+            rewards = rewards / len(whole)
+        ended = self._numbers("a termination", terminated, bool)
+        late = self._numbers("a truncation", truncated, bool)
+        over = ended | late
         self.agents = [name for name in self.agents if not over[self.possible_agents.index(name)]]
-        each = self._each
-        return each(observation), each(rewards), each(ends[0]), each(ends[1]), self._masks(info)
+        seen, told = self._each("an observation", observation), self._masks(info)
+        return seen, self._named(rewards), self._named(ended), self._named(late), told
 
     def render(self) -> Any:
         return self.env.render()
@@ -213,13 +217,30 @@ class _Tuples:
     def close(self) -> None:
         self.env.close()
 
-    def _each(self, values: Any) -> dict[str, Any]:
+    def _each(self, what: str, values: Any) -> dict[str, Any]:
+        if not hasattr(values, "__len__") or len(values) != len(self.possible_agents):
+            raise self._not_each(what, values)
+        return self._named(values)
+
+    def _named(self, values: Any) -> dict[str, Any]:
         return dict(zip(self.possible_agents, values, strict=True))
+
+    def _numbers(self, what: str, values: Any, dtype: type) -> np.ndarray:
+        """Return a number for each agent, (N,), of one for all or one for each."""
+        numbers, N = np.asarray(values, dtype), len(self.possible_agents)
+        if numbers.shape not in ((), (N,)):
+            raise self._not_each(what, values)
+        return np.broadcast_to(numbers, N)
+
+    def _not_each(self, what: str, values: Any) -> DataError:
+        return DataError(
+            f"the environment must return {what} for each of its {len(self.possible_agents)} agents, got {values}"
+        )
 
     def _masks(self, info: Any) -> dict[str, Any]:
         """Return the masks of `info`, if there are any, for each agent."""
         masks = info.get(KEY) if isinstance(info, Mapping) else None
-        return {} if masks is None else {name: {KEY: mask} for name, mask in self._each(masks).items()}
+        return {} if masks is None else {name: {KEY: mask} for name, mask in self._each(f"an {KEY}", masks).items()}
 
 
 def _check_parallel(env: Any) -> None:
@@ -237,8 +258,9 @@ def _check_parallel(env: Any) -> None:
 
 
 def _row(mask: Any) -> np.ndarray:
-    """Join an agent's mask if it is one for each factor."""
-    return np.concatenate([_row(part) for part in mask]) if isinstance(mask, tuple) else np.asarray(mask)
+    """Join an agent's mask if it is one for each factor; an array of another shape stays what it is."""
+    nested = isinstance(mask, (tuple, list)) and any(hasattr(part, "__len__") for part in mask)
+    return np.concatenate([_row(part) for part in mask]) if nested else np.asarray(mask)
 
 
 def _joined(flat: list[Any]) -> Box:
@@ -305,12 +327,13 @@ def make_parallel(
     _draw_without_screen(kwargs)
     try:
         module = importlib.import_module(id)
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:  # no text, an empty one, one that begins with a dot
         raise ConfigError(f"env.make.id={id}: {error}") from error
     if not callable(getattr(module, "parallel_env", None)):
         raise ConfigError(
             f"env.make.id={id} has no parallel_env: agents that take turns must be made to act at the same time, "
-            "such as by pettingzoo.utils.conversions.aec_to_parallel in a module of your own"
+            "such as by pettingzoo.utils.conversions.aec_to_parallel in a module of your own; a game of turns is for "
+            f"env=connect_four env.make.id={id}"
         )
     return _vector(partial(_parallel, id, kwargs), num_envs, time_limit, processes)
 

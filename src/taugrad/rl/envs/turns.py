@@ -86,7 +86,7 @@ def make(id: str, num_envs: int, **options: Any) -> VectorEnv:  # gymnasium's ow
     extra("pettingzoo", "pettingzoo")
     try:
         game = importlib.import_module(id)
-    except (ModuleNotFoundError, ValueError, TypeError) as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise ConfigError(f"env.make.id={id}: {error}") from error
     if not callable(getattr(game, "env", None)):
         raise ConfigError(f"env.make.id={id}: a game's module has a function env, as those of pettingzoo.classic do")
