@@ -13,7 +13,7 @@ from helpers.matching import BEST, PARTS, best_return, collect, filled
 from helpers.samples import FALSE_FAILURE, frequencies_p_value
 
 from taugrad import RLOO, Enumeration, Linear, STGumbelSoftmax
-from taugrad.errors import NonFiniteLossError
+from taugrad.errors import ConfigError, NonFiniteLossError
 from taugrad.nets import mlp
 from taugrad.rl.algorithm import Clock
 from taugrad.rl.environments import make
@@ -263,6 +263,12 @@ def test_every_estimator_moves_the_actors_and_the_actors_loss_moves_no_critic(es
     torch.testing.assert_close(got, norm.clamp_max(2.0), rtol=1e-4, atol=1e-6)
     assert any((p != old).any() for p, old in zip(agent.policy.actor.parameters(), before, strict=True))
     assert all(term.isfinite() for term in terms.values())
+
+
+def test_a_training_that_ends_before_the_first_update_is_refused():
+    agent, window, _, optimizer = filled(SMALL(learning_starts=1000))
+    with pytest.raises(ConfigError, match="learning_starts must be below the 1000 steps of all, got 1000"):
+        agent.improve(window, optimizer, Clock(50, 1000))
 
 
 def test_nothing_is_learned_before_its_time_or_from_resets_alone():

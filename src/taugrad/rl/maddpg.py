@@ -40,6 +40,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from taugrad.checks import check_count, check_counts, check_positive, check_share, require_finite
+from taugrad.errors import ConfigError
 from taugrad.estimators import Enumeration, Estimator, STGumbelSoftmax, check_enumerable, check_estimator
 from taugrad.ops.categorical import entropy
 from taugrad.ops.gumbel import gumbel_max
@@ -163,8 +164,14 @@ class MADDPGAgent(Agent):
         self.square = nn.Buffer(torch.ones((), dtype=torch.float64))
 
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
-        """Make `updates` optimizer steps on transitions drawn from the window; none before `learning_starts`."""
+        """Make `updates` optimizer steps on transitions drawn from the window; none before `learning_starts`.
+
+        Raises:
+            ConfigError: the training ends before `learning_starts`.
+        """
         hp = self.hp
+        if hp.learning_starts >= clock.total:
+            raise ConfigError(f"learning_starts must be below the {clock.total} steps of all, got {hp.learning_starts}")
         self._count_rewards(window)
         if clock.steps < hp.learning_starts:
             return {}
