@@ -218,15 +218,17 @@ class CompiledCircuit:
             raise ValueError(
                 f"images must be (n, {self.pixels}), or more dimensions of that size, got {tuple(x.shape)}"
             )
-        if x.dtype in (torch.bool, torch.uint8):
-            return x.to(torch.uint8).contiguous()
+        if x.dtype is torch.uint8:
+            return x.contiguous()
         if self.thresholds is None:
             if not ((x == 0) | (x == 1)).all():
                 raise DataError("images must be 0 or 1, got other numbers")
             return x.to(torch.uint8).contiguous()
+        x = x.float() if x.dtype is torch.bool else x
         if not x.is_floating_point() or not ((x >= 0) & (x <= 1)).all():
             raise DataError(f"images must be uint8, or numbers in [0, 1], got {x.dtype}")
-        return self._bytes[torch.bucketize(x.float(), levels(self.thresholds))].contiguous()
+        ends = levels(self.thresholds).to(x.dtype)  # rounded as the pictures are
+        return self._bytes[torch.bucketize(x.double(), ends.double())].contiguous()
 
 
 def compile_source(source: Path, library: Path) -> None:
