@@ -12,7 +12,7 @@ from torch import Tensor
 from taugrad.checks import check_count
 from taugrad.circuits.netlist import GATES, Circuit, Netlist, depths, levels, simplify
 from taugrad.compiler import BuildError, find_compiler, run_for_this_cpu
-from taugrad.errors import DataError
+from taugrad.errors import ConfigError, DataError
 
 _BODY = Path(__file__).parent / "circuit.c"
 _FLAGS = ["-std=c11", "-O3", "-fPIC", "-shared", "-w"]
@@ -47,7 +47,7 @@ def c_source(netlist: Netlist, thresholds: int | None = None, name: str = "circu
         name: of the file, for the comment at its beginning.
 
     Raises:
-        ValueError: `thresholds` is not in [1, 254], or does not divide the number of inputs.
+        ConfigError: `thresholds` is above 254, or does not divide the number of inputs.
 
     >>> netlist = simplify(Circuit(2, ((torch.tensor([0]), torch.tensor([1]), torch.tensor([6])),), 1))
     >>> "RUN(0, 1, a ^ b)" in c_source(netlist)
@@ -100,7 +100,7 @@ def _cuts(inputs: int, thresholds: int | None) -> list[int]:
         return [0]
     check_count("thresholds", thresholds)
     if thresholds > _MOST_THRESHOLDS or inputs % thresholds:
-        raise ValueError(
+        raise ConfigError(
             f"thresholds must be at most {_MOST_THRESHOLDS} and divide the circuit's {inputs} inputs, got {thresholds}"
         )
     intensities = torch.arange(256) / 255
