@@ -21,7 +21,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, embedding_bag
 
-from taugrad.checks import check_count, check_counts, check_image_size, check_positive
+from taugrad.checks import check_count, check_counts, check_image_size, check_number, check_positive
 from taugrad.circuits import Circuit, input_bits
 from taugrad.errors import DataError
 from taugrad.estimators import Estimator, Pathwise, check_pathwise
@@ -171,6 +171,7 @@ class LogicGates(nn.Module):
         check_positive("scale", scale)
         if thresholds is not None:
             check_count("thresholds", thresholds)
+        check_number("residual", residual)
         if not math.isfinite(residual):
             raise ValueError(f"residual must be a finite number, got {residual}")
         if candidates is not None:
