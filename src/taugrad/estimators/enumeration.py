@@ -41,7 +41,8 @@ class Enumeration(Estimator):
         z = configurations(logits)
         check_rows(softmax(logits.detach()), -1)
         values = values_of(f, z)
-        return (log_prob(logits, z).sum(-1).exp() * values).sum(0)
+        log_p = log_prob(logits, z).sum(-1)
+        return (log_p.exp() * values.masked_fill(log_p == -torch.inf, 0.0)).sum(0)  # f may be NaN at a masked class
 
 
 def configurations(logits: Tensor) -> Tensor:
