@@ -63,7 +63,7 @@ def values_of(f: Callable[[Tensor], Tensor], z: Tensor, name: str = "f") -> Tens
         return values
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} must return a tensor, got {type(values).__name__}")
-    if values.shape != z.shape[:-2]:
+    if not tracing() and values.shape != z.shape[:-2]:
         raise ValueError(
             f"{name} must return one value for each sample, shape {tuple(z.shape[:-2])} for z of shape "
             f"{tuple(z.shape)}, got {tuple(values.shape)}"
