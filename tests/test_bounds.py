@@ -205,3 +205,21 @@ def test_sizes_below_one_get_a_sentence(model):
         importance_weighted_bound(model.log_joint, model.logits, 5, chunk_size=0)
     with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
         vimco(model.log_joint, model.logits, 1)
+
+
+@pytest.mark.parametrize("bound", [importance_weighted_bound, vimco])
+def test_bounds_refuse_what_would_be_broadcast(model, bound):
+    with pytest.raises(ValueError, match=r"logits must have shape \(..., N, K\), got \(3,\)"):
+        bound(lambda z: z.sum(-1), torch.zeros(3), 4)
+    with pytest.raises(ValueError, match=r"log_joint must return one value for each sample, shape \(4,\) .* \(\)"):
+        bound(lambda z: model.log_joint(z).mean(), model.logits, 4)
+
+
+def test_vimcos_value_is_the_bounds_to_the_bit_in_half_precision():
+    logits = torch.randn(20, 400, 3).half().requires_grad_()
+    f = lambda z: 300 * z[..., 0, 0] + log_prob(logits, z).sum(-1).detach()  # noqa: E731
+    value, same = (
+        b(f, logits, 4, generator=torch.Generator().manual_seed(0)) for b in (vimco, importance_weighted_bound)
+    )
+    assert torch.equal(value, same)
+    assert torch.isfinite(torch.autograd.grad(value.sum(), logits)[0]).all()

@@ -183,6 +183,7 @@ def test_a_presets_own_values_are_refused_under_the_key_that_holds_them():
         ({"model": {"rate": 1}}, r"model.rate is not an argument of .*Linear; did you mean other.rate\?$"),
         ({"model": {"seed": 1}}, r"model.seed is not an argument of .*Linear; did you mean seed\?$"),
         ({"model": {"other_rate": 1}}, r"model.other_rate is not an argument of .*; did you mean other.rate\?$"),
+        ({"model": {"model": 1}}, "model.model is not an argument of .*Linear; it takes start, end, steps$"),
         ({"model": {"twice": 1}}, "model.twice is not an argument of .*Linear; it takes start, end, steps$"),
         ({"other": {"n": "x"}}, "other.n must be int, got 'x'"),
     ],

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from taugrad.checks import check_count
+from taugrad.ops._checks import check_latents, values_of
 from taugrad.ops.categorical import kl_to_uniform, log_prob
 from taugrad.ops.gumbel import gumbel_max
 
@@ -60,7 +61,7 @@ def importance_weighted_bound(
         (...), in nats.
 
     Raises:
-        ValueError: `num_samples` or `chunk_size` below 1.
+        ValueError: `num_samples` or `chunk_size` below 1, or `log_joint` returns another shape.
 
     Bias: a lower bound on log p(x) in expectation; its gap falls as 1/m. Source: 1509.00519.
 
@@ -69,10 +70,11 @@ def importance_weighted_bound(
     >>> round(bound.item(), 5)
     -3.0
     """
+    check_latents(logits)
 
     def log_weights(S: int) -> Tensor:
         z = hard_samples(logits, S, generator=generator)
-        return log_joint(z) - log_prob(logits, z).sum(-1)
+        return values_of(log_joint, z, "log_joint") - log_prob(logits, z).sum(-1)
 
     return multi_sample_bound(log_weights, num_samples, chunk_size=chunk_size)
 
@@ -132,7 +134,7 @@ def vimco(
         (...), in nats; differentiable in the logits and in all else that `log_joint` depends on.
 
     Raises:
-        ValueError: `num_samples` below 2.
+        ValueError: `num_samples` below 2, or `log_joint` returns another shape.
 
     Bias: none in the gradient of the bound's expectation, which is itself a lower bound on log p(x). Source:
     1602.06725.
@@ -142,18 +144,18 @@ def vimco(
     >>> round(bound.item(), 5)
     -3.0
     """
+    check_latents(logits)
     check_count("num_samples", num_samples, smallest=2)
     m = num_samples
     z = hard_samples(logits.detach(), m, generator=generator)
     log_q = log_prob(logits, z).sum(-1)
-    log_w = log_joint(z) - log_q
+    log_w = values_of(log_joint, z, "log_joint") - log_q
     L = log_w.logsumexp(0) - math.log(m)
     others = log_w.movedim(0, -1).unsqueeze(-2)  # (..., 1, m), for each of m left out
     own = log_w.new_ones(m, m).tril().triu().bool()
     mean_of_others = others.masked_fill(own, 0.0).sum(-1, keepdim=True) / (m - 1)
     L_without = (torch.where(own, mean_of_others, others).logsumexp(-1) - math.log(m)).movedim(-1, 0)
-    score = ((L - L_without).detach() * log_q).sum(0)
-    return L + score - score.detach()
+    return L + ((L - L_without).detach() * (log_q - log_q.detach())).sum(0)
 
 
 def hard_samples(logits: Tensor, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:

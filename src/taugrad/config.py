@@ -59,8 +59,12 @@ class Keys:
         return place
 
     def like(self, name: str, key: str) -> list[str]:
-        """Keys outside of `key` that end in `name` or spell it with dots: `evaluation.every` for `evaluation_every`."""
-        outside = (k for k in self.own if k != _join(key, name) and not k.startswith(f"{key}."))
+        """Keys apart from `key` that end in `name` or spell it with dots: `evaluation.every` for `evaluation_every`.
+
+        Neither what `key` holds nor what holds it is one: for `tau.tau`, `tau` is no help.
+        """
+        own, unknown = f"{key}.", _join(key, name)
+        outside = (k for k in self.own if k != unknown and not f"{k}.".startswith(own) and not own.startswith(f"{k}."))
         return [k for k in outside if k.rpartition(".")[2] == name or k.replace(".", "_") == name]
 
 

@@ -53,9 +53,13 @@ def expand_override(override: str) -> str:
 def require_file(key: str, path: Path) -> None:
     """Make the folder of a file that a command is going to write; ConfigError, naming `key`, if nothing can be."""
     require_folder(key, path.parent, path)
-    if path.is_dir():
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long
+        raise ConfigError(f"{key} must be a file that can be written, got {path}: {error.strerror}") from error
+    if folder:
         raise ConfigError(f"{key} must be a file, got {path}, which is a folder")
-    if path.exists() and not os.access(path, os.W_OK):
+    if there and not os.access(path, os.W_OK):
         raise ConfigError(f"{key} must be a file that can be written, got {path}")
 
 
@@ -73,7 +77,8 @@ def require_folder(key: str, folder: Path, of: Path | None = None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = "there is no such folder, and it" if not folder.exists() else "it"
+        there = os.path.exists(folder)  # noqa: PTH110  # pathlib raises for a name that is too long
+        reason = "it" if there else "there is no such folder, and it"
         raise ConfigError(f"{where}: {reason} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{where}: {folder} is read-only")

@@ -79,6 +79,16 @@ def test_intensities_are_compared_as_numbers_in_0_to_1_are(of_intensities):
     assert torch.equal(compiled.sums(x), class_sums(circuit, input_bits(x, 3)))
 
 
+@each("dtype", [torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_intensities_of_every_dtype_are_those_of_the_network(users_compiler, dtype):
+    circuit = random_circuit(4 * 20, [64, 64], 2)
+    x = torch.rand(600, 20).round() if dtype is torch.bool else torch.rand(600, 20)
+    x[:, :4] = torch.arange(1, 5) / 5  # rounded to another dtype, 0.6 lies above 0.6
+    x = x.to(dtype)
+    assert torch.equal(compile_circuit(circuit, 4).sums(x), class_sums(circuit, bits := input_bits(x, 4)))
+    assert dtype is not torch.bool or torch.equal(bits, input_bits(x.float(), 4))
+
+
 @each("thresholds", [1, 2, 3, 7, 100, 253, 254])
 def test_every_intensity_of_8_bits_is_above_the_thresholds_that_it_is_above_as_a_number(thresholds):
     cuts = _cuts(thresholds, thresholds)

@@ -95,9 +95,11 @@ def test_a_circuit_that_is_not_the_model_is_an_error_and_one_without_a_compiler_
     assert "the netlist (there is no C++ compiler: no-such-compiler is not on the PATH) is the same" in told
 
 
-def test_another_model_or_a_decoder_is_no_circuit(tmp_path):
+def test_another_model_a_decoder_or_finer_thresholds_than_a_byte_are_no_program(tmp_path):
     with pytest.raises(ConfigError, match="run must be of model=logic_gates for a circuit, got one of CatVAE"):
         write_circuit(cat_vae(), pictures(1), tmp_path / "a.c")
+    with pytest.raises(ConfigError, match=r"thresholds must be at most 254 .*, got 255"):  # a program takes bytes
+        write_circuit(task_of(Gates(255)), pictures(), tmp_path / "a.c")
     result = run("export.py", f"run={tmp_path}", "out=a.c", "part=decoder", cwd=tmp_path)
     assert "error: part must be encoder for a.c, a circuit, got decoder" in result.stderr
     assert list(tmp_path.iterdir()) == []

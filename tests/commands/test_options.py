@@ -331,6 +331,11 @@ def test_the_folder_of_an_output_is_made_and_a_folder_or_an_unknown_format_refus
         ConfigError, match=r"out must be where files can be written, got .*: File exists|Not a directory"
     ):
         require_folder("out", tmp_path / "file")
+    long = 300 * "x"  # more than any file system takes
+    with pytest.raises(ConfigError, match=r"out must be a file that can be written, got .*: File name too long"):
+        require_file("out", tmp_path / f"{long}.c")
+    with pytest.raises(ConfigError, match=r"out must be where files can be written, got .*: File name too long"):
+        require_file("out", tmp_path / long / "a.c")
 
 
 # What a node builds

@@ -151,6 +151,11 @@ def test_the_probe_takes_a_trained_run(tmp_path):
         ("estimators=[reinmx]", "estimators must be names of conf/estimator, got reinmx; did you mean reinmax"),
         ("taus=[0.0]", "taus must be a positive finite number, got 0.0"),
         ("run=nowhere", "run must be a run's directory that holds checkpoints/best.ckpt, got nowhere"),
+        (f"run={300 * 'x'}", "run must be a run's directory that holds checkpoints/best.ckpt, got xxx"),
+        ("taus=[]", r"taus must be a list of at least one, got \[\]"),
+        ("estimators=[]", r"estimators must be a list of at least one, got \[\]"),
+        ("draws=25", "draws must be a multiple of 10, got 25"),
+        ("reference_samples=10", "reference_samples must be at least 100, got 10"),
         ("draws=many", "draws must be int, got 'many'"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.backends import by_torch_alone, once
 from helpers.cases import each
-from helpers.estimators import BY_TORCH, EVERY, HARD, PATHWISE, UNBIASED
+from helpers.estimators import BY_TORCH, DIFFUSED, EVERY, HARD, PATHWISE, UNBIASED
 from helpers.oracles import enumerated_expectation
 from helpers.samples import FALSE_FAILURE, frequencies_p_value, generator, mean_p_value
 from scipy import stats
@@ -96,10 +96,78 @@ def test_expectation_gives_a_masked_class_no_gradient(estimator, dtype):
     assert (g[:, 0, 0] != 0).any()
 
 
-@each("estimator", [*PATHWISE, *UNBIASED])
+@each("estimator", EVERY)
 def test_expectation_refuses_a_row_with_every_class_masked(estimator):
     with pytest.raises(ValueError, match="logits must have a finite entry in every row"):
         estimator.expectation(lambda z: z.sum((-2, -1)), torch.full((2, 2, 3), -torch.inf))
+
+
+BY_VALUES = [*UNBIASED, Enumeration()]  # weigh values of f by each sample's probability: both need their shapes
+
+
+@once
+@each(
+    "logits, sentence",
+    [
+        (torch.zeros(3), r"logits must have shape \(..., N, K\), got \(3,\)"),
+        (torch.zeros(2, 0), r"logits must have at least one class along dim -1, got shape \(2, 0\)"),
+        (torch.zeros(2, 3, dtype=torch.int64), "logits must be a floating-point tensor, got torch.int64"),
+        ([[0.0, 0.0]], "logits must be a floating-point tensor, got list"),
+    ],
+)
+@each("estimator", BY_VALUES)
+def test_estimators_by_values_say_what_logits_they_take(estimator, logits, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        estimator.expectation(lambda z: z.sum((-2, -1)), logits)
+
+
+@once
+@each(
+    "f, sentence",
+    [
+        (lambda z: z.mean(), r"f must return one value for each sample, shape \(.*4,?\) for z of shape .*, got \(\)"),
+        (
+            lambda z: z.sum(-1),
+            r"f must return one value for each sample, shape \(.*4,?\) for z of shape .*, got \(.*4, 2\)",
+        ),
+        (lambda z: z.sum((-2, -1)).tolist(), "f must return a tensor, got list"),
+    ],
+)
+@each("estimator", BY_VALUES)
+def test_estimators_by_values_refuse_an_f_of_another_shape(estimator, f, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        estimator.expectation(f, torch.zeros(4, 2, 3, requires_grad=True))
+
+
+@once
+@each("estimator", BY_VALUES)
+def test_rewards_may_be_integers_or_bools(estimator):
+    logits = torch.randn(500, 2, 3)
+    f = lambda z: (z[..., 0, :].argmax(-1) == 1) & (z[..., 1, 2] > 0)  # noqa: E731
+    of_bools, of_integers, of_floats = (
+        gradient(estimator, lambda z, cast=cast: cast(f(z)), logits, generator=generator())
+        for cast in (torch.Tensor.bool, torch.Tensor.long, torch.Tensor.float)
+    )
+    assert torch.equal(of_bools, of_floats)
+    assert torch.equal(of_integers, of_floats)
+    assert of_floats.abs().sum() > 0
+
+
+@each("dtype", [torch.float16, torch.bfloat16])
+@each("estimator", UNBIASED)
+def test_the_value_is_fs_to_the_bit_where_the_score_is_far_larger(estimator, dtype):
+    """Take 400 latents and values in the hundreds: a product with log q is beyond half precision's range or digits."""
+    logits = torch.randn(20, 400, 3).to(dtype).requires_grad_()
+    calls = []
+
+    def f(z):
+        calls.append(400 * z[..., 0, 0] + z[..., 1, 1])
+        return calls[-1]
+
+    value = estimator.expectation(f, logits, 0.5)
+    assert torch.equal(value, calls[0] if isinstance(estimator, REBAR) else calls[0].mean(0))
+    (g,) = torch.autograd.grad(value.sum(), logits)
+    assert torch.isfinite(g).all()
 
 
 @each("estimator", [*PATHWISE, *UNBIASED])
@@ -185,6 +253,17 @@ def test_a_row_with_every_class_masked_raises(estimator):
 def test_a_tau_that_is_not_positive_raises(estimator):
     with pytest.raises(ValueError, match="tau must be a positive finite number"):
         estimator.sample(torch.zeros(2, 3), 0.0)
+
+
+@each("dim", [-1, 0, 1])
+@each("estimator", [*HARD, *DIFFUSED])
+def test_a_hard_sample_may_be_changed_in_place(estimator, dim):
+    x = torch.randn(3, 1, 4, requires_grad=True)
+    weights = torch.randn(3, 1, 4)
+    z, same = (estimator.sample(x, 0.7, dim, generator=generator()) for _ in range(2))
+    z.mul_(2.0)
+    (changed,) = torch.autograd.grad((z * weights).sum(), x)
+    torch.testing.assert_close(changed, torch.autograd.grad((2.0 * same * weights).sum(), x)[0])
 
 
 @each("estimator", PATHWISE)
@@ -553,9 +632,10 @@ def test_enumeration_takes_any_leading_shape():
 
 def test_enumeration_ignores_a_masked_class_and_gives_it_no_gradient():
     logits = torch.tensor([[0.0, 1.0, -torch.inf]], requires_grad=True)
-    value = Enumeration().expectation(lambda z: z @ torch.tensor([1.0, 2.0, 100.0]) @ torch.ones(1), logits)
+    f = torch.tensor([1.0, 2.0, torch.nan])  # not defined there
+    value = Enumeration().expectation(lambda z: torch.where(z > 0, f, 0.0).sum((-2, -1)), logits)
     (g,) = torch.autograd.grad(value, logits)
-    assert value < 2
+    torch.testing.assert_close(value, torch.tensor([0.0, 1.0]).softmax(0) @ f[:2])
     assert g[0, 2] == 0
     assert torch.isfinite(g).all()
 
@@ -566,15 +646,12 @@ def test_configurations_are_all_of_them_once():
     assert z.shape == (9, 2, 3)
     assert len({tuple(c.argmax(-1).tolist()) for c in z}) == 9
     assert torch.equal(z, one_hot(z.argmax(-1), z))
+    assert configurations(torch.zeros(5, 0, 3)).shape == (1, 5, 0, 3)
 
 
-def test_too_many_configurations_and_a_wrong_f_get_a_sentence():
+def test_too_many_configurations_get_a_sentence():
     with pytest.raises(ValueError, match=r"20 latents of 10 classes have 10\^20 configurations"):
         Enumeration().expectation(lambda z: z.sum((-2, -1)), torch.zeros(20, 10))
-    with pytest.raises(ValueError, match=r"f must return one value for each sample, shape \(9,\)"):
-        Enumeration().expectation(lambda z: z.sum(-1), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"logits must have shape \(..., N, K\), got \(3,\)"):
-        Enumeration().expectation(lambda z: z, torch.zeros(3))
 
 
 @once

@@ -256,14 +256,18 @@ def test_a_checkpoint_has_its_wiring_whatever_the_seed():
         ({"scale": 0.0}, "scale must be a positive finite number, got 0.0"),
         ({"thresholds": 0}, "thresholds must be at least 1, got 0"),
         ({"candidates": 1}, "candidates must be at least 2, got 1"),
-        ({"residual": math.nan}, "residual must be a finite number, got nan"),
+        ({"residual": math.nan}, "residual must be a finite number in float32, got nan"),
+        ({"residual": 1e39}, r"residual must be a finite number in float32, got 1e\+39"),
+        ({"seed": 2**64}, r"seed must be below 2\^64, got 18446744073709551616"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"residual": "5"}, "residual must be a number, got '5'"),
         ({"image_size": [4, 0]}, r"image_size\[1\] must be at least 1, got 0"),
         ({"image_size": [1, 1]}, "image_size must have at least 2 bits, got 1"),
         ({"image_size": [4]}, "image_size must be height and width, or channels, height and width"),
     ],
 )
 def test_bad_sizes_get_a_sentence(changes, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
         logic_gates(**changes)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from taugrad.checks import check_count
 from taugrad.circuits.netlist import GATES, Circuit, Netlist, depths, levels, simplify
 from taugrad.compiler import BuildError, find_compiler, run_for_this_cpu
-from taugrad.errors import DataError
+from taugrad.errors import ConfigError, DataError
 
 _BODY = Path(__file__).parent / "circuit.c"
 _FLAGS = ["-std=c11", "-O3", "-fPIC", "-shared", "-w"]
@@ -47,7 +47,7 @@ def c_source(netlist: Netlist, thresholds: int | None = None, name: str = "circu
         name: of the file, for the comment at its beginning.
 
     Raises:
-        ValueError: `thresholds` is not in [1, 254], or does not divide the number of inputs.
+        ConfigError: `thresholds` is above 254, or does not divide the number of inputs.
 
     >>> netlist = simplify(Circuit(2, ((torch.tensor([0]), torch.tensor([1]), torch.tensor([6])),), 1))
     >>> "RUN(0, 1, a ^ b)" in c_source(netlist)
@@ -100,7 +100,7 @@ def _cuts(inputs: int, thresholds: int | None) -> list[int]:
         return [0]
     check_count("thresholds", thresholds)
     if thresholds > _MOST_THRESHOLDS or inputs % thresholds:
-        raise ValueError(
+        raise ConfigError(
             f"thresholds must be at most {_MOST_THRESHOLDS} and divide the circuit's {inputs} inputs, got {thresholds}"
         )
     intensities = torch.arange(256) / 255
@@ -218,15 +218,17 @@ class CompiledCircuit:
             raise ValueError(
                 f"images must be (n, {self.pixels}), or more dimensions of that size, got {tuple(x.shape)}"
             )
-        if x.dtype in (torch.bool, torch.uint8):
-            return x.to(torch.uint8).contiguous()
+        if x.dtype is torch.uint8:
+            return x.contiguous()
         if self.thresholds is None:
             if not ((x == 0) | (x == 1)).all():
                 raise DataError("images must be 0 or 1, got other numbers")
             return x.to(torch.uint8).contiguous()
+        x = x.float() if x.dtype is torch.bool else x
         if not x.is_floating_point() or not ((x >= 0) & (x <= 1)).all():
             raise DataError(f"images must be uint8, or numbers in [0, 1], got {x.dtype}")
-        return self._bytes[torch.bucketize(x.float(), levels(self.thresholds))].contiguous()
+        ends = levels(self.thresholds).to(x.dtype)  # rounded as the pictures are
+        return self._bytes[torch.bucketize(x.double(), ends.double())].contiguous()
 
 
 def compile_source(source: Path, library: Path) -> None:

@@ -1,9 +1,10 @@
 
 /* The rest is the same for every circuit.
 
-   A word holds one bit of each of BLOCK images: 512, or 64 with -DPLAIN_WORDS, which needs no extension of C11. A block of images is packed into a word for each input; the gates are a
-   table, computed in order, whose outputs take the places of words that are no longer needed; sums of outputs are
-   counted in words too, a word for each binary digit; the largest is found digit by digit. */
+   A word holds one bit of each of BLOCK images: 512, or 64 with -DPLAIN_WORDS, which needs no extension of C11. A block
+   of images is packed into a word for each input; the gates are a table, computed in order, whose outputs take the
+   places of words that are no longer needed; sums of outputs are counted in words too, a word for each binary digit;
+   the largest is found digit by digit. */
 
 #if defined __GNUC__ && !defined PLAIN_WORDS
 typedef uint64_t word __attribute__((vector_size(64), may_alias));

@@ -128,7 +128,9 @@ def input_bits(images: Tensor, thresholds: int | None = None) -> Tensor:
     x = images.flatten(1)
     if thresholds is None:
         return x > 0
-    return (x.unsqueeze(1) > levels(thresholds, x.device).to(x.dtype).unsqueeze(1)).flatten(1)
+    ends = levels(thresholds, x.device)
+    ends = ends.to(x.dtype) if x.is_floating_point() else ends
+    return (x.unsqueeze(1) > ends.unsqueeze(1)).flatten(1)
 
 
 def depths(netlist: Netlist) -> list[int]:

@@ -102,9 +102,9 @@ def parser() -> argparse.ArgumentParser:
     tokenizers.set_defaults(caption=caption, plotted=("psnr", "PSNR, dB"))
 
     estimators = benches.add_parser("estimators", parents=[common], help="the gradient of every estimator")
-    estimators.add_argument("--classes", type=count, nargs="+", default=[2, 10, 64, 1024])
+    estimators.add_argument("--classes", type=choices, nargs="+", default=[2, 10, 64, 1024])
     estimators.add_argument("--rows", type=count, default=4, help="pairs of choices")
-    estimators.add_argument("--draws", type=count, default=1000, help="gradients of each estimator, a multiple of ten")
+    estimators.add_argument("--draws", type=tens, default=1000, help="gradients of each estimator, a multiple of ten")
     estimators.add_argument("--tau", type=temperature, default=1.0)
     caption = (
         "bias and variance relative to the exact gradient's norm and its square; cosine: mean of one draw's; saved: "
@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
 
     circuit = benches.add_parser("circuit", parents=[common], help="a compiled circuit of logic gates")
     circuit.add_argument("--run", type=user_path, help="a run of model=logic_gates; default: a random circuit")
-    circuit.add_argument("--gates", type=count, default=8000, help="of a layer of the random circuit")
+    circuit.add_argument("--gates", type=tens, default=8000, help="of a layer of the random circuit of ten classes")
     circuit.add_argument("--depth", type=count, default=3, help="layers of the random circuit")
     circuit.add_argument("--hidden", type=count, nargs="+", default=[256], help="units of the perceptron's layers")
     circuit.add_argument("--images", type=count, default=4096, help="of a call")
@@ -134,6 +134,16 @@ def shape_of(text: str) -> tuple[int, ...]:
 def count(text: str) -> int:
     """A number that is at least 1."""
     return _number(text, int, "a whole number that is at least 1", lambda n: n >= 1)
+
+
+def choices(text: str) -> int:
+    """A number of classes that leaves a choice."""
+    return _number(text, int, "a whole number that is at least 2", lambda n: n >= 2)
+
+
+def tens(text: str) -> int:
+    """A multiple of ten: of draws, measured in ten groups of at least two, or of gates, for ten classes."""
+    return _number(text, int, "a multiple of ten that is at least 20", lambda n: n >= 20 and not n % 10)
 
 
 def temperature(text: str) -> float:

@@ -50,10 +50,16 @@ def run_probe(config: DictConfig, estimators: Path) -> list[Quality]:
     extra("matplotlib.figure", "plot")  # a missing package is found before the computing, not after it
     arguments = read(ProbeConfig, config)
     try:
+        for key in ("estimators", "taus"):
+            if not getattr(arguments, key):
+                raise ConfigError(f"{key} must be a list of at least one, got []")
         for tau in arguments.taus:
             check_positive("taus", tau)
         check_count("images", arguments.images)
         check_count("draws", arguments.draws, smallest=2 * GROUPS)
+        if arguments.draws % GROUPS:
+            raise ConfigError(f"draws must be a multiple of {GROUPS}, got {arguments.draws}")
+        check_count("reference_samples", arguments.reference_samples, smallest=100)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     named = {name: _estimator(estimators, name) for name in arguments.estimators}

@@ -9,7 +9,7 @@ from torch import Tensor
 from taugrad.checks import check_positive
 from taugrad.estimators.base import Estimator
 from taugrad.estimators.score_function import with_gradient
-from taugrad.ops._checks import check_rows
+from taugrad.ops._checks import check_latents, check_rows, values_of
 from taugrad.ops.categorical import log_prob
 from taugrad.ops.noise import gumbel_noise
 from taugrad.ops.onehot import one_hot
@@ -54,18 +54,19 @@ class REBAR(Estimator):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return f(z), (...), for `f` from (..., N, K) to (...) and logits (..., N, K)."""
+        check_latents(logits)
         g = gumbel_noise(logits, generator=generator)
         log_pi = torch.log_softmax(logits.to(g.dtype), -1)
         z, y, y_given_z = _coupled_samples(log_pi, g, logits, tau)
-        value, relaxed, relaxed_given_z = f(z), f(y), f(y_given_z)
+        value, relaxed, relaxed_given_z = (values_of(f, x) for x in (z, y, y_given_z))
         eta = self.eta
         if eta is None:
             size = (z - log_pi.exp()).square().sum((-2, -1))  # |d log q(z) / d logits|^2
             eta = _fitted_to_other_rows(*(x.detach().to(g.dtype) for x in (value, relaxed_given_z, size)))
             eta = eta.to(value.dtype)
-        score = (value - eta * relaxed_given_z).detach() * log_prob(logits, z).sum(-1)
-        correction = score + eta * (relaxed - relaxed_given_z)
-        return value + correction - correction.detach()
+        log_q = log_prob(logits, z).sum(-1)
+        path = eta * (relaxed - relaxed_given_z)
+        return value + (value - eta * relaxed_given_z).detach() * (log_q - log_q.detach()) + (path - path.detach())
 
 
 def relax(
@@ -108,11 +109,13 @@ def relax(
     >>> value, square.shape
     (tensor([2., 2., 2., 2., 2.], grad_fn=<AddBackward0>), torch.Size([5]))
     """
+    check_latents(logits)
     g = gumbel_noise(logits, generator=generator)
     leaf = logits.detach().to(g.dtype).requires_grad_()
     log_pi = torch.log_softmax(leaf, -1)
     z, y, y_given_z = _coupled_samples(log_pi, g, logits, tau)
-    value, c, c_given_z = f(z), control(y), control(y_given_z)
+    value = values_of(f, z)
+    c, c_given_z = (values_of(control, x, "control") for x in (y, y_given_z))
     (path,) = torch.autograd.grad((c - c_given_z).sum(), leaf, create_graph=True)
     G = (value.detach() - c_given_z)[..., None, None] * (z - log_pi.detach().exp()) + path
     return with_gradient(value, G.detach(), logits), G.square().sum((-2, -1))

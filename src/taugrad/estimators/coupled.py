@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taugrad.estimators.base import Estimator
 from taugrad.estimators.score_function import with_gradient
-from taugrad.ops._checks import check_rows, compute_dtype
+from taugrad.ops._checks import check_latents, check_rows, compute_dtype, values_of
 from taugrad.ops.noise import gumbel_noise
 from taugrad.ops.onehot import one_hot
 from taugrad.ops.softmax import softmax
@@ -42,6 +42,7 @@ class DisARM(Estimator):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Mean of f over the pair, (...), for `f` from (2, ..., N, K) to (2, ...) and logits (..., N, K)."""
+        check_latents(logits)
         pi = softmax(logits.detach().to(compute_dtype(logits.dtype)))
         check_rows(pi, -1)
         sticks, order = pi.sort(-1, descending=True)
@@ -52,7 +53,7 @@ class DisARM(Estimator):
         place = torch.stack([phi + noise > 0, phi - noise > 0]).to(torch.uint8).argmax(-1, keepdim=True)
         index = order.expand(2, *order.shape).gather(-1, place).squeeze(-1)
         z = one_hot(index, logits.detach().expand(2, *logits.shape))
-        values = f(z)
+        values = values_of(f, z)
         first = place.amin(0)  # i
         own, left = sticks.gather(-1, first), left.gather(-1, first)
         rank = torch.zeros_like(order).scatter(-1, order, torch.arange(pi.shape[-1], device=pi.device).expand_as(order))

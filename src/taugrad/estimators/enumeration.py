@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from taugrad.estimators.base import Estimator
+from taugrad.ops._checks import check_latents, check_rows, values_of
 from taugrad.ops.categorical import log_prob
 from taugrad.ops.onehot import one_hot
+from taugrad.ops.softmax import softmax
 
 _MOST_CONFIGURATIONS = 2**20  # more are refused: another estimator is the right tool
 
@@ -37,13 +39,10 @@ class Enumeration(Estimator):
     ) -> Tensor:
         """Return E f(z), (...), for `f` from (K^N, ..., N, K) to (K^N, ...) and logits (..., N, K)."""
         z = configurations(logits)
-        values = f(z)
-        if not has_torch_function_variadic(z, values) and values.shape != z.shape[:-2]:
-            raise ValueError(
-                f"f must return one value for each sample, shape {tuple(z.shape[:-2])} for z of shape "
-                f"{tuple(z.shape)}, got {tuple(values.shape)}"
-            )
-        return (log_prob(logits, z).sum(-1).exp() * values).sum(0)
+        check_rows(softmax(logits.detach()), -1)
+        values = values_of(f, z)
+        log_p = log_prob(logits, z).sum(-1)
+        return (log_p.exp() * values.masked_fill(log_p == -torch.inf, 0.0)).sum(0)  # f may be NaN at a masked class
 
 
 def configurations(logits: Tensor) -> Tensor:
@@ -54,11 +53,11 @@ def configurations(logits: Tensor) -> Tensor:
     """
     if has_torch_function_unary(logits):
         return handle_torch_function(configurations, (logits,), logits)
-    if logits.ndim < 2:
-        raise ValueError(f"logits must have shape (..., N, K), got {tuple(logits.shape)}")
+    check_latents(logits)
     N, K = logits.shape[-2:]
     check_enumerable(N, K)
-    index = torch.cartesian_prod(*[torch.arange(K, device=logits.device)] * N).view(K**N, N)
+    place = K ** torch.arange(N - 1, -1, -1, device=logits.device)
+    index = torch.arange(K**N, device=logits.device).unsqueeze(-1) // place % K
     index = index.view(K**N, *[1] * (logits.ndim - 2), N).expand(K**N, *logits.shape[:-1])
     return one_hot(index, logits.new_zeros(1).expand(*index.shape, K))
 

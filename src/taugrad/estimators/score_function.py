@@ -9,7 +9,7 @@ from torch import Tensor
 from taugrad.bounds import hard_samples
 from taugrad.checks import check_count
 from taugrad.estimators.base import Estimator
-from taugrad.ops._checks import compute_dtype
+from taugrad.ops._checks import check_latents, compute_dtype, values_of
 from taugrad.ops.categorical import log_prob
 from taugrad.ops.onehot import one_hot
 from taugrad.ops.softmax import softmax
@@ -43,12 +43,13 @@ class RLOO(Estimator):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Mean of f over the samples, (...), for `f` from (n, ..., N, K) to (n, ...) and logits (..., N, K)."""
+        check_latents(logits)
         n = self.samples
         z = hard_samples(logits.detach(), n, generator=generator)
-        values = f(z)
+        values = values_of(f, z)
         others = (values.sum(0) - values) / (n - 1)
-        score = (values - others).detach() * log_prob(logits, z).sum(-1)
-        return (values + score - score.detach()).mean(0)
+        log_q = log_prob(logits, z).sum(-1)
+        return (values + (values - others).detach() * (log_q - log_q.detach())).mean(0)
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ class IndeCateR(Estimator):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Mean of f over the samples, (...), for `f` from (*more, ..., N, K) to (*more, ...), logits (..., N, K)."""
+        check_latents(logits)
         z = hard_samples(logits.detach(), self.samples, generator=generator)
-        value = f(z)
+        value = values_of(f, z)
         with torch.no_grad():
             other, neighbours = _neighbours(z, logits == -torch.inf)
-            gain = (f(neighbours) - value).movedim(0, -1)  # (K - 1, S, ..., N)
+            gain = (values_of(f, neighbours) - value).movedim(0, -1)  # (K - 1, S, ..., N)
             gain = (other * gain.unsqueeze(-1)).sum(0)  # (S, ..., N, K), over what f(z) is
             pi = softmax(logits.to(compute_dtype(logits.dtype)))
             gradient = pi * (gain - (pi * gain).sum(-1, keepdim=True))

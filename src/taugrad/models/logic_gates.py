@@ -21,7 +21,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, embedding_bag
 
-from taugrad.checks import check_count, check_counts, check_image_size, check_positive
+from taugrad.checks import check_count, check_counts, check_image_size, check_number, check_positive
 from taugrad.circuits import Circuit, input_bits
 from taugrad.errors import DataError
 from taugrad.estimators import Estimator, Pathwise, check_pathwise
@@ -130,7 +130,7 @@ class LogicGates(nn.Module):
         thresholds: bits of an intensity, by `circuits.input_bits`; None for images of 0 and 1.
         residual: initial logit of the function that passes the gate's `a`; the other functions' are 0.
         candidates: inputs among which each gate learns to choose each of its two, at least 2; None for fixed wiring.
-        seed: of the wiring.
+        seed: of the wiring, below 2^64.
         image_size: height and width of an image, or channels, height and width.
 
     Raises:
@@ -171,10 +171,14 @@ class LogicGates(nn.Module):
         check_positive("scale", scale)
         if thresholds is not None:
             check_count("thresholds", thresholds)
-        if not math.isfinite(residual):
-            raise ValueError(f"residual must be a finite number, got {residual}")
+        check_number("residual", residual)
+        if not abs(residual) <= torch.finfo(torch.float32).max:
+            raise ValueError(f"residual must be a finite number in float32, got {residual}")
         if candidates is not None:
             check_count("candidates", candidates, smallest=2)
+        check_count("seed", seed, smallest=0)
+        if seed >= 2**64:
+            raise ValueError(f"seed must be below 2^64, got {seed}")
         check_counts("image_size", image_size)
         check_image_size(image_size)
         self.image_size = tuple(image_size)

@@ -1,12 +1,13 @@
-"""Checks of logits, tau and rows, and the dtype to compute in: for every function of logits."""
+"""Checks of logits, tau, rows and values of f, and the dtype to compute in: for every function of logits."""
 
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from taugrad.errors import LogitsError
 from taugrad.ops._torch import readable, tracing
@@ -31,6 +32,43 @@ def check_logits(logits: Tensor, dim: int, name: str = "logits") -> None:
         )
     if not tracing() and logits.shape[dim] == 0:
         raise ValueError(f"{name} must have at least one class along dim {dim}, got shape {tuple(logits.shape)}")
+
+
+def check_latents(logits: Tensor) -> None:
+    """Raise unless `logits` are those of N categoricals of K classes, (..., N, K).
+
+    >>> check_latents(torch.zeros(3))
+    Traceback (most recent call last):
+    ValueError: logits must have shape (..., N, K), got (3,)
+    """
+    if has_torch_function_unary(logits):
+        return
+    check_logits(logits, -1)
+    if logits.ndim < 2:
+        raise ValueError(f"logits must have shape (..., N, K), got {tuple(logits.shape)}")
+
+
+def values_of(f: Callable[[Tensor], Tensor], z: Tensor, name: str = "f") -> Tensor:
+    """Return f(z), (*more, ...), of `z` (*more, ..., N, K); values that are integers or bools become numbers.
+
+    Raises:
+        TypeError: `f` returns no tensor.
+        ValueError: it does not return one value for each sample: a mean over the batch would be broadcast.
+
+    >>> values_of(lambda z: z.argmax(-1).sum(-1), torch.eye(2).unsqueeze(1))
+    tensor([0., 1.])
+    """
+    values = f(z)
+    if has_torch_function_variadic(z, values):
+        return values
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must return a tensor, got {type(values).__name__}")
+    if not tracing() and values.shape != z.shape[:-2]:
+        raise ValueError(
+            f"{name} must return one value for each sample, shape {tuple(z.shape[:-2])} for z of shape "
+            f"{tuple(z.shape)}, got {tuple(values.shape)}"
+        )
+    return values if values.is_floating_point() else values.to(compute_dtype(z.dtype))
 
 
 def check_tau(tau: float | Tensor, logits: Tensor, dim: int = -1) -> float | Tensor:

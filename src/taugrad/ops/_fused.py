@@ -229,7 +229,12 @@ def sample(
     if _is_last(dim, x):
         return z, y
     y = y.movedim(-1, dim)
-    return (z.movedim(-1, dim).contiguous(), y) if hard else (z, y.contiguous())
+    return (_own_memory(z, dim), y) if hard else (z, y.contiguous())
+
+
+def _own_memory(z: Tensor, dim: int) -> Tensor:
+    """Move the classes of a sample from the end to `dim`, never as a view: torch lets no one change those in place."""
+    return z if _is_last(dim, z) else z.movedim(-1, dim).clone(memory_format=torch.contiguous_format)
 
 
 def bound_sample(x: Tensor, tau: float | Tensor, relaxation: Relaxation, gap: float, hard: bool) -> Tensor | None:
@@ -352,7 +357,7 @@ class _GumbelRao(torch.autograd.Function):
         _raise_failures(failures, x)
         ctx.tau, ctx.dim, ctx.draws = tau, dim, draws
         ctx.save_for_backward(logits, seed)
-        return z.movedim(-1, dim).contiguous()
+        return _own_memory(z, dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

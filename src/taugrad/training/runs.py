@@ -1,6 +1,7 @@
 """Loading a run: its task and data from a checkpoint alone, which may come from a stranger."""
 
 import inspect
+import os
 import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def load_run(
         ConfigError: the directory holds no such checkpoint, or `changes` does not fit the task.
         CheckpointError: the checkpoint is damaged, does not fit this version, or names what is not trusted.
     """
-    either = "last" if (run / "checkpoints" / "last.ckpt").is_file() else "best"
+    either = "last" if _is_file(run / "checkpoints" / "last.ckpt") else "best"
     content = _content(run, checkpoint or either, key)
     config = content.get("config")
     if config is None:
@@ -121,10 +122,14 @@ def _within(name: str, packages: Sequence[str]) -> bool:
 
 def _content(run: Path, checkpoint: str, key: str) -> dict[str, Any]:
     path = run / "checkpoints" / f"{checkpoint}.ckpt"
-    if not path.is_file():
+    if not _is_file(path):
         got = run if run.name else run.absolute()  # an empty name is the directory at hand
         raise ConfigError(f"{key} must be a run's directory that holds checkpoints/{path.name}, got {got}")
     return checkpoints.load(path)
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  # pathlib raises for a name that is too long
 
 
 def _first_line(error: Exception) -> str:
