@@ -72,7 +72,7 @@ class MADDPG(Algorithm):
     gamma: float = 0.95  # discount
     polyak: float = 0.02  # share of the networks that goes into the target networks at each update
     logit_coef: float = 1e-3  # coefficient of the mean square of the logits
-    ent_coef: float = 0.02  # coefficient of the entropy at the start; it falls to 0
+    ent_coef: float = 0.05  # coefficient of the entropy at the start; it falls to 0
     actor_clip: float = 0.5  # largest norm of the actors' gradient
     critic_clip: float = 2.0  # largest norm of the critics' gradient
     normalize: bool = False  # observations by their running mean and variance
