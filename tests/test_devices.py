@@ -5,6 +5,7 @@ The meta device stands in for a GPU: its tensors have no values, so whatever wou
 
 import math
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -23,10 +24,12 @@ from helpers.images import (
     tokenizer,
     trainer,
 )
+from helpers.matching import Matching, filled
 from lightning import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from taugrad import bounds
 from taugrad.data import datamodule
@@ -34,7 +37,7 @@ from taugrad.data.datamodule import ImageData
 from taugrad.data.images import Splits
 from taugrad.distributions import OneHotCategorical, RelaxedOneHotCategorical
 from taugrad.errors import ConfigError, NonFiniteLossError
-from taugrad.estimators import Enumeration, GumbelSoftmax, ReinMax, STGumbelSoftmax
+from taugrad.estimators import RLOO, Enumeration, GumbelSoftmax, ReinMax, STGumbelSoftmax
 from taugrad.layers import (
     BinaryGate,
     CategoricalQuantizer,
@@ -46,6 +49,12 @@ from taugrad.layers import (
 from taugrad.models import logic_gates as logic_gates_models
 from taugrad.models import semi_supervised as semi_supervised_models
 from taugrad.ops import _checks, _fused, categorical, embedding, gates, gumbel, permutations, softmax, subsets
+from taugrad.rl import maddpg, ppo
+from taugrad.rl.algorithm import Clock
+from taugrad.rl.envs.bandit import FactoredBandit
+from taugrad.rl.maddpg import MADDPG
+from taugrad.rl.mappo import MAPPO
+from taugrad.rl.ppo import PPO
 from taugrad.training import images as image_tasks
 
 
@@ -59,6 +68,20 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.calls[function._schema.name] += 1
         return function(*args, **(kwargs or {}))
+
+
+class Transfers(TorchDispatchMode):
+    """Counts the operators whose tensors lie on several devices; numbers without a dimension may lie anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor) and x.ndim]
+        self.calls += len({x.device.type for x in tensors}) > 1
+        return result
 
 
 def meta(*shape: int) -> Tensor:
@@ -178,6 +201,58 @@ def test_no_training_step_of_a_model_reads_a_value(build):
         loss.backward()
         assert loss.is_meta, estimator
     torch.optim.Adam(model.parameters()).step()  # which knows no estimator
+
+
+ALGORITHMS = {
+    "PPO": (PPO(hidden=(8,), epochs=2, batch_size=16), partial(FactoredBandit, factors=5, choices=3)),
+    "MAPPO": (MAPPO(hidden=(8,), epochs=2, batch_size=16), Matching),  # whose third agent leaves early
+    **{
+        f"MADDPG, {critic}, {estimator!r}": (
+            MADDPG(estimator, hidden=(8,), critic=critic, learning_starts=1, updates=4, batch_size=16),
+            Matching,
+        )
+        for critic in ("multilinear", "concat")
+        for estimator in (STGumbelSoftmax(), RLOO(2))
+    },
+}
+
+
+@each("name", ALGORITHMS)
+def test_no_optimizer_step_of_a_policy_reads_a_value_or_moves_a_tensor(name, monkeypatch):
+    """Transitions and the order of the minibatches move once; whether the losses were finite is read once."""
+    algorithm, make = ALGORITHMS[name]
+    agent, window, collector, _ = filled(algorithm, make=make)
+    agent.to("meta")
+    optimizer, after, read = torch.optim.Adam(agent.parameters()), [], []
+    for module in (ppo, maddpg):
+        monkeypatch.setattr(module, "require_finite", lambda _, loss, *rest: read.append(loss))
+    optimizer.register_step_post_hook(lambda *_: after.append(transfers.calls))
+    with Transfers() as transfers:
+        agent.improve(window, optimizer, Clock(collector.env_steps, 1000))
+    assert len(after) >= 4
+    assert 0 < after[0] == after[-1] == transfers.calls
+    assert [loss.is_meta for loss in read] == [True]
+
+
+@each(
+    "algorithm, module",
+    [(PPO(epochs=2, batch_size=16), ppo), (MADDPG(Enumeration(), learning_starts=1, updates=4), maddpg)],
+)
+def test_a_policys_loss_that_is_not_finite_is_found_late(algorithm, module, monkeypatch):
+    agent, window, collector, optimizer = filled(algorithm)
+    steps = []
+    optimizer.register_step_post_hook(lambda *_: steps.append(len(steps)))
+    with torch.no_grad():
+        next(p for name, p in agent.named_parameters() if name.startswith(("value", "critic"))).fill_(math.nan)
+    clock = Clock(collector.env_steps, 1000)
+    with pytest.raises(NonFiniteLossError, match=f"term of the loss is nan at step {clock.steps}"):
+        agent.improve(window, optimizer, clock)
+    assert not steps
+    for where in (module, _checks):
+        monkeypatch.setattr(where, "readable", lambda _: False)
+    with pytest.raises(NonFiniteLossError, match=f"term of the loss is nan at step {clock.steps}"):
+        agent.improve(window, optimizer, clock)
+    assert len(steps) >= 4
 
 
 def calls(function, *arguments) -> int:

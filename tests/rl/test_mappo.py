@@ -36,7 +36,7 @@ def test_for_one_agent_it_is_ppo_to_the_bit(central, shared):
 
 def test_the_targets_are_those_of_a_loop():
     agent, window, *_ = filled(SMALL(gamma=0.9, lam=0.7), rollouts=1)
-    got = agent._targets(window)
+    (*_, got, target), alive = agent._targets(window)
     r = window.sample(1, 0)
     T, E, N = r.reward.shape
     values = agent.values(r.observation)
@@ -49,17 +49,18 @@ def test_the_targets_are_those_of_a_loop():
                 done = over or bool(r.truncated[t, e])
                 delta = r.reward[t, e, i] + 0.9 * (0.0 if over else values[t + 1, e, i]) - values[t, e, i]
                 g[t, e, i] = after = delta + (0.0 if done else 0.9 * 0.7 * after)
-    alive = r.alive[:-1][r.valid]
+    assert torch.equal(alive, r.alive[:-1][r.valid])
     assert not alive.all()
-    torch.testing.assert_close(got[5][alive], g[r.valid][alive])
-    torch.testing.assert_close(got[6][alive], (g + values[:-1])[r.valid][alive])
+    torch.testing.assert_close(got[alive], g[r.valid][alive])
+    torch.testing.assert_close(target[alive], (g + values[:-1])[r.valid][alive])
 
 
 def test_the_loss_is_the_mean_over_choices_of_living_agents():
     agent, window, *_ = filled(SMALL(ent_coef=0.3, vf_coef=0.7), rollouts=1)
-    x, mask, alive, action, old, g, target = agent._targets(window)
+    (x, mask, action, old, g, target), alive = agent._targets(window)
+    living = alive.flatten().nonzero()[:, 0]
     old = old + 0.3 * torch.randn_like(old)
-    loss, _ = agent.loss(x, mask, alive, action, old, g, target, 0.2)
+    loss, _ = agent.loss(x, mask, action, old, g, target, living, 0.2)
     logits, values = agent.policy.actor(x, mask), agent.values(x)
     some = g[alive]
     normal = (g - some.mean()) / (some.std() + 1e-8)
@@ -74,7 +75,7 @@ def test_the_loss_is_the_mean_over_choices_of_living_agents():
     moved[0][:, 3] = torch.where(alive[:, 2], action[:, 3], 1 - action[:, 3])
     for part in moved[1:]:
         part[~alive] = 1e3
-    assert torch.equal(agent.loss(x, mask, alive, *moved, 0.2)[0], loss)
+    assert torch.equal(agent.loss(x, mask, *moved, living, 0.2)[0], loss)
 
 
 @each("central", [True, False])
@@ -106,7 +107,7 @@ def test_a_step_without_living_agents_teaches_nothing():
     agent, window, collector, optimizer = filled(SMALL(batch_size=1), rollouts=1)
     rollout = window.sample(1, 0)
     window._all.alive[0, 3] = False  # such as in an environment of one's own, whose agents all wait for a step
-    assert len(agent._targets(window)[0]) == int(rollout.valid.sum()) - int(rollout.valid[3].sum())
+    assert len(agent._targets(window)[1]) == int(rollout.valid.sum()) - int(rollout.valid[3].sum())
     terms = agent.improve(window, optimizer, Clock(collector.env_steps, 1000))
     assert all(term.isfinite() for term in terms.values())
 

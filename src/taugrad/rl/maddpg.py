@@ -42,6 +42,7 @@ from torch.optim import Optimizer
 from taugrad.checks import check_count, check_counts, check_positive, check_share, require_finite
 from taugrad.errors import ConfigError
 from taugrad.estimators import Enumeration, Estimator, STGumbelSoftmax, check_enumerable, check_estimator
+from taugrad.ops._torch import readable
 from taugrad.ops.categorical import entropy
 from taugrad.ops.gumbel import gumbel_max
 from taugrad.ops.onehot import one_hot
@@ -181,10 +182,12 @@ class MADDPGAgent(Agent):
             return {}
         tau, ent_coef = hp.tau(clock.steps), hp.ent_coef * clock.remaining
         actors, critics = list(self.policy.actor.parameters()), list(self.critic.parameters())
-        terms: dict[str, Tensor] = {}
+        loss, terms = torch.zeros(()), {}
         for i in torch.arange(len(batch.action), device=device).split(hp.batch_size):
             actor_loss, critic_loss, terms = self.losses(Transitions(*(part[i] for part in batch)), tau, ent_coef)
-            require_finite("actor and critic", actor_loss + critic_loss, clock.steps, tau)
+            loss = actor_loss + critic_loss
+            if readable(loss):
+                require_finite("actor and critic", loss, clock.steps, tau)
             optimizer.zero_grad()
             actor_loss.backward(inputs=actors)  # and not to the critics
             critic_loss.backward(inputs=critics)
@@ -192,6 +195,7 @@ class MADDPGAgent(Agent):
             clip_grad_norm_(critics, hp.critic_clip)
             optimizer.step()
             self._follow()
+        require_finite("actor and critic", loss, clock.steps, tau)  # after one that is not finite none is
         return terms | {"policy/tau": torch.tensor(tau), "train/ent_coef": torch.tensor(ent_coef)}
 
     def losses(self, batch: Transitions, tau: float, ent_coef: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

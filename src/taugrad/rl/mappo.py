@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from taugrad.ops.categorical import entropy
 from taugrad.rl.actor import Policy
 from taugrad.rl.algorithm import Agent, Clock
-from taugrad.rl.ppo import Clipped, clipped_loss
+from taugrad.rl.ppo import Clipped, clipped_loss, moved
 from taugrad.rl.returns import advantages
 from taugrad.rl.rollouts import Window, next_alive
 from taugrad.rl.several import Actors, Layout, networks
@@ -57,23 +57,31 @@ class MAPPOAgent(Agent):
 
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
         """Make `epochs` passes over the newest rollout in minibatches."""
-        return self.hp.passes(self.loss, self._targets(window), list(self.parameters()), optimizer, clock)
+        parts, alive = self._targets(window)
+        orders = self.hp.orders(len(alive))
+        living = [alive[i].flatten().nonzero()[:, 0] for i in orders]
+        here = moved([*orders, *living], parts[0].device)
+        batches = (
+            (*(part[i] for part in parts), some)
+            for i, some in zip(here[: len(orders)], here[len(orders) :], strict=True)
+        )
+        return self.hp.passes(self.loss, batches, list(self.parameters()), optimizer, clock)
 
     def loss(
         self,
         x: Tensor,
         mask: Tensor,
-        alive: Tensor,
         action: Tensor,
         old: Tensor,
         g: Tensor,
         target: Tensor,
+        living: Tensor,
         eps: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of transitions (B, ...) over the choices of living agents; `old` is (B, N)."""
+        """Compute the loss of transitions (B, ...) over the choices of `living` agents, indices among B N."""
         logits = self.policy.actor(x, mask)
-        log_prob, uncertainty = self._log_probs(logits, action)[alive], self.layout.sums(entropy(logits))[alive]
-        old, g, value, target = old[alive], g[alive], self.values(x)[alive], target[alive]
+        each = self._log_probs(logits, action), old, g, self.values(x), target, self.layout.sums(entropy(logits))
+        log_prob, old, g, value, target, uncertainty = (y.flatten()[living] for y in each)
         return clipped_loss(log_prob, old, g, value, target, uncertainty, eps, self.hp.vf_coef, self.hp.ent_coef)
 
     def values(self, x: Tensor) -> Tensor:
@@ -86,9 +94,17 @@ class MAPPOAgent(Agent):
         return self.layout.sums(logits.log_softmax(-1).gather(-1, action.unsqueeze(-1))[..., 0])
 
     @torch.no_grad()
-    def _targets(self, window: Window) -> tuple[Tensor, ...]:
-        """Transitions: x (n, D), mask (n, F, K), alive (n, N), action (n, F), log pi_old, A and G (n, N) each."""
-        rollout = window.sample(newest=1, others=0).map(lambda x: x.to(self.policy.actor.allowed.device))
+    def _targets(self, window: Window) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Transitions: x (n, D), mask (n, F, K), action (n, F), log pi_old, A and G (n, N) each; and alive (n, N).
+
+        The last is in the window's memory.
+        """
+        device, rollout = self.policy.actor.allowed.device, window.sample(newest=1, others=0)
+        places = rollout.places()
+        there = rollout.alive[:-1].flatten(0, 1)[places]
+        some = there.any(-1)  # the mean over a minibatch without a living agent would be NaN
+        places, there = places[some].to(device), there[some]
+        rollout = rollout.map(lambda x: x.to(device))
         x = self.policy.normalized(rollout.observation)
         value, mask, alive = self.values(x), rollout.mask[:-1], rollout.alive[:-1]
         later = next_alive(alive, rollout.alive[1:], rollout.truncated)
@@ -96,6 +112,5 @@ class MAPPOAgent(Agent):
         g = advantages(rollout.reward, value, terminated, truncated, self.hp.gamma, self.hp.lam)
         # Not log_mu, because the normalization has changed since.
         old = self._log_probs(self.policy.actor(x[:-1], mask), rollout.action)
-        parts = x[:-1], mask, alive, rollout.action, old, g, g + value[:-1]
-        some = rollout.valid & alive.any(-1)  # the mean over a minibatch without a living agent would be NaN
-        return tuple(part[some] for part in parts)
+        parts = x[:-1], mask, rollout.action, old, g, g + value[:-1]
+        return tuple(part.flatten(0, 1)[places] for part in parts), there

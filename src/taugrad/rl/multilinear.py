@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from taugrad.checks import check_count, check_counts, check_positive, check_share, require_finite
 from taugrad.estimators import Enumeration, Estimator, STGumbelSoftmax, check_enumerable, check_estimator
 from taugrad.nets import mlp
+from taugrad.ops._torch import readable
 from taugrad.ops.categorical import entropy, kl
 from taugrad.ops.onehot import one_hot
 from taugrad.rl.actor import Actor, Policy, check_trunk, log_prob_of, trunk
@@ -131,9 +132,9 @@ class MultilinearAgent(Agent):
         kl_target = hp.kl_target * (clock.remaining if hp.kl_falls else 1)
         critics = [*self.front.parameters(), *self.advantage.parameters(), *self.value.parameters()]
         terms: dict[str, Tensor] = {}
-        gain = uncertainty = divergence = torch.zeros(())
+        loss = gain = uncertainty = divergence = torch.zeros(())
         rests = False
-        for i in minibatches(len(x), hp.minibatches, hp.batch_size):
+        for i in minibatches(len(x), hp.minibatches, hp.batch_size, x.device):
             features = self.front(x[i])
             h, w = self.advantage(features)
             loss = self.critic_loss(h, w, self.value(features)[:, 0], pi[i], a[i], g[i], target[i])
@@ -144,12 +145,14 @@ class MultilinearAgent(Agent):
                 rests = bool(divergence > 2 * kl_target)
             if not rests:
                 loss = loss - gain - ent_coef * uncertainty + self.beta * divergence
-            require_finite("actor and critic", loss, clock.steps, tau)
+            if readable(loss):
+                require_finite("actor and critic", loss, clock.steps, tau)
             optimizer.zero_grad()
             loss.backward()
             clip_grad_norm_(critics, hp.critic_clip)
             clip_grad_norm_(self.policy.actor.parameters(), hp.actor_clip)
             optimizer.step()
+        require_finite("actor and critic", loss, clock.steps, tau)  # after one that is not finite none is
         self._adapt_beta(terms["train/approx_kl"], kl_target)
         self._adapt_entropy(terms["policy/entropy"], mask.sum(-1).log().sum(-1).mean().item(), clock)
         terms |= {"train/ent_coef": torch.tensor(ent_coef), "policy/tau": torch.tensor(tau), "train/beta": self.beta}
@@ -177,19 +180,22 @@ class MultilinearAgent(Agent):
     @torch.no_grad()
     def _targets(self, window: Window) -> tuple[Tensor, ...]:
         """Transitions: x (n, D), masks, logits of pi and one-hot actions (n, F, K), clip(g / S, +-4), V_old + rho g."""
-        steps = window.sample(self.hp.newest, self.hp.replayed).map(lambda x: x.to(self.scale.device))
+        device, steps = self.scale.device, window.sample(self.hp.newest, self.hp.replayed)
+        places = steps.places().to(device)
+        steps = steps.map(lambda x: x.to(device))
         x = self.policy.normalized(steps.observation)
         mask = steps.mask[:-1]
         old, value = self.policy.actor(x[:-1], mask), self.value(self.front(x))[..., 0]
         ratio = (log_prob_of(old, steps.action) - steps.log_mu).exp()
         ends = steps.terminated, steps.truncated
         g = advantages(steps.reward.sum(-1), value, *ends, self.hp.gamma, self.hp.lam, ratio)
-        if steps.valid.any():
-            spread = g[steps.valid].square().mean().sqrt()
+        if len(places):
+            spread = g.flatten()[places].square().mean().sqrt()
             self.scale.copy_(torch.maximum(spread, _SCALE_MEMORY * self.scale + (1 - _SCALE_MEMORY) * spread))
         target = value[:-1] + ratio.clamp_max(1) * g
         clipped = (g / self.scale.clamp_min(1e-8)).clamp(-_CLIP, _CLIP)
-        return tuple(part[steps.valid] for part in (x[:-1], mask, old, one_hot(steps.action, old), clipped, target))
+        parts = x[:-1], mask, old, one_hot(steps.action, old), clipped, target
+        return tuple(part.flatten(0, 1)[places] for part in parts)
 
     def _adapt_beta(self, divergence: Tensor, target: float) -> None:
         """Raise `beta` if the policy moved further than `target`, else lower it."""
@@ -205,15 +211,17 @@ class MultilinearAgent(Agent):
         self.ent_factor.mul_(factor).clamp_(*_ENT)
 
 
-def minibatches(n: int, count: int, size: int) -> Iterator[Tensor]:
+def minibatches(n: int, count: int, size: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """Yield `count` sets of `size` indices below `n`; no index comes twice before all have come once.
+
+    They are drawn on the CPU, and go to the device by one transfer.
 
     >>> [len(i) for i in minibatches(5, count=3, size=4)]
     [4, 4, 4]
     """
     passes = math.ceil(count * size / n)
     order = torch.cat([torch.randperm(n) for _ in range(passes)])
-    yield from order[: count * size].split(size)
+    yield from order[: count * size].to(device).split(size)
 
 
 class Advantage(nn.Module):

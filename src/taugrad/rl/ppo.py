@@ -7,7 +7,7 @@ The joint probability of an action is the product over its factors. Every traini
 newest rollout. Entropy is exact.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from taugrad.checks import check_count, check_counts, check_positive, check_share, require_finite
 from taugrad.nets import mlp
+from taugrad.ops._torch import readable
 from taugrad.ops.categorical import entropy
 from taugrad.rl.actor import Actor, Policy, check_trunk, log_prob_of, orthogonal, trunk
 from taugrad.rl.algorithm import Agent, Algorithm, Clock
@@ -57,29 +58,31 @@ class Clipped(Algorithm):
     def passes(
         self,
         loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
-        parts: Sequence[Tensor],
+        batches: Iterable[Sequence[Tensor]],
         parameters: Sequence[nn.Parameter],
         optimizer: Optimizer,
         clock: Clock,
     ) -> dict[str, Tensor]:
-        """Make `epochs` passes in minibatches over transitions, `parts` (n, ...), which `loss` takes with eps.
+        """Make an optimizer step on each of the minibatches, which `loss` takes with eps.
 
-        Return the terms of the last loss; none if there is no transition.
+        Return the terms of the last loss; none if there is no minibatch.
         """
-        n = len(parts[0])
-        if n == 0:  # a rollout of nothing but resets
-            return {}
         eps = self.clip_range * optimizer.param_groups[0]["lr"] / optimizer.defaults["lr"]
-        terms: dict[str, Tensor] = {}
-        for _ in range(self.epochs):
-            for i in torch.randperm(n).split(self.batch_size):
-                total, terms = loss(*(part[i] for part in parts), eps)
+        total, terms = torch.zeros(()), {}
+        for batch in batches:
+            total, terms = loss(*batch, eps)
+            if readable(total):
                 require_finite("PPO", total, clock.steps)
-                optimizer.zero_grad()
-                total.backward()
-                clip_grad_norm_(parameters, self.max_grad_norm)
-                optimizer.step()
-        return terms | {"train/ent_coef": torch.tensor(self.ent_coef)}
+            optimizer.zero_grad()
+            total.backward()
+            clip_grad_norm_(parameters, self.max_grad_norm)
+            optimizer.step()
+        require_finite("PPO", total, clock.steps)  # after one that is not finite none is
+        return terms and terms | {"train/ent_coef": torch.tensor(self.ent_coef)}
+
+    def orders(self, n: int) -> list[Tensor]:
+        """Draw the indices below `n` of all minibatches of `epochs` passes; on the CPU."""
+        return [i for _ in range(self.epochs if n else 0) for i in torch.randperm(n).split(self.batch_size)]
 
 
 @final
@@ -112,7 +115,9 @@ class PPOAgent(Agent):
 
     def improve(self, window: Window, optimizer: Optimizer, clock: Clock) -> dict[str, Tensor]:
         """Make `epochs` passes over the newest rollout in minibatches."""
-        return self.hp.passes(self.loss, self._targets(window), list(self.parameters()), optimizer, clock)
+        parts = self._targets(window)
+        batches = (tuple(part[i] for part in parts) for i in moved(self.hp.orders(len(parts[0])), parts[0].device))
+        return self.hp.passes(self.loss, batches, list(self.parameters()), optimizer, clock)
 
     def loss(
         self, x: Tensor, mask: Tensor, action: Tensor, old: Tensor, g: Tensor, target: Tensor, eps: float
@@ -126,7 +131,9 @@ class PPOAgent(Agent):
     @torch.no_grad()
     def _targets(self, window: Window) -> tuple[Tensor, ...]:
         """Transitions: x (n, D), mask (n, F, K), action (n, F), log pi_old (n,), advantage (n,), lambda-return (n,)."""
-        rollout = window.sample(newest=1, others=0).map(lambda x: x.to(self.policy.actor.allowed.device))
+        device, rollout = self.policy.actor.allowed.device, window.sample(newest=1, others=0)
+        places = rollout.places().to(device)
+        rollout = rollout.map(lambda x: x.to(device))
         x = self.policy.normalized(rollout.observation)
         value = self.value(self.front(x))[..., 0]
         ends = rollout.terminated, rollout.truncated
@@ -134,7 +141,12 @@ class PPOAgent(Agent):
         # Not log_mu, because the normalization has changed since.
         mask = rollout.mask[:-1]
         old = log_prob_of(self.policy.actor(x[:-1], mask), rollout.action)
-        return tuple(part[rollout.valid] for part in (x[:-1], mask, rollout.action, old, g, g + value[:-1]))
+        return tuple(part.flatten(0, 1)[places] for part in (x[:-1], mask, rollout.action, old, g, g + value[:-1]))
+
+
+def moved(indices: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Move indices, each (n,), to a device by one transfer."""
+    return torch.cat(list(indices)).to(device).split([len(i) for i in indices]) if indices else ()
 
 
 def clipped_loss(

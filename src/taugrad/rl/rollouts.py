@@ -33,6 +33,10 @@ class Rollout:
     truncated: Tensor  # (T, E), bool
     valid: Tensor  # (T, E), bool: False for a reset, which is no transition
 
+    def places(self) -> Tensor:
+        """Indices of the transitions among T E steps, (n,); on a GPU this would wait for it."""
+        return self.valid.flatten().nonzero()[:, 0]
+
     def map(self, f: Callable[[Tensor], Tensor]) -> "Rollout":
         """Return a rollout with `f` applied to every tensor."""
         return Rollout(*map(f, vars(self).values()))
