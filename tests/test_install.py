@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "own_estimator"
 SHORT = ["trainer.max_steps=40", "trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=2"]
 # For those who change the repository, or check a table against another library.
-MADE = ("figures", "pack_binarized_mnist", "same_run", "compare_maskable", "sb3_minatar", "step_agents")
+MADE = ("figures", "pack_binarized_mnist", "same_run", "compare_maskable", "sb3_minatar", "step_agents", "play_mpe")
 SHORT += ["+trainer.limit_val_batches=3", "+trainer.limit_test_batches=3"]
 
 
