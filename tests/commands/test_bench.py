@@ -190,7 +190,7 @@ def test_tokenizers_trains_the_same_net_around_every_quantizer(records, tmp_path
         (["estimators", "--draws", "25"], "argument --draws: must be a multiple of ten that is at least 20, got 25"),
         (["estimators", "--draws", "10"], "argument --draws: must be a multiple of ten that is at least 20, got 10"),
         (["estimators", "--classes", "1"], "argument --classes: must be a whole number that is at least 2, got 1"),
-        (["circuit", "--gates", "501"], "argument --gates: must be a multiple of ten that is at least 20, got 501"),
+        (["circuit", "--gates", "501"], "argument --gates: must be a multiple of ten that is at least 10, got 501"),
         (["op", "--shapes", "4xK"], "argument --shapes: must be a whole number that is at least 1, got K"),
     ],
 )

@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     estimators = benches.add_parser("estimators", parents=[common], help="the gradient of every estimator")
     estimators.add_argument("--classes", type=choices, nargs="+", default=[2, 10, 64, 1024])
     estimators.add_argument("--rows", type=count, default=4, help="pairs of choices")
-    estimators.add_argument("--draws", type=tens, default=1000, help="gradients of each estimator, a multiple of ten")
+    estimators.add_argument("--draws", type=groups, default=1000, help="gradients of each estimator, a multiple of ten")
     estimators.add_argument("--tau", type=temperature, default=1.0)
     caption = (
         "bias and variance relative to the exact gradient's norm and its square; cosine: mean of one draw's; saved: "
@@ -142,7 +142,12 @@ def choices(text: str) -> int:
 
 
 def tens(text: str) -> int:
-    """A multiple of ten: of draws, measured in ten groups of at least two, or of gates, for ten classes."""
+    """A multiple of ten: of gates, for ten classes."""
+    return _number(text, int, "a multiple of ten that is at least 10", lambda n: n >= 10 and not n % 10)
+
+
+def groups(text: str) -> int:
+    """A number of draws, measured in ten groups of at least two."""
     return _number(text, int, "a multiple of ten that is at least 20", lambda n: n >= 20 and not n % 10)
 
 

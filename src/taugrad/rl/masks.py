@@ -176,11 +176,20 @@ def _row(mask: Any) -> np.ndarray:
     """Join the masks of an environment's factors, however deep they are nested."""
     if mask is None:
         raise _missing()
-    if isinstance(mask, (tuple, list)) and any(hasattr(part, "__len__") for part in mask):
+    if nested(mask):
         if any(part is None for part in mask):  # gymnasium's `sample` takes it for no mask
             raise DataError(f"the environment's {KEY} must have numbers for each of its parts, got None for one")
         return np.concatenate([_row(part) for part in mask])
     return np.ravel(np.asarray(mask))
+
+
+def nested(mask: Any) -> bool:
+    """Return whether a mask has parts, such as one for each factor.
+
+    >>> nested([1, 0, 1]), nested([[1, 0], [1, 1]])
+    (False, True)
+    """
+    return isinstance(mask, (tuple, list)) and any(hasattr(part, "__len__") for part in mask)
 
 
 def _last(mask: Any, width: int) -> np.ndarray:

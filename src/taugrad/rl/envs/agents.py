@@ -32,7 +32,7 @@ from taugrad.checks import check_count
 from taugrad.errors import ConfigError, DataError
 from taugrad.extras import extra
 from taugrad.rl.envs.processes import Processes
-from taugrad.rl.masks import KEY, has_mask
+from taugrad.rl.masks import KEY, has_mask, nested
 from taugrad.rl.spaces import Part, factors_of, flat_one, flat_space
 
 _EXTRAS = {"mpe2": "mpe", "pettingzoo": "pettingzoo", "lbforaging": "foraging", "rware": "rware"}
@@ -259,8 +259,7 @@ def _check_parallel(env: Any) -> None:
 
 def _row(mask: Any) -> np.ndarray:
     """Join an agent's mask if it is one for each factor; an array of another shape stays what it is."""
-    nested = isinstance(mask, (tuple, list)) and any(hasattr(part, "__len__") for part in mask)
-    return np.concatenate([_row(part) for part in mask]) if nested else np.asarray(mask)
+    return np.concatenate([_row(part) for part in mask]) if nested(mask) else np.asarray(mask)
 
 
 def _joined(flat: list[Any]) -> Box:
