@@ -23,3 +23,7 @@ class LogitsError(TaugradError, ValueError):
 
 class NonFiniteLossError(TaugradError, RuntimeError):
     """A term of the loss became NaN or infinite; the message names it, the step and tau."""
+
+
+class KernelError(TaugradError, RuntimeError):
+    """A kernel that cannot be compiled or run on a device; the message names both."""

@@ -89,24 +89,28 @@ def test_no_rows_and_no_columns_are_no_error(rows, D):
 
 
 @pytest.mark.usefixtures("binding")
-def test_neither_samples_nor_their_gradients_are_there_whole(monkeypatch):
-    N, K, D = 64, 1024, 8
+@each(
+    "shape, dim, dtype",
+    [((64, 1024), -1, torch.float32), ((64, 1024), -1, torch.bfloat16), ((8, 1024, 8), 1, torch.float32)],
+)
+def test_neither_samples_nor_their_gradients_are_there_whole(shape, dim, dtype, monkeypatch):
+    N, K, D = 64, 1024, 4
     monkeypatch.setattr(module, "_SHARE", 4 * K)
-    x, weight = torch.randn(N, K, requires_grad=True), torch.randn(K, D, requires_grad=True)
-    largest = 0
-
-    class Sizes(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            out = function(*args, **(kwargs or {}))
-            if isinstance(out, Tensor) and out.numel() and out.data_ptr() != x.data_ptr():
-                largest = max(largest, out.untyped_storage().nbytes() // 4)
-            return out
-
+    x, weight = torch.randn(shape, dtype=dtype, requires_grad=True), torch.randn(K, D, requires_grad=True)
     saved = []
-    with Sizes(), torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
-        embedding(x, weight)
-    assert largest <= max(N * D, 4 * K)
+
+    def keep(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+    ):
+        embedding(x, weight, dim=dim).sum().backward()
+    largest = sorted(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest[-2] <= 4 * max(N * D, 4 * K)
+    assert largest[-1] <= x.nbytes  # dx
     assert sum(t.numel() for t in saved if t is not x and t is not weight) <= N + 1  # an index a row, and a seed
 
 
@@ -133,6 +137,8 @@ def test_autocast_changes_no_dtype():
 
 
 def test_bad_input_gets_a_sentence():
+    with pytest.raises(TypeError, match="weight must be a floating-point tensor, got list"):
+        embedding(torch.zeros(2, 3), [[1.0], [2.0], [3.0]])
     x, weight = torch.zeros(4, 3), torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"weight must have shape \(3, D\), a row for each class, got \(2, 3\)"):
         embedding(x, weight.T)

@@ -12,8 +12,11 @@ from helpers.samples import FALSE_FAILURE, frequencies_p_value
 from helpers.triton import DEVICE, kernels, launch
 from helpers.words import double_words, float_words, gumbel_of
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 import taugrad
+from taugrad.errors import KernelError
 from taugrad.estimators import (
     DecoupledSTGumbelSoftmax,
     GappedStraightThrough,
@@ -26,6 +29,7 @@ from taugrad.estimators import (
 from taugrad.ops import _fused
 from taugrad.ops.categorical import entropy
 from taugrad.ops.embedding import embedding
+from taugrad.ops.gumbel import gumbel_argmax, gumbel_max
 from taugrad.ops.native import kernels as native
 from taugrad.ops.noise import gumbel_noise
 from taugrad.ops.onehot import Relaxation
@@ -57,8 +61,20 @@ A_KERNEL = [STGumbelSoftmax(), GumbelRao(draws=3), GumbelSoftmax()]  # an estima
 TAU, GAP = 0.7, 0.5
 RELAXATIONS = [Relaxation.PERTURBED, Relaxation.PLAIN, Relaxation.GAPPED, Relaxation.MARKED]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-BLOCKS = [(7, 10), (5, 16), (65, 64), (3, 100), (2, 1088)]  # rows and classes: padded, exact, both, one row a block
-CHUNKS = [(2, 8200), (1, 12288)]  # above what a block holds: with and without a run of noise
+BLOCKS = [
+    (3, 1),
+    (5, 2),
+    (5, 3),
+    (7, 10),
+    (5, 16),
+    (65, 64),
+    (3, 100),
+    (2, 1088),
+]  # rows and classes: padded, exact, both, one row a block
+CHUNKS = [  # above what a block holds: with and without a run of noise
+    *(((2, 8200), torch.float32), ((1, 12288), torch.float32)),
+    *(((1, 8200), torch.bfloat16), ((2, 2100), torch.float64)),
+]
 
 
 def seed() -> Tensor:
@@ -79,7 +95,7 @@ def by_the_cpu(kernel, *arguments) -> Tensor:
 
 def logits(rows: int, K: int, dtype: torch.dtype) -> Tensor:
     x = torch.randn(rows, K, dtype=torch.float64).to(dtype)
-    x[:, 1] = -math.inf
+    x[:, 2:3] = -math.inf
     return x
 
 
@@ -115,7 +131,7 @@ def check(rows: int, K: int, dtype: torch.dtype, relaxation: Relaxation) -> None
     dx, _ = launch.sample_backward(dz, x, kept, index, seed(), relaxation, TAU, gap=GAP)
     assert dx.dtype is dtype
     torch.testing.assert_close(dx.double(), gradient(x, g, dz, relaxation), rtol=0, atol=TOLERANCE[dtype])
-    assert (dx[:, 1] == 0).all()
+    assert (dx[:, 2:3] == 0).all()
     if relaxation is not Relaxation.MARKED:
         y, _, _ = launch.sample(x, seed(), relaxation, TAU, gap=GAP, hard=False)
         expected = textbook_softmax(relaxed(x, g, relaxation), TAU, -1)
@@ -135,10 +151,15 @@ def test_half_precision_is_computed_in_single(dtype, relaxation):
 
 
 @each("relaxation", RELAXATIONS)
-@pytest.mark.parametrize("shape", CHUNKS)
-def test_samples_and_gradients_are_the_oracles_in_chunks_of_a_row(shape, relaxation, monkeypatch):
+@pytest.mark.parametrize(("shape", "dtype"), CHUNKS)
+def test_samples_and_gradients_are_the_oracles_in_chunks_of_a_row(shape, dtype, relaxation, monkeypatch):
     monkeypatch.setattr("test_triton.relaxed_gradient", sparse_gradient)
-    check(*shape, torch.float32, relaxation)
+    check(*shape, dtype, relaxation)
+
+
+def test_a_quarter_of_a_million_classes_are_a_row(monkeypatch):
+    monkeypatch.setattr("test_triton.relaxed_gradient", sparse_gradient)
+    check(1, 2**18, torch.float32, Relaxation.PERTURBED)
 
 
 def sparse_gradient(s: Tensor, weights: Tensor, tau: float) -> Tensor:
@@ -209,11 +230,17 @@ def test_a_layout_changes_nothing(estimator):
         torch.testing.assert_close(other_dx, dx)
 
 
-def test_common_layouts_are_not_copied():
-    for x, dim in layouts(torch.randn(2, 3, 4, 10)).values():
-        if x.movedim(dim, -1).stride()[:-1] != (10, 20, 60):  # three strides: "transposed rows"
-            held = launch._Rows(dim % 4, x, torch.empty(x.shape)).held
-            assert held[0].data_ptr() == x.data_ptr()
+def test_common_layouts_are_not_copied(monkeypatch):
+    held = []
+    rows = launch._Rows
+    monkeypatch.setattr(launch, "_Rows", lambda dim, *tensors: held.append(rows(dim, *tensors)) or held[-1])
+    for call in (taugrad.gumbel_softmax, gumbel_max, gumbel_argmax, softmax):
+        for dtype in (torch.float32, torch.bfloat16):
+            for x, dim in layouts(torch.randn(2, 3, 4, 10).to(dtype)).values():
+                if x.movedim(dim, -1).stride()[:-1] != (10, 20, 60):  # three strides: "transposed rows"
+                    call(x, dim=dim)
+                    assert held.pop().held[0].data_ptr() == x.data_ptr(), call
+    assert not held
 
 
 @pytest.mark.usefixtures("binding")
@@ -267,10 +294,10 @@ def test_a_temperature_a_row_follows_the_classes_to_any_dimension(estimator, sha
 
 @pytest.mark.usefixtures("binding")
 @each("estimator", [GumbelSoftmax(), STGumbelSoftmax(), StraightThrough(), GappedStraightThrough(gap=1.0)])
-@each("shape", [(), (1,), (6, 1)])
-def test_a_temperature_that_learns_gets_the_gradient_of_torchs_code(shape, estimator):
-    x, dz = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
-    tau = torch.full(shape, TAU, dtype=torch.float64, requires_grad=True)
+@each("K, shape", [(5, ()), (5, (1,)), (5, (6, 1)), (2100, (6, 1))])
+def test_a_temperature_that_learns_gets_the_gradient_of_torchs_code(K, shape, estimator):
+    x, dz = torch.randn(6, K, dtype=torch.float64), torch.randn(6, K, dtype=torch.float64)
+    tau = (TAU + 0.1 * torch.rand(shape, dtype=torch.float64)).requires_grad_()
     torch.manual_seed(1)
     (found,) = torch.autograd.grad(estimator.sample(x, tau), tau, dz)
     g, relaxation = words_of_next_seed(x), relaxation_of(estimator)
@@ -400,6 +427,28 @@ def test_compiled_without_a_graph_break_it_draws_what_eager_mode_draws(estimator
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # a number becomes a variable once
 
 
+@each("estimator", A_KERNEL)
+def test_a_compiled_program_hands_the_kernels_tensors_of_their_device_alone(estimator, monkeypatch):
+    """A number on the CPU would be read at the launch, and a graph of launches would keep it for every tau."""
+    monkeypatch.setattr(_fused, "_triton_devices", lambda: ("meta",))
+    devices, operators = set(), 0
+
+    def compiler(graph, _):
+        nonlocal operators
+        for node in graph.graph.nodes:
+            if "taugrad" in str(node.target):
+                operators += 1
+                devices.update(x.meta["val"].device.type for x in node.all_input_nodes)
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    program = torch.compile(estimator.sample, fullgraph=True, backend=aot_autograd(fw_compiler=compiler))
+    for tau in (0.7, 0.6, torch.ones((), device="meta")):
+        program(torch.zeros(6, 5, device="meta", requires_grad=True), tau).sum().backward()
+    assert operators == 2 * 3  # forward and backward, of a constant, of a variable and of a tensor
+    assert devices == {"meta"}
+
+
 def test_any_size_runs_in_one_compiled_program():
     call = lambda x: STGumbelSoftmax().sample(x, TAU)  # noqa: E731
     torch._dynamo.reset()
@@ -484,3 +533,19 @@ def test_bad_input_gets_a_sentence():
     assert not launch.fits(torch.zeros((), dtype=torch.float32))
     assert not launch.fits(torch.zeros(3, 4, dtype=torch.complex64))
     assert not launch.fits(torch.zeros(1).expand(2**31))
+
+
+@each("error", [RuntimeError("PassManager::run failed\nand more"), OSError()])
+def test_a_kernel_that_does_not_compile_is_one_sentence(error, monkeypatch):
+    class Broken:
+        __name__ = "sample_tile"
+
+        def __getitem__(self, grid):
+            raise error
+
+    monkeypatch.setattr(launch.kernels, "sample_tile", Broken())
+    reason = str(error).split("\n")[0] or "OSError"
+    with pytest.raises(
+        KernelError, match=f"kernel sample_tile cannot run on {DEVICE}.*: {reason}. TAUGRAD_BACKEND=torch"
+    ):
+        taugrad.gumbel_softmax(torch.zeros(2, 5), hard=True)

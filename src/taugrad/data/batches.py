@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from taugrad.data.images import Split
-from taugrad.data.pictures_on_disk import take_each
+from taugrad.data.pictures_on_disk import PicturesOnDisk, take_each
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -93,9 +93,10 @@ class ShuffledBatches:
         if self.labelled is not None:
             known = torch.stack([self._known(self._batch + i) for i in range(len(batches))])
             batches = torch.cat([batches, known], 1)
-        batches = batches.to(self.split.images.device)  # once an epoch
-        stacks = batches.split(self.stack)
-        for rows, images in zip(stacks, take_each(self.split.images, stacks), strict=True):
+        there = batches.to(self.split.images.device)  # once an epoch
+        places = batches if isinstance(self.split.images, PicturesOnDisk) else there
+        taken = take_each(self.split.images, places.split(self.stack))
+        for rows, images in zip(there.split(self.stack), taken, strict=True):
             labels = self.split.labels[rows]
             if known is not None:
                 labels[:, : -known.shape[1]] = -1

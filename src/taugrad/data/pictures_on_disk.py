@@ -23,7 +23,7 @@ class PicturesOnDisk:
         decode: returns the image of a name; threads call it at once.
         names: of the images, in order.
         image: shape of an image.
-        device: of the images and of the rows that index them.
+        device: of the images.
 
     >>> images = PicturesOnDisk(lambda name: torch.tensor([int(name)]), ["5", "6", "7"], (1,))
     >>> images.shape, images[1:].shape, images.take(torch.tensor([2, 0]))

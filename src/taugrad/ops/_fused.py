@@ -118,6 +118,11 @@ def _native_for(*tensors: Tensor) -> bool:
     return not watched() and all(map(native.holds, tensors))
 
 
+def _triton_for(x: Tensor) -> bool:
+    """Return whether Triton's kernels take a tensor now, of any strides and dtype that they hold."""
+    return not watched() and _may_have_triton(x) and _triton().holds(x)
+
+
 def _kernels_for(*tensors: Tensor) -> ModuleType | None:
     """Return the kernels that take these tensors now, which are of one dtype."""
     return None if watched() else _kernels_of(*tensors)
@@ -183,20 +188,25 @@ def draw_seeds(generator: torch.Generator | None, device: torch.device, count: i
 
 def argmax(x: Tensor, generator: torch.Generator | None) -> Tensor | None:
     """Draw classes from logits (..., K): int64 (...)."""
-    kernels = _kernels_for(x)
-    if kernels is None:
+    if _triton_for(x):
+        return _triton().argmax(x, draw_seed(generator, x.device))
+    if watched() or not x.is_cpu:
         return None
-    index, failures = kernels.argmax(x.contiguous(), draw_seed(generator, x.device))
+    x = x.to(compute_dtype(x.dtype)).contiguous()
+    if not native.holds(x):
+        return None
+    index, failures = native.argmax(x, draw_seed(generator, x.device))
     _raise_failures(failures, x)
     return index
 
 
 def one_hot(x: Tensor, dim: int, generator: torch.Generator | None) -> Tensor | None:
-    """Draw a one-hot sample of logits (..., K), for the last `dim` alone."""
-    kernels = _kernels_for(x) if _is_last(dim, x) else None
-    if kernels is None:
+    """Draw a one-hot sample of logits; on a CPU for the last `dim` alone."""
+    if _triton_for(x):
+        return _triton().one_hot(x, draw_seed(generator, x.device), dim)
+    if not (_is_last(dim, x) and _native_for(x)):
         return None
-    z, failures = kernels.one_hot(x.contiguous(), draw_seed(generator, x.device))
+    z, failures = native.one_hot(x.contiguous(), draw_seed(generator, x.device))
     _raise_failures(failures, x)
     return z
 
@@ -252,7 +262,10 @@ def sample_of_seed(x: Tensor, seed: Tensor, tau: float, relaxation: Relaxation, 
 
 
 def takes(x: Tensor) -> bool:
-    """Return whether kernels take a tensor now, of a dtype to compute in."""
+    """Return whether kernels take a tensor now, once it is of a dtype to compute in."""
+    wide = compute_dtype(x.dtype)
+    if x.dtype is not wide:
+        x = (x.narrow(0, 0, 0) if x.ndim > 1 else x).to(wide)  # no copy of it only to ask
     return _kernels_for(x) is not None
 
 
@@ -296,7 +309,7 @@ def relaxation_of_seed(
         return native.sample(x, seed, relaxation, float(tau), gap, hard=False)[1]
     if relaxation is not Relaxation.MARKED:
         return kernels.sample(x, seed, relaxation, tau, gap=gap, hard=False)[0]
-    y, index = kernels.softmax(x, tau), kernels.argmax(x, seed)[0].unsqueeze(-1)
+    y, index = kernels.softmax(x, tau), kernels.argmax(x, seed).unsqueeze(-1)
     return y.scatter(-1, index, -y.gather(-1, index))
 
 
@@ -309,10 +322,13 @@ def _taking(x: Tensor) -> Any:
 
 
 def softmax(x: Tensor, tau: float | Tensor, dim: int) -> Tensor | None:
-    """Tempered softmax of `x`, for the last `dim` alone."""
-    usual = not (torch.is_grad_enabled() and x.requires_grad) and _is_last(dim, x) and is_scalar(tau)
-    kernels = _kernels_for(x) if usual else None
-    return kernels.softmax(x.contiguous(), tau) if kernels else None
+    """Tempered softmax of `x`; on a CPU for the last `dim` and one tau alone."""
+    if _needs_gradient(x, tau):
+        return None
+    if _triton_for(x):
+        return _triton().softmax(x, tau, dim)
+    usual = _is_last(dim, x) and is_scalar(tau) and _native_for(x)
+    return native.softmax(x.contiguous(), tau) if usual else None
 
 
 def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor, dim: int) -> Tensor | None:

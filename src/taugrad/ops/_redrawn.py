@@ -37,16 +37,18 @@ def redrawn_sample(
 ) -> Tensor:
     """Draw the hard sample with the gradient of its relaxation, or the relaxation itself, of arguments checked."""
     seed = _fused.draw_seed(generator, logits.device)
-    return torch.ops.taugrad.draw(logits, seed, as_tensor(tau), dim, int(relaxation), gap, hard, draws)[0]
+    # A kernel's number is taken from a CPU's tensor at the launch, which a graph of launches would keep for ever.
+    tau = as_tensor(tau, logits.device if torch.compiler.is_compiling() else torch.device("cpu"))
+    return torch.ops.taugrad.draw(logits, seed, tau, dim, int(relaxation), gap, hard, draws)[0]
 
 
-def as_tensor(tau: float | Tensor) -> Tensor:
+def as_tensor(tau: float | Tensor, device: torch.device) -> Tensor:
     """Return tau as an operator takes it. A product is no constant for a compiler: another tau does not compile anew.
 
-    >>> as_tensor(0.5)
+    >>> as_tensor(0.5, torch.device("cpu"))
     tensor(0.5000, dtype=torch.float64)
     """
-    return tau if isinstance(tau, Tensor) else torch.ones((), dtype=torch.float64, device="cpu") * tau
+    return tau if isinstance(tau, Tensor) else torch.ones((), dtype=torch.float64, device=device) * tau
 
 
 torch.library.define(

@@ -78,8 +78,8 @@ def sample(
     if not followed():
         z, y = _Sample.apply(logits, tau, dim, relaxation, gap, hard, generator)
     elif _takes_operator(logits, tau, generator):
-        seed = _fused.draw_seed(None, logits.device)
-        outputs = torch.ops.taugrad.sample(logits.movedim(dim, -1), seed, as_tensor(tau), int(relaxation), gap)
+        seed, tau = _fused.draw_seed(None, logits.device), as_tensor(tau, logits.device)
+        outputs = torch.ops.taugrad.sample(logits.movedim(dim, -1), seed, tau, int(relaxation), gap)
         z, y = (out.movedim(-1, dim).contiguous() for out in outputs)
     else:
         z, y = _traced_sample(logits, tau, dim, relaxation, gap, hard, generator)
@@ -195,7 +195,7 @@ class _Sample(torch.autograd.Function):
             if relaxation is Relaxation.MARKED:
                 y = torch.where(z > 0, -y, y)
         if dtype is not wide:
-            z, y = z.to(dtype), y.to(dtype)
+            z, y = z.to(dtype) if hard else z, y.to(dtype)
         ctx.set_materialize_grads(False)
         ctx.relaxation, ctx.tau, ctx.dim = relaxation, tau, dim
         if isinstance(tau, Tensor):

@@ -5,10 +5,12 @@ r"""Rows of a table by drawn classes: codebooks and vocabularies, without a one-
 
 The gradient to the logits is that of `sample(logits) @ weight`: with dL/dz = dL/de weight^T the Jacobian of the
 relaxation is applied to it. Where there are kernels neither z nor y nor dL/dz is ever there whole: the rows go in
-shares of 2^22 numbers, whose noise is drawn again from a seed. What stays is one index a row and a seed.
+shares of 2^22 numbers, whose noise is drawn again from a seed. What stays is one index a row and a seed. A tau that
+learns or differs between rows, and a compiled program, have z @ weight itself.
 """
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -97,14 +99,15 @@ def embedding_with_index(
             generator=generator,
         )
     check_logits(logits, dim)
-    if not weight.is_floating_point():
-        raise TypeError(f"weight must be a floating-point tensor, got {weight.dtype}")
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight must be a floating-point tensor, got {got}")
     if not tracing() and (weight.ndim != 2 or weight.shape[0] != logits.shape[dim]):
         shape = f"({logits.shape[dim]}, D), a row for each class"
         raise ValueError(f"weight must have shape {shape}, got {tuple(weight.shape)}")
     tau = check_tau(tau, logits, dim)
     learns = isinstance(tau, Tensor) and tau.requires_grad and torch.is_grad_enabled()
-    if learns or not is_scalar(tau) or not _fused.takes(logits.to(compute_dtype(logits.dtype))):
+    if learns or not is_scalar(tau) or not _fused.takes(logits):
         z = sample(logits, tau, dim, relaxation, gap=gap, generator=generator).movedim(dim, -1)
         e = (z.to(weight.dtype) @ weight).to(weight.dtype)  # autocast would have it in half precision
         index = z.argmax(-1)
@@ -133,7 +136,8 @@ class _Embedding(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         moved = logits.movedim(dim, -1)
         seed = _fused.draw_seed(generator, logits.device)
-        drawn = [_fused.argmax_of_seed(x, seed + i) for i, x in enumerate(_shares(moved, moved.shape[-1]))]
+        rows, shares = _shares(moved, moved)
+        drawn = [_fused.argmax_of_seed(rows[share], seed + i) for i, share in enumerate(shares)]
         index, zeros = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         ctx.tau, ctx.dim, ctx.relaxation, ctx.gap = tau, dim, relaxation, gap
         ctx.save_for_backward(logits, weight, index, seed)
@@ -150,27 +154,29 @@ class _Embedding(torch.autograd.Function):
         dx = dw = None
         if ctx.needs_input_grad[0]:
             how = ctx.relaxation, ctx.tau, ctx.gap
-            shares = [_shares(t, moved.shape[-1]) for t in (moved, grad)]
-            out = torch.empty(moved.shape, dtype=moved.dtype, device=moved.device)
+            out = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            split = (_shares(t, moved) for t in (moved, grad, out.movedim(ctx.dim, -1)))
+            (xs, x_shares), (gs, g_shares), (outs, out_shares) = split
             parts = []
-            for i, (x, g, part) in enumerate(zip(*shares, _shares(out, moved.shape[-1]), strict=True)):
-                dz = (g @ weight.T).to(compute_dtype(x.dtype))
+            for i, share in enumerate(x_shares):
+                x = xs[share]
+                dz = (gs[g_shares[i]] @ weight.T).to(compute_dtype(x.dtype))
                 if _fused.takes(dz):
-                    part.copy_(_fused.gradient_of_seed(dz, x, seed + i, *how))
+                    outs[out_shares[i]] = _fused.gradient_of_seed(dz, x, seed + i, *how).to(x.dtype)
                 else:  # a batch of gradients has no memory that a kernel could read
                     y = _fused.relaxation_of_seed(x, seed + i, *how, dz.dtype)
                     parts.append(sample_backward(dz, None, y, ctx.tau, -1, ctx.relaxation, False)[0])
-            dx = torch.cat(parts).to(moved.dtype).view(moved.shape) if parts else out
-            dx = dx.movedim(-1, ctx.dim).contiguous()
+            dx = torch.cat(parts).to(out.dtype).view(moved.shape).movedim(-1, ctx.dim).contiguous() if parts else out
         if ctx.needs_input_grad[1]:
-            dw = torch.zeros_like(weight).index_add(0, index.flatten(), _rows(grad))
+            dw = torch.zeros_like(weight).index_add(0, index.flatten(), grad.reshape(index.numel(), weight.shape[1]))
         return dx, dw, None, None, None, None, None
 
 
-def _shares(x: Tensor, K: int) -> tuple[Tensor, ...]:
-    """Split (..., D) into shares of rows, of about 2^22 logits."""
-    return _rows(x).split(max(1, _SHARE // K))
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+def _shares(x: Tensor, logits: Tensor) -> tuple[Tensor, list[Any]]:
+    """Return (..., D), flat where a view is, and the indices of shares of its rows, of about 2^22 logits (..., K)."""
+    count, n = math.prod(x.shape[:-1]), max(1, _SHARE // logits.shape[-1])
+    starts = range(0, max(1, count), n)
+    with suppress(RuntimeError):  # the rows do not lie in one stride
+        return x.view(count, x.shape[-1]), [slice(start, start + n) for start in starts]
+    every = torch.arange(count, device=x.device)
+    return x, [torch.unravel_index(every[start : start + n], x.shape[:-1]) for start in starts]

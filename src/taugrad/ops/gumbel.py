@@ -50,11 +50,10 @@ def gumbel_argmax(logits: Tensor, dim: int = -1, *, generator: torch.Generator |
         return handle_torch_function(gumbel_argmax, (logits,), logits, dim, generator=generator)
     check_logits(logits, dim)
     x = logits.detach().movedim(dim, -1)
-    x = x.to(compute_dtype(x.dtype))
     index = _fused.argmax(x, generator)
     if index is not None:
         return index
-    top, index = perturbed(x, generator=generator).max(-1)
+    top, index = perturbed(x.to(compute_dtype(x.dtype)), generator=generator).max(-1)
     check_rows((top * 0).unsqueeze(-1), -1)  # NaN where the maximum is not finite
     return index.contiguous()
 

@@ -129,7 +129,7 @@ def sample_tile(
         tl.store(kept + rows + row, tl.log2(total), mask=live)
         if RELAXATION == _MARKED:
             plain = tl.sum(tl.exp2((v - m[:, None]) * _LOG2E), 1)
-            tl.store(kept + 2 * rows + row, tl.log2(plain), mask=live)
+            tl.store(kept + rows + rows + row, tl.log2(plain), mask=live)
 
 
 @triton.jit
@@ -203,7 +203,7 @@ def sample_chunks(
         tl.store(kept + row, m)
         tl.store(kept + rows + row, tl.log2(total))
         if RELAXATION == _MARKED:
-            tl.store(kept + 2 * rows + row, tl.log2(plain))
+            tl.store(kept + rows + rows + row, tl.log2(plain))
 
 
 @triton.jit
@@ -251,7 +251,7 @@ def sample_backward_tile(
     p = tl.where(mask, p, 0.0)
     dot = tl.sum(g * p, 1)[:, None]
     if RELAXATION == _MARKED:
-        pi = tl.exp2((v - m) * _LOG2E - tl.load(kept + 2 * rows + row, mask=live, other=0.0)[:, None])
+        pi = tl.exp2((v - m) * _LOG2E - tl.load(kept + rows + rows + row, mask=live, other=0.0)[:, None])
         d = 2 * (g - dot) * p - 0.5 * (g - tl.sum(g * pi, 1)[:, None]) * pi
     else:
         d = (g - dot) * p / t[:, None]
@@ -286,7 +286,7 @@ def sample_backward_chunks(
     if RELAXATION >= _GAPPED:
         index = tl.load(indices + row)
     if RELAXATION == _MARKED:
-        L_pi = tl.load(kept + 2 * rows + row)
+        L_pi = tl.load(kept + rows + rows + row)
     if RELAXATION == _PERTURBED:
         key = tl.load(seed)
     dot = tl.zeros((), wide)

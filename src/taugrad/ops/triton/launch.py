@@ -4,6 +4,7 @@ Every function here takes tensors for which `holds` is true, of any strides, wit
 contiguous. A seed is a 0-d int64 tensor on their device, and so is read by no host.
 """
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from triton import knobs  # pyright: ignore[reportMissingImports]
 from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports]
 from triton.runtime import driver  # pyright: ignore[reportMissingImports]
 
+from taugrad.errors import KernelError
 from taugrad.ops._checks import compute_dtype
 from taugrad.ops._torch import has_plain_memory
 from taugrad.ops.onehot import Relaxation
@@ -24,6 +26,7 @@ _BLOCK = 2048  # elements of a block of short rows
 _LONGEST = 8192  # classes of a row that fit one block
 _CHUNK = 4096
 _THREAD = 16  # elements of a thread
+_ROWS = 128  # of a block, above which a thread has half as many elements
 _MOST = 2**31 - _CHUNK  # classes, and rows: an index and a launch count in 32 bits
 
 
@@ -107,6 +110,7 @@ def _blocks(K: int, double: bool, *, averages: bool = False) -> dict[str, Any]:
     """Return the compile-time arguments of a kernel: the block's size, and whether its noise is one run.
 
     Doubles, and an average that is kept while noise is drawn, need twice the registers an element: half a block then.
+    So do noise that is no run, whose elements have words of their own, and very short rows: half as many for a thread.
     """
     part = 2 if double or averages else 1
     B = triton.next_power_of_2(K)
@@ -114,9 +118,14 @@ def _blocks(K: int, double: bool, *, averages: bool = False) -> dict[str, Any]:
         chunk = _CHUNK // part
         return {"B": chunk, "RUN": K % 64 == 0 and not double, "DOUBLE": double, "num_warps": 8}
     R = 1 if K % 64 == 0 and K != B else max(1, _BLOCK // part // B)
-    run = (K == B or (R == 1 and K % 64 == 0)) and R * B >= 64
-    warps = min(16, max(4, R * B * part // (32 * _THREAD)))
-    return {"R": R, "B": B, "RUN": run and not double, "DOUBLE": double, "num_warps": warps}
+    run = (K == B or (R == 1 and K % 64 == 0)) and R * B >= 64 and not double
+    elements = _THREAD // part // (1 if run and R <= _ROWS else 2)
+    warps = min(16, max(4, R * B // (32 * elements)))
+    return {"R": R, "B": B, "RUN": run, "DOUBLE": double, "num_warps": warps}
+
+
+def _noise_blocks(double: bool) -> dict[str, Any]:
+    return {"B": _BLOCK, "DOUBLE": double, "num_warps": _BLOCK // (32 * _THREAD) * (4 if double else 1)}
 
 
 def _launch(name: str, rows: int, arguments: list[Any], constants: dict[str, Any], device: torch.device) -> None:
@@ -129,11 +138,15 @@ def _run(kernel: Any, programs: int, arguments: list[Any], constants: dict[str, 
     if programs == 0:
         return
     constants = {**constants, "enable_fp_fusion": True}  # else the default of Triton's release
-    if device.type == "cpu" or torch.accelerator.current_device_index() == device.index:
-        kernel[(programs,)](*arguments, **constants)
-    else:
-        with torch.get_device_module(device).device(device):
+    here = device.type == "cpu" or torch.accelerator.current_device_index() == device.index
+    try:
+        with nullcontext() if here else torch.get_device_module(device).device(device):
             kernel[(programs,)](*arguments, **constants)
+    except Exception as error:  # Triton, the device's assembler and its driver may fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise KernelError(
+            f"Triton's kernel {kernel.__name__} cannot run on {device}: {reason}. TAUGRAD_BACKEND=torch draws without"
+        ) from error
 
 
 def _number(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
@@ -239,21 +252,21 @@ def gumbel_rao(
     return dx
 
 
-def one_hot(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
-    """Return one-hot samples of logits (..., K), NaN for a row without one; no such rows are counted."""
-    z, _, _ = sample(x, seed, Relaxation.NONE, 1.0)
-    return z, 0  # pyright: ignore[reportReturnType]
+def one_hot(x: Tensor, seed: Tensor, dim: int = -1) -> Tensor:
+    """Return one-hot samples, NaN for a row without one."""
+    z, _, _ = sample(x, seed, Relaxation.NONE, 1.0, dim)
+    return z  # pyright: ignore[reportReturnType]
 
 
-def argmax(x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
-    """Return the classes drawn of logits (..., K), int64 (...), any class for a row without one; none are counted."""
+def argmax(x: Tensor, seed: Tensor) -> Tensor:
+    """Return the classes drawn of logits (..., K), int64 (...), any class for a row without one."""
     _, _, index = sample(x, seed, Relaxation.NONE, 1.0, hard=None)
-    return index, 0  # pyright: ignore[reportReturnType]
+    return index  # pyright: ignore[reportReturnType]
 
 
-def softmax(x: Tensor, tau: float | Tensor) -> Tensor:
-    """Return `softmax(x / tau)` of logits (..., K)."""
-    y, _, _ = sample(x, None, Relaxation.PLAIN, tau, hard=False)
+def softmax(x: Tensor, tau: float | Tensor, dim: int = -1) -> Tensor:
+    """Return `softmax(x / tau)`."""
+    y, _, _ = sample(x, None, Relaxation.PLAIN, tau, dim, hard=False)
     return y  # pyright: ignore[reportReturnType]
 
 
@@ -270,6 +283,6 @@ def softmax_backward(grad: Tensor, y: Tensor, tau: float | Tensor) -> Tensor:
 
 def noise(g: Tensor, seed: Tensor) -> Tensor:
     """Fill contiguous `g`, float32 or float64, with Gumbel(0,1) noise, that which `sample` adds to logits (..., K)."""
-    constants = {"B": _BLOCK, "DOUBLE": g.dtype is torch.float64, "num_warps": 4}
+    constants = _noise_blocks(g.dtype is torch.float64)
     _run(kernels.noise_run, -(-g.numel() // _BLOCK), [g, seed, g.numel()], constants, g.device)
     return g
