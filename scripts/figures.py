@@ -71,6 +71,15 @@ ESTIMATORS = {
 }
 OURS: dict[str, Any] = {"marker": "x", "color": COLOURS[1], "label": "ours, a seed each"}
 BESIDE: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7}
+FORAGING: dict[str, dict[str, Any]] = {  # curves that the text speaks of
+    "STGS, tau 1": {"color": COLOURS[1], "linewidth": 2},
+    "gapped straight-through": {"color": COLOURS[0]},
+    "RLOO": {"color": COLOURS[2], "linestyle": "--"},
+    "enumeration": {"color": COLOURS[2], "linewidth": 2},
+    "multilinear critic": {"color": DARK, "linewidth": 2},
+    "MAPPO": {"color": DARK, "linestyle": ":"},
+}
+FAINT: dict[str, Any] = {"color": "#bbbbbb", "linewidth": 0.8}
 GRID_COLUMNS = ("8x4", "4x24", "8x16", "10x30")
 GRID = {  # 2603.08257's training -ELBO, means of 10 seeds
     "straight_through": (136.40, 112.21, 113.32, 136.73),
@@ -429,6 +438,33 @@ def figure_grid(out: Path) -> Numbers:
     return ours
 
 
+def figure_foraging(out: Path) -> Numbers:
+    """Learning curves of MADDPG's estimators in level-based foraging."""
+    with (FIGURES / "foraging.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    environments, curves = (list(dict.fromkeys(row[key] for row in rows)) for key in ("environment", "curve"))
+    ours: Numbers = {}
+    for axes, environment in zip(figure.subplots(1, len(environments), squeeze=False)[0], environments, strict=True):
+        for curve in curves:
+            points: dict[int, list[float]] = {}
+            for row in rows:
+                if (row["environment"], row["curve"]) == (environment, curve):
+                    points.setdefault(int(row["steps"]), []).append(float(row["return"]))
+            means = [sum(values) / len(values) for values in points.values()]
+            style = FORAGING.get(curve, FAINT) | {"label": curve if curve in FORAGING else "other estimators"}
+            axes.plot([steps / 1000 for steps in points], means, **style)
+            ours[f"{environment}, {curve}"] = rounded(torch.tensor(means[-1:]))
+        axes.set(title=environment, xlabel="thousands of steps", ylim=(0, 1))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("return of all agents, mean of 100 episodes")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))  # the others once
+    figure.legend(named.values(), named.keys(), loc="outside right center", fontsize=8)
+    save(figure, out, "foraging")
+    return ours
+
+
 def figure_circuit(out: Path) -> Numbers:
     """A small circuit that was learned, simplified: is a digit of 4 x 4 pixels a 0 or a 1?"""
     learned = json.loads((FIGURES / "circuit.json").read_text(encoding="utf-8"))
@@ -494,6 +530,7 @@ PLOTTED: dict[str, Callable[[Path], Numbers]] = {
     "schedules": figure_schedules,
     "backward": figure_backward,
     "grid": figure_grid,
+    "foraging": figure_foraging,
     "circuit": figure_circuit,
 }
 MEASURED: dict[str, Callable[[], Numbers]] = {"noise": measure_noise, "bias": measure_bias, "circuit": measure_circuit}

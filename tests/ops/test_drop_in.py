@@ -346,6 +346,28 @@ def test_what_another_test_does_not_compile_compiles(name):
     y.sum().backward()
 
 
+TRANSFORMS = {
+    "grad": torch.func.grad,
+    "vmap of grad": lambda f: torch.func.vmap(torch.func.grad(f), randomness="different"),
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+}
+
+
+@pytest.mark.command
+@each("how", TRANSFORMS)
+@each("estimator", [STGumbelSoftmax(), ReinMax(), GumbelRao(2)])
+def test_transforms_inside_a_compiled_program_give_what_they_give_outside(estimator, how):
+    """An operator is no help there: it has no forward mode, and its backward is none that a transform could follow."""
+    x = torch.randn(3, 5)
+    call = TRANSFORMS[how](lambda x: (estimator.sample(x, 0.7) * torch.arange(5.0)).sum())
+    found = []
+    for way in (call, lambda x: compiled(call, x)):
+        torch.manual_seed(1)
+        found.append(way(x))
+    assert found[0].any()
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.command
 def test_a_row_without_a_sample_is_nan_where_values_cannot_be_read():
     x = torch.zeros(2, 3)

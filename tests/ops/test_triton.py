@@ -449,6 +449,19 @@ def test_a_compiled_program_hands_the_kernels_tensors_of_their_device_alone(esti
     assert devices == {"meta"}
 
 
+@each("transform", [torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]])
+def test_transforms_inside_a_compiled_program_go_by_torchs_code(transform):
+    x = torch.randn(3, 5)
+    call = transform(lambda x: (taugrad.gumbel_softmax(x, TAU, hard=True) * torch.arange(5.0)).sum())
+    torch._dynamo.reset()
+    found = []
+    for way in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(1)
+        found.append(way(x))
+    assert found[0].any()
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_any_size_runs_in_one_compiled_program():
     call = lambda x: STGumbelSoftmax().sample(x, TAU)  # noqa: E731
     torch._dynamo.reset()

@@ -19,7 +19,7 @@ from torch import Tensor
 from taugrad.errors import ConfigError
 from taugrad.ops._backend import backend_chosen
 from taugrad.ops._checks import compute_dtype, is_scalar, raise_bad_rows
-from taugrad.ops._torch import constant_for_compilers, transformed, watched
+from taugrad.ops._torch import compiled_transform, constant_for_compilers, transformed, watched
 from taugrad.ops.native import kernels as native
 from taugrad.ops.onehot import Relaxation
 
@@ -60,7 +60,7 @@ def redraws(x: Tensor) -> bool:
     if not _may_have_triton(x):
         return False
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting() and _triton().fits(x)
+        return not (torch.compiler.is_exporting() or compiled_transform()) and _triton().fits(x)
     return not transformed() and _triton().holds(x)
 
 

@@ -25,7 +25,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from taugrad.ops import _fused
 from taugrad.ops._checks import check_logits, check_rows, check_tau, compute_dtype, is_scalar, log_where_positive
 from taugrad.ops._redrawn import as_tensor, each_example, redrawn_sample
-from taugrad.ops._torch import followed
+from taugrad.ops._torch import compiled_transform, followed
 from taugrad.ops.noise import perturbed
 from taugrad.ops.onehot import Relaxation, one_hot, straight_through, tangent
 from taugrad.ops.softmax import _tempered_softmax, softmax_backward
@@ -98,10 +98,11 @@ def gumbel_rao(
 
 
 def _takes_operator(logits: Tensor, tau: float | Tensor, generator: torch.Generator | None) -> bool:
-    """Return whether a compiled program samples by the operator. An exported one must run where there is no taugrad."""
+    """Return whether a compiled program samples by the operator, which transforms and other machines cannot follow."""
     return (
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
+        and not compiled_transform()
         and generator is None
         and is_scalar(tau)
         and _fused.has_operator(logits)

@@ -86,6 +86,25 @@ def readable(x: Tensor) -> bool:
     )
 
 
+def constant_for_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a compiler call `function` while it traces, and take the result for a constant.
+
+    `torch.compiler.assume_constant_result` does the same, but imports the compiler, which takes a second.
+    """
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+@constant_for_compilers
+def compiled_transform() -> bool:
+    """Return whether the program that is compiled is under a transform here: a compiler enters them while it traces.
+
+    >>> compiled_transform()
+    False
+    """
+    return transformed()
+
+
 def softmax_backward(grad: Tensor, y: Tensor, dim: int) -> Tensor:
     """Return `(grad - <grad, y>) y` by one operator.
 
@@ -112,12 +131,3 @@ def unscales_gradients(optimizer: torch.optim.Optimizer) -> bool:
     (True, False)
     """
     return getattr(optimizer, "_step_supports_amp_scaling", False)
-
-
-def constant_for_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a compiler call `function` while it traces, and take the result for a constant.
-
-    `torch.compiler.assume_constant_result` does the same, but imports the compiler, which takes a second.
-    """
-    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-    return function
