@@ -26,6 +26,7 @@ from taugrad import bounds
 from taugrad.estimators import (
     REBAR,
     RLOO,
+    ZGR,
     DecoupledSTGumbelSoftmax,
     Enumeration,
     GappedStraightThrough,
@@ -33,6 +34,7 @@ from taugrad.estimators import (
     GumbelSoftmax,
     Pathwise,
     ReinMax,
+    ReinMaxRao,
     STGumbelSoftmax,
     StraightThrough,
 )
@@ -366,6 +368,15 @@ def test_transforms_inside_a_compiled_program_give_what_they_give_outside(estima
         found.append(way(x))
     assert found[0].any()
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.command
+@each("estimator", [ReinMaxRao(2), ZGR()])
+def test_what_has_no_forward_mode_says_so_in_a_compiled_program_too(estimator):
+    call = TRANSFORMS["jvp"](lambda x: estimator.sample(x, 0.7).cumsum(-1).sum())
+    for way in (call, lambda x: compiled(call, x)):
+        with pytest.raises((NotImplementedError, torch._dynamo.exc.Unsupported)):
+            way(torch.randn(3, 5))
 
 
 @pytest.mark.command

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taugrad.ops import _conditional
 from taugrad.ops._checks import check_rows, classes_last
+from taugrad.ops._torch import compiled_forward_mode
 from taugrad.ops.gumbel import gumbel_max
 from taugrad.ops.onehot import straight_through, tangent
 from taugrad.ops.softmax import softmax
@@ -73,6 +74,8 @@ def gradient_by(
     >>> x.grad
     tensor([1., 1.])
     """
+    if torch.compiler.is_compiling() and compiled_forward_mode():  # which would take the tangent for zero
+        raise NotImplementedError("this estimator has no forward mode: what it has is the product of a backward")
     return _Product.apply(t, pi, D, tau, product, arguments, *of)
 
 

@@ -105,6 +105,16 @@ def compiled_transform() -> bool:
     return transformed()
 
 
+@constant_for_compilers
+def compiled_forward_mode() -> bool:
+    """Return whether forward mode is active where the program that is compiled is traced.
+
+    >>> compiled_forward_mode()
+    False
+    """
+    return forward_ad._current_level >= 0
+
+
 def softmax_backward(grad: Tensor, y: Tensor, dim: int) -> Tensor:
     """Return `(grad - <grad, y>) y` by one operator.
 
