@@ -73,6 +73,7 @@ OURS: dict[str, Any] = {"marker": "x", "color": COLOURS[1], "label": "ours, a se
 BESIDE: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7}
 FORAGING: dict[str, dict[str, Any]] = {  # curves that the text speaks of
     "STGS, tau 1": {"color": COLOURS[1], "linewidth": 2},
+    "STGS, tau 0.5": {"color": COLOURS[1], "linestyle": "--"},
     "gapped straight-through": {"color": COLOURS[0]},
     "RLOO": {"color": COLOURS[2], "linestyle": "--"},
     "enumeration": {"color": COLOURS[2], "linewidth": 2},

@@ -13,7 +13,8 @@ pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
-COURSE, RESULTS, CIRCUITS = ((ROOT / "docs" / name).read_text() for name in ("course.md", "results.md", "circuits.md"))
+PAGES = ("course.md", "results.md", "circuits.md", "agents.md")
+COURSE, RESULTS, CIRCUITS, AGENTS = ((ROOT / "docs" / name).read_text() for name in PAGES)
 NAMES = sorted(path.stem for path in FIGURES.glob("*.png"))
 
 
@@ -34,7 +35,7 @@ def test_the_figures_are_plotted_again_with_the_same_numbers_and_by_the_same_mat
 
 
 def test_every_figure_is_on_a_page_and_every_one_on_a_page_exists():
-    assert sorted(re.findall(r"\]\(figures/(\w+)\.png\)", COURSE + RESULTS + CIRCUITS)) == NAMES
+    assert sorted(re.findall(r"\]\(figures/(\w+)\.png\)", COURSE + RESULTS + CIRCUITS + AGENTS)) == NAMES
     assert sorted(path.stem for path in FIGURES.glob("*.svg")) == NAMES
 
 
