@@ -7,7 +7,6 @@ over landmarks, mean over steps, and the number of pairs that collide, summed ov
 """
 
 import argparse
-import importlib
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from taugrad.cli import one_sentence
+from taugrad.commands.bench_arguments import count
+from taugrad.extras import extra
 from taugrad.training.runs import load_run
 
 TASKS = {"simple_spread": "mpe2.simple_spread_v3", "simple_speaker_listener": "mpe2.simple_speaker_listener_v4"}
@@ -51,19 +53,22 @@ def spreading(nearest: bool) -> Player:
 
 def told(world: Any) -> Play:
     """Send the listener to the landmark that is meant."""
-    goal = world.agents[0].goal_b.state.p_pos
-    return lambda world, _: {world.agents[0].name: 0, world.agents[1].name: towards(world.agents[1], goal)}
+    return listening(world.agents[0].goal_b.state.p_pos)
 
 
 def centre(world: Any) -> Play:
     """Send the listener to the centre of the landmarks, as if nothing were said."""
-    goal = np.mean([landmark.state.p_pos for landmark in world.landmarks], axis=0)
+    return listening(np.mean([landmark.state.p_pos for landmark in world.landmarks], axis=0))
+
+
+def listening(goal: np.ndarray) -> Play:
+    """Send the listener to a goal, whatever the speaker says."""
     return lambda world, _: {world.agents[0].name: 0, world.agents[1].name: towards(world.agents[1], goal)}
 
 
 def trained(run: Path) -> Player:
     """Play greedily by a run's last weights."""
-    task, *_ = load_run(run, None, [], {})
+    task, *_ = load_run(run)
 
     def play(_: Any, seen: Observations) -> dict[str, int]:
         x = torch.from_numpy(np.concatenate(list(seen.values())))[None]
@@ -74,20 +79,23 @@ def trained(run: Path) -> Player:
 
 def played(task: str, player: Player | None, episodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return of each episode its return, summed over agents, its mean distance, and its colliding pairs."""
-    env = importlib.import_module(TASKS[task]).parallel_env()
+    env = extra(TASKS[task], "mpe").parallel_env()
     rows = []
     for seed in range(FIRST_SEED, FIRST_SEED + episodes):
         seen, _ = env.reset(seed=seed)
         world = env.unwrapped.world
+        marks = np.array([landmark.state.p_pos for landmark in world.landmarks])  # which do not move
         play = None if player is None else player(world)
         distances, collisions, total = [], 0, 0.0
         random = np.random.default_rng(seed)
         while env.agents:
-            drawn = {agent: int(random.integers(env.action_space(agent).n)) for agent in env.agents}
-            seen, reward, *_ = env.step(drawn if play is None else play(world, seen))
+            if play is None:
+                chosen = {agent: int(random.integers(env.action_space(agent).n)) for agent in env.agents}
+            else:
+                chosen = play(world, seen)
+            seen, reward, *_ = env.step(chosen)
             total += sum(reward.values())
             at = np.array([agent.state.p_pos for agent in world.agents])
-            marks = np.array([landmark.state.p_pos for landmark in world.landmarks])
             distances.append(np.linalg.norm(marks[:, None] - at, axis=-1).min(1).sum())
             pairs = itertools.combinations(world.agents, 2)
             collisions += sum(
@@ -98,12 +106,13 @@ def played(task: str, player: Player | None, episodes: int) -> tuple[np.ndarray,
     return returns, distances, collisions
 
 
+@one_sentence
 def main() -> None:
     """Print the mean of each player and its standard error."""
     parser = argparse.ArgumentParser(description="Play MPE's tasks by scripts and by runs.")
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--episodes", type=count, default=1000)
     arguments = parser.parse_args()
     players: dict[str, Player | None] = {"at random": None}
     if arguments.task == "simple_spread":

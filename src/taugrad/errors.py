@@ -27,3 +27,12 @@ class NonFiniteLossError(TaugradError, RuntimeError):
 
 class KernelError(TaugradError, RuntimeError):
     """A kernel that cannot be compiled or run on a device; the message names both."""
+
+
+def reason_of(error: Exception) -> str:
+    r"""Return the first line of another library's error, or its name where it says nothing.
+
+    >>> reason_of(RuntimeError("run failed\nand more")), reason_of(OSError())
+    ('run failed', 'OSError')
+    """
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taugrad.errors import ConfigError
+from taugrad.errors import ConfigError, reason_of
 from taugrad.ops._backend import backend_chosen
 from taugrad.ops._checks import compute_dtype, is_scalar, raise_bad_rows
 from taugrad.ops._torch import compiled_transform, constant_for_compilers, transformed, watched
@@ -97,7 +97,7 @@ def _devices_of_triton() -> tuple[str, ...]:
     try:
         devices = _triton().devices()
     except Exception as error:  # Triton, a C compiler and the device's assembler may fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason_of(error)
         if choice == "triton":
             raise ConfigError(f"TAUGRAD_BACKEND is triton, but Triton compiles no kernel here: {reason}") from error
         log.info("discrete samples on %s by torch: %s", torch.accelerator.current_accelerator(), reason)

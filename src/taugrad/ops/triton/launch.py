@@ -14,7 +14,7 @@ from triton import knobs  # pyright: ignore[reportMissingImports]
 from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports]
 from triton.runtime import driver  # pyright: ignore[reportMissingImports]
 
-from taugrad.errors import KernelError
+from taugrad.errors import KernelError, reason_of
 from taugrad.ops._checks import compute_dtype
 from taugrad.ops._torch import has_plain_memory
 from taugrad.ops.onehot import Relaxation
@@ -143,7 +143,7 @@ def _run(kernel: Any, programs: int, arguments: list[Any], constants: dict[str, 
         with nullcontext() if here else torch.get_device_module(device).device(device):
             kernel[(programs,)](*arguments, **constants)
     except Exception as error:  # Triton, the device's assembler and its driver may fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise KernelError(
             f"Triton's kernel {kernel.__name__} cannot run on {device}: {reason}. TAUGRAD_BACKEND=torch draws without"
         ) from error
